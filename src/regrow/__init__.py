@@ -1,0 +1,29 @@
+"""regrow: sparse training for PyTorch that is really sparse."""
+
+from regrow import topology
+from regrow.errors import RegrowError
+from regrow.methods import SET, Dynamic, Method, RigL, Static
+from regrow.nn import SparseLinear
+from regrow.saving import load, save
+from regrow.sparsify import densify, is_sparse, masks, sparsify
+from regrow.summary import summary
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SET",
+    "Dynamic",
+    "Method",
+    "RegrowError",
+    "RigL",
+    "SparseLinear",
+    "Static",
+    "densify",
+    "is_sparse",
+    "load",
+    "masks",
+    "save",
+    "sparsify",
+    "summary",
+    "topology",
+]

@@ -1,0 +1,34 @@
+"""What is dropped and what is grown: scores, and random draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from regrow.topology import sample
+
+if TYPE_CHECKING:
+    from regrow.weights.base import SparseWeight
+
+
+def magnitude(weight: SparseWeight) -> Tensor:
+    """Drop score |w| of the active connections [nnz]: the smallest go (RigL, SET, SNFS)."""
+    return weight.values().abs()
+
+
+def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Growth score |dL/dw| of a tile of the dense gradient [r, c]: the largest come (RigL)."""
+    return gradient.abs()
+
+
+def random_positions(weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
+    """`count` positions drawn uniformly from all but `survivors` (SET), ascending, int64 [count].
+
+    Drawn by rank among the free positions, so that every storage draws alike without a dense array.
+    """
+    ranks = sample(count, weight.numel - len(survivors), generator).to(survivors.device)
+    # the free position of rank r has as many survivors before it as there are with survivor - index <= r
+    offsets = survivors - torch.arange(len(survivors), device=survivors.device)
+    return ranks + torch.searchsorted(offsets, ranks, right=True)

@@ -1,0 +1,49 @@
+"""The errors that regrow raises on purpose. Each is also the built-in error a caller would expect."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RegrowError(Exception):
+    """Base of every error raised on purpose by regrow."""
+
+
+class RegrowValueError(RegrowError, ValueError):
+    """An argument, a recipe or a file holds something that is not allowed."""
+
+
+class RegrowRuntimeError(RegrowError, RuntimeError):
+    """Something was used in an order or in a state in which it cannot work."""
+
+
+def closest(word: str, choices: Iterable[str]) -> str:
+    """``", did you mean `x`?"`` for the choice most like `word`, or an empty string."""
+    match = difflib.get_close_matches(word, list(choices), n=1)
+    return f", did you mean `{match[0]}`?" if match else ""
+
+
+def require_fraction(name: str, value: object, *, one: bool = False) -> float:
+    """`value` as a float in [0, 1), or in [0, 1] where `one` is allowed.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    allowed = "[0, 1]" if one else "[0, 1)"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RegrowValueError(f"`{name}` must be a number in {allowed}, got {value!r}")
+    if not (0 <= value < 1 or (one and value == 1)):
+        raise RegrowValueError(f"`{name}` must be in {allowed}, got {value}")
+    return float(value)
+
+
+def require_count(name: str, value: object, *, least: int = 1) -> int:
+    """`value` as an int of at least `least`.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RegrowValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
+    return value

@@ -1,0 +1,10 @@
+"""How a topology evolves: one file per published method, and the parts they share."""
+
+from regrow.methods.base import Method
+from regrow.methods.dynamic import Dynamic
+from regrow.methods.registry import MethodRecord, register
+from regrow.methods.rigl import RigL
+from regrow.methods.set import SET
+from regrow.methods.static import Static
+
+__all__ = ["SET", "Dynamic", "Method", "MethodRecord", "RigL", "Static", "register"]

@@ -1,0 +1,363 @@
+"""`Method`: what every method has in common. It hooks an optimizer; it never wraps it.
+
+The optimizer's hooks make a step of Algorithm 1 (RigL, arXiv 1911.11134) out of each ``optimizer.step()``.
+All numbers that a method must remember are entries of ``optimizer.param_groups[0]``, all tensors entries of
+``optimizer.state[p]``, and the topology is in the model's buffers: whoever saves model and optimizer has it all.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.methods import optimizers
+from regrow.topology import generator
+from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
+from regrow.weights.views import ensure_hooks
+
+STEP = f"{optimizers.PREFIX}step"
+Record = dict[str, Any]
+
+
+class Method:
+    """Base of all methods: counts steps, sees gradients, and calls `update` at update steps.
+
+    Args:
+        model: a model that `sparsify` has made sparse, or any wrapper of one (DDP, compiled).
+        optimizer: the torch optimizer that trains it, made after `sparsify`.
+        total_steps: optimizer steps of the whole run; None where the method has no schedule.
+        skip_step: whether the weights rest at an update step; None is the method's own default.
+        seed: of random choices, which are a pure function of (seed, step, layer name).
+        process_group: processes that train one model together; None is all, where torch.distributed runs.
+
+    Raises:
+        RegrowValueError: an argument that is not allowed, an optimizer that does not fit sparse weights.
+        RegrowRuntimeError: a model that is not sparse, an optimizer that does not hold its parameters, a second
+            method on one model, processes that disagree about the topology.
+    """
+
+    needs_gradient: ClassVar[str] = "never"
+    """When the dense gradient is needed: ``never``, at each ``update``, or ``always``."""
+    skips_step: ClassVar[bool] = False
+    """Whether the weights rest at an update step, as in RigL's Algorithm 1."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        total_steps: int | None = None,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None:
+        self.optimizer = optimizers.unwrap(optimizer)
+        self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
+        self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
+        self.seed = seed
+        self.process_group = process_group
+        self.weights = [w for w in sparse_weights(model) if w.parameter.requires_grad]
+        self._check(model)
+        self._stateful = optimizers.probe(self.optimizer, self.weights)
+        self._parameters = [w.parameter for w in self.weights]
+        self._followers: list[weakref.ref[nn.Module]] = []
+        self._update_hooks: OrderedDict[int, Callable[[Record], None]] = OrderedDict()
+        self._counts = False
+        self._hidden: list[tuple[nn.Parameter, Tensor]] = []
+        self._attach()
+        if self.step:
+            logging.getLogger("regrow").info("continuing at step %d", self.step)
+
+    def _check(self, model: nn.Module) -> None:
+        if not self.weights:
+            raise RegrowRuntimeError(
+                "`model` has no sparse weight that is trained.\nDid you forget to call regrow.sparsify(model, ...)?"
+            )
+        for weight in self.weights:
+            weight.check_unchanged()
+            hook = hook_of(weight.parameter)
+            if hook is not None and hook.driver is not None and hook.driver() is not None:
+                raise RegrowRuntimeError(
+                    f"`{weight.name}` is driven by a method already: {hook.driver()!r}\nCall its detach() first."
+                )
+            if self.needs_gradient == "always" and weight.storage == "compressed":
+                raise RegrowValueError(
+                    f"{type(self).__name__} needs the dense gradient at every step, and `{weight.name}` is stored "
+                    "compressed so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
+                )
+        optimizers.check_holds(self.optimizer, self.weights)
+        self._check_state()
+        if self.distributed:
+            own = torch.tensor([w.fingerprint() for w in self.weights], device=self.weights[0].parameter.device)
+            every = [torch.empty_like(own) for _ in range(dist.get_world_size(self.process_group))]
+            dist.all_gather(every, own, group=self.process_group)
+            if any(not torch.equal(own, other) for other in every):
+                raise RegrowRuntimeError(
+                    "the processes hold different topologies.\nCall regrow.sparsify with the same seed in each."
+                )
+            if isinstance(model, nn.parallel.DistributedDataParallel):
+                _warn_of_broadcasts(model)
+
+    def _check_state(self, *_: Any) -> None:
+        for weight in self.weights:
+            optimizers.companions(self.optimizer, weight)
+
+    def _attach(self) -> None:
+        for weight in self.weights:
+            self._drive(weight)
+        # a compiled optimizer.step would otherwise trace the hooks and recompile at every count
+        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
+        self._handles: list[Any] = [
+            self.optimizer.register_step_pre_hook(before),
+            self.optimizer.register_step_post_hook(after),
+            self.optimizer.register_load_state_dict_post_hook(self._check_state),
+        ]
+
+    def _drive(self, weight: SparseWeight) -> None:
+        ensure_hooks(weight.module)
+        hook = hook_of(weight.parameter)
+        assert hook is not None
+        hook.driver = weakref.ref(self)
+
+    # --- where it stands
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps counted so far."""
+        return int(self.optimizer.param_groups[0].get(STEP, 0))
+
+    @property
+    def next_update(self) -> int | None:
+        """The step of the next topology update, or None."""
+        return None
+
+    @property
+    def last_update(self) -> int | None:
+        """The step of the last topology update there will be, or None."""
+        return None
+
+    def __repr__(self) -> str:
+        level = sum(w.nnz for w in self.weights) / sum(w.numel for w in self.weights)
+        return (
+            f"{type(self).__name__}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
+            f"last update {self.last_update}, sparsity {1 - level:.4f})"
+        )
+
+    def is_update(self, step: int) -> bool:
+        """Whether the topology is updated at this step."""
+        return False
+
+    def wants_dense_gradient(self) -> bool:
+        """Whether the coming step needs the dense gradient."""
+        return self.needs_gradient == "always" or (self.needs_gradient == "update" and self.is_update(self.step))
+
+    # --- what happens at a step
+
+    def update(self, step: int, weights: list[SparseWeight]) -> Record | None:
+        """Choose and make the moves of one topology update; see `Dynamic`.
+
+        Args:
+            step: the optimizer step, counted from 0.
+            weights: the sparse weights that have a gradient in this step.
+
+        Returns:
+            A record of plain numbers for the update hooks, or None where nothing was updated.
+        """
+        return None
+
+    def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Step pre-hook. A closure computes the gradients after this: the method then acts behind it."""
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            self._begin()
+            return None
+        calls = 0
+
+        def wrapped() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                optimizers.refuse_second_call(optimizer)
+            with torch.enable_grad():
+                loss = closure()
+            self._begin()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": wrapped}
+        return (args[0], wrapped, *args[2:]), kwargs
+
+    def _begin(self) -> None:
+        """The gradients are there, the weights have not moved yet."""
+        for weight, parameter in zip(self.weights, self._parameters, strict=True):
+            weight.check_unchanged()
+            if weight.parameter is not parameter:
+                raise RegrowRuntimeError(
+                    f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
+                    "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
+                )
+        found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
+        self._counts = any(self._hook(w).ran for w in self.weights) and not (found_inf is not None and bool(found_inf))
+        if self._counts and self.skip_step and self._update():
+            self._hidden = [
+                (p, p.grad) for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+            ]
+            for parameter, _ in self._hidden:
+                parameter.grad = None
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Step post-hook."""
+        for parameter, gradient in self._hidden:  # loops log gradients after the step
+            parameter.grad = gradient
+        self._hidden = []
+        if not self._counts:
+            return
+        if not self.skip_step:
+            self._update()
+        self._counts = False
+        for weight in self.weights:
+            hook = self._hook(weight)
+            hook.ran, hook.stash = False, None
+        step = self.step
+        self.optimizer.param_groups[0][STEP] = step + 1
+        if self.total_steps is not None and step + 1 == self.total_steps + 1:
+            warnings.warn(
+                f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests", stacklevel=2
+            )
+
+    def _hook(self, weight: SparseWeight) -> Any:
+        hook = hook_of(weight.parameter)
+        if hook is None or hook.driver is None:
+            self._drive(weight)
+            hook = hook_of(weight.parameter)
+        return hook
+
+    def _update(self) -> bool:
+        """Update the topology if this step is due. Returns whether it was due."""
+        step = self.step
+        if not self.is_update(step):
+            return False
+        try:
+            record = self.update(step, self._reached())
+        except NonFiniteGradientError:
+            warnings.warn(f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2)
+            return False
+        if record is not None:
+            for hook in list(self._update_hooks.values()):
+                hook(record)
+        return True
+
+    def _reached(self) -> list[SparseWeight]:
+        """The weights that a backward pass has reached in this step, on any process."""
+        ran = torch.tensor([float(self._hook(w).ran) for w in self.weights], device=self._parameters[0].device)
+        if self.distributed:
+            dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
+        reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]
+        for weight in reached:
+            hook = self._hook(weight)
+            if self.needs_gradient != "never" and not hook.ran:  # reached on another process only
+                hook.stash = weight.stash(torch.zeros_like(weight.parameter), None)
+        return reached
+
+    # --- what methods use
+
+    @property
+    def distributed(self) -> bool:
+        """Whether several processes train the model together."""
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
+
+    def average(self, tensor: Tensor) -> Tensor:
+        """`tensor` averaged over the processes, in place; every process gets the same bits."""
+        if self.distributed:
+            dist.all_reduce(tensor, group=self.process_group)
+            tensor /= dist.get_world_size(self.process_group)
+        return tensor
+
+    def random(self, step: int, weight: SparseWeight) -> torch.Generator:
+        """The generator of one layer's random choices at one step, the same in every process."""
+        return generator(self.seed, step, weight.name)
+
+    def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:
+        """Swap connections with all that goes with them: gradient, optimizer state, followers.
+
+        Args:
+            weight: the weight.
+            drop: which of its active connections go, as for `SparseWeight.update`.
+            grow: positions that come.
+
+        Returns:
+            The number of truly new connections.
+        """
+        known = weight.fingerprint()
+        followers = [copy for copy in self._copies(weight.name) if copy.fingerprint() == known]
+        for copy in followers:
+            copy.update(drop.to(copy.parameter.device), grow.to(copy.parameter.device))
+        return weight.update(drop, grow, optimizers.companions(self.optimizer, weight))
+
+    def _copies(self, name: str) -> list[SparseWeight]:
+        models = [model for follower in self._followers if (model := follower()) is not None]
+        return [weight for model in models for weight in sparse_weights(model) if weight.name == name]
+
+    def follow(self, copy: nn.Module) -> None:
+        """Make the same moves in `copy`: dropped connections go, new ones start at 0.
+
+        For copies of the model that are averaged with it parameter by parameter (EMA, SWA, `AveragedModel`).
+        Call it right after the copy is made.
+
+        Raises:
+            RegrowValueError: a copy whose topology is not the model's.
+        """
+        theirs = {weight.name: weight.fingerprint() for weight in sparse_weights(copy)}
+        if theirs != {weight.name: weight.fingerprint() for weight in self.weights}:
+            raise RegrowValueError("`copy` must have the topology of the model that the method drives")
+        self._followers.append(weakref.ref(copy))
+
+    def register_update_hook(self, hook: Callable[[Record], None]) -> RemovableHandle:
+        """Call `hook` with a record of plain numbers after each topology update.
+
+        Returns:
+            A handle whose ``remove()`` ends it.
+        """
+        handle = RemovableHandle(self._update_hooks)
+        self._update_hooks[handle.id] = hook
+        return handle
+
+    def detach(self) -> None:
+        """End the method: the topology rests from now on, and another method may be attached."""
+        for handle in self._handles:
+            handle.remove()
+        for weight in self.weights:
+            hook = hook_of(weight.parameter)
+            if hook is not None:
+                hook.driver, hook.stash = None, None
+        for entries in (*self.optimizer.param_groups, *self.optimizer.state.values()):
+            for key in [key for key in entries if isinstance(key, str) and key.startswith(optimizers.PREFIX)]:
+                del entries[key]
+
+
+def _warn_of_broadcasts(model: nn.parallel.DistributedDataParallel) -> None:
+    names = {name for name, _ in model.module.named_buffers()} - set(model.parameters_to_ignore)
+    topology = [
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.module.named_modules()
+        for weight in sparse_weights(module)
+        if weight.module is module
+        for buffer in weight.topology_buffers
+    ]
+    if names & set(topology):
+        warnings.warn(
+            "DistributedDataParallel broadcasts the topology before every forward pass, which is slow.\n"
+            "Call regrow.sparsify on the very module that DistributedDataParallel wraps.",
+            stacklevel=4,
+        )

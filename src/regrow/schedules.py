@@ -1,0 +1,61 @@
+"""When a topology is updated, and what fraction of the connections is then dropped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from regrow.errors import RegrowValueError, closest
+
+DropSchedule = Callable[[float], float]
+
+
+def constant(progress: float) -> float:
+    """f = 1."""
+    return 1.0
+
+
+def linear(progress: float) -> float:
+    """f = 1 - t / T_end (RigL's inverse power schedule with k = 1, arXiv 1911.11134, appendix)."""
+    return 1.0 - progress
+
+
+def cosine(progress: float) -> float:
+    """f = (1 + cos(pi t / T_end)) / 2 (RigL, arXiv 1911.11134, section 3)."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+SCHEDULES: dict[str, DropSchedule] = {"cosine": cosine, "linear": linear, "constant": constant}
+
+
+def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
+    """The function ``t / T_end -> factor of the drop fraction`` named `schedule`, or itself.
+
+    Raises:
+        RegrowValueError: for an unknown name.
+    """
+    if not isinstance(schedule, str):
+        return schedule
+    if schedule not in SCHEDULES:
+        raise RegrowValueError(
+            f"`schedule` must be one of {', '.join(SCHEDULES)} or a function of t / T_end, "
+            f"got {schedule!r}{closest(schedule, SCHEDULES)}"
+        )
+    return SCHEDULES[schedule]
+
+
+def is_update_step(step: int, every: int, end: int) -> bool:
+    """RigL's rule: ``step mod every == 0 and 0 < step < end``, steps counted from 0."""
+    return step % every == 0 and 0 < step < end
+
+
+def next_update(step: int, every: int, end: int) -> int | None:
+    """The first update step at or after `step`, or None."""
+    due = max(every, -(-step // every) * every)
+    return due if due < end else None
+
+
+def last_update(every: int, end: int) -> int | None:
+    """The last update step there will be, or None."""
+    due = (end - 1) // every * every
+    return due if due > 0 else None

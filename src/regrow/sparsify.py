@@ -1,0 +1,337 @@
+"""From a model to a sparse model, and back: `sparsify`, `densify`, `masks`, `is_sparse`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regrow import topology
+from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, require_fraction
+from regrow.layers import Layer, Selector, find_layers, matching, select, why_not_compressed
+from regrow.nn import SparseLinear
+from regrow.ops.select import top
+from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
+from regrow.weights.loading import after_load, before_load
+from regrow.weights.views import adopt, module_records, release
+
+Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
+"""A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
+
+STORAGES = ("auto", "masked", "compressed")
+DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to happen to one layer, decided and checked before anything is changed."""
+
+    layer: Layer
+    asked: float
+    positions: Tensor
+    storage: str
+    reason: str
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float | None = None,
+    distribution: str | topology.Distribution | Mapping[str, float] = "erk",
+    *,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    init: str | Mapping[str, Tensor] | Criterion = "random",
+    rescale: bool = False,
+    storage: str = "auto",
+    seed: int = 0,
+) -> nn.Module:
+    """Make `model` sparse in place, with exact counts; build the optimizer afterwards.
+
+    Args:
+        model: any module. Sparse by default: Linear, convolutions but depthwise ones, the Conv1D of the
+            transformers library, the projections of `nn.MultiheadAttention`, recurrent weights; never norms,
+            biases, embeddings or a weight tied to one.
+        sparsity: share of the weights that are zero, in [0, 1), over all sparse layers together.
+        distribution: how it is spread over the layers: ``"uniform"`` (the model's first layer stays dense,
+            unless `include` names the layers), ``"er"``, ``"erk"``, a function ``(shapes, sparsity) ->
+            {weight: sparsity}``, or a dictionary ``{glob of layer names: sparsity}`` that says everything
+            itself (leave `sparsity` out).
+        include: globs of layer names, or a predicate ``(name, module)``, that name exactly what is sparse.
+        exclude: globs or a predicate that take away from the default. Not together with `include`.
+        init: which connections a layer starts with: ``"random"``; ``"magnitude"``, the largest (for a trained
+            network); ``{weight name: boolean mask}`` (leave `sparsity` out); or a one-shot criterion, a function
+            ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept.
+        rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not.
+        storage: ``"masked"``, ``"compressed"``, or ``"auto"``, which is masked as long as compressed
+            storage runs on the plain torch reference.
+        seed: of the random topology; the same seed and layer name give the same topology anywhere.
+
+    Returns:
+        `model`.
+
+    Raises:
+        RegrowValueError: for whatever is not allowed, before anything is changed.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(784, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+        >>> model = sparsify(model, sparsity=0.9)
+        >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
+        {'0.weight': 20820, '2.weight': 3000}
+    """
+    if storage not in STORAGES:
+        raise RegrowValueError(
+            f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
+        )
+    layers = find_layers(model)
+    dense_because = {layer.weight_name: layer.dense_because for layer in layers}
+    chosen = _choose(model, layers, include, exclude, distribution, dense_because)
+    shapes = {layer.weight_name: layer.shape for layer in chosen}
+    asked, positions = _topology(model, chosen, shapes, sparsity, distribution, init, seed)
+    if init == "random" and _looks_trained(model):
+        warnings.warn(
+            "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest",
+            stacklevel=2,
+        )
+    plans = [_plan(model, layer, asked, positions, storage) for layer in chosen]
+    for plan in plans:
+        _apply(model, plan, rescale)
+    _note_dense(layers, plans, dense_because)
+    _register(model)
+    return model
+
+
+def _choose(
+    model: nn.Module,
+    layers: list[Layer],
+    include: Selector | None,
+    exclude: Selector | None,
+    distribution: object,
+    dense_because: dict[str, str | None],
+) -> list[Layer]:
+    """The layers that become sparse; why another one does not is written into `dense_because`."""
+    if include is not None and exclude is not None:
+        raise RegrowValueError(
+            "`include` and `exclude` were both given: `include` names exactly what is sparse, `exclude` takes away "
+            "from the default.\nGive one of them."
+        )
+    names = {layer.weight_name for layer in layers if layer.dense_because is None}
+    if include is not None:
+        names = select("include", include, layers)
+    elif isinstance(distribution, Mapping):
+        names = {name for glob in distribution for name in matching("distribution", glob, layers)}
+    elif exclude is not None:
+        excluded = select("exclude", exclude, layers)
+        dense_because.update(dict.fromkeys(names & excluded, "excluded by the caller"))
+        names -= excluded
+    shared = {layer.weight_name for layer in layers if (layer.dense_because or "").startswith("shares")}
+    chosen = [layer for layer in layers if layer.weight_name in names - shared]
+    if distribution == "uniform" and include is None and len(chosen) > 1:
+        dense_because[chosen[0].weight_name] = "first layer, dense under uniform"
+        chosen = chosen[1:]
+    sparse = [w.name for w in sparse_weights(model)]
+    again = [layer.weight_name for layer in chosen if list(views(layer.module))]
+    if again or (sparse and not chosen):
+        raise RegrowValueError(f"`model` is sparse already: {again or sparse}\nCall regrow.densify(model) first.")
+    if not chosen:
+        reasons = "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items()) or "it has no weights"
+        raise RegrowValueError(f"`model` has nothing to sparsify ({reasons}).\nName layers with `include`.")
+    for layer in layers:
+        if layer.weight_name not in names and dense_because[layer.weight_name] is None:
+            dense_because[layer.weight_name] = "not named by the caller"
+    return chosen
+
+
+def _topology(
+    model: nn.Module,
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    sparsity: float | None,
+    distribution: str | topology.Distribution | Mapping[str, float],
+    init: str | Mapping[str, Tensor] | Criterion,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Density asked for and initial positions of each chosen weight."""
+    says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
+    if says_all != (sparsity is None):
+        what = "a dictionary as `distribution` or `init` says everything itself" if says_all else "it must be in [0, 1)"
+        raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
+    if isinstance(init, Mapping):
+        positions = _own_masks(init, shapes)
+        return {name: len(p) / shapes_size(shapes[name]) for name, p in positions.items()}, positions
+    if isinstance(distribution, Mapping):
+        sparsities = _by_glob(distribution, chosen)
+    else:
+        assert sparsity is not None
+        sparsities = topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity))
+    counts = {name: topology.connections(shapes[name], s) for name, s in sparsities.items()}
+    return {name: 1 - s for name, s in sparsities.items()}, _initial(model, chosen, shapes, counts, init, seed)
+
+
+def shapes_size(shape: tuple[int, ...]) -> int:
+    """Positions of a shape."""
+    return torch.Size(shape).numel()
+
+
+def _by_glob(distribution: Mapping[str, float], chosen: list[Layer]) -> dict[str, float]:
+    """Sparsity of each chosen weight by the first glob that matches it."""
+    result: dict[str, float] = {}
+    for glob, value in distribution.items():
+        value = require_fraction(f"distribution[{glob!r}]", value)
+        for name in matching("distribution", glob, chosen):
+            result.setdefault(name, value)
+    return result
+
+
+def _initial(
+    model: nn.Module,
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    counts: dict[str, int],
+    init: str | Criterion,
+    seed: int,
+) -> dict[str, Tensor]:
+    if init == "random":
+        return {
+            layer.weight_name: topology.sample(
+                counts[layer.weight_name],
+                shapes_size(layer.shape),
+                topology.generator(seed, "topology", layer.weight_name),
+            ).to(layer.parameter.device)
+            for layer in chosen
+        }
+    if init == "magnitude":
+        scores: Mapping[str, Tensor] = {layer.weight_name: layer.parameter.detach().abs() for layer in chosen}
+    elif callable(init):
+        scores = init(model, shapes)
+    else:
+        names = ("random", "magnitude")
+        raise RegrowValueError(
+            f"`init` must be one of {', '.join(names)}, masks or a criterion, got {init!r}{closest(str(init), names)}"
+        )
+    _check_shapes("init", scores, shapes)
+    return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
+
+
+def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    _check_shapes("init", masks, shapes)
+    for name, mask in masks.items():
+        if mask.dtype != torch.bool or not mask.any():
+            raise RegrowValueError(f"`init[{name!r}]` must be a boolean mask with a connection, got {mask.dtype}")
+    return {name: masks[name].reshape(-1).nonzero().view(-1) for name in shapes}
+
+
+def _check_shapes(argument: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != dict(shapes):
+        raise RegrowValueError(f"`{argument}` must give one tensor for each of {dict(shapes)}, got {given}")
+
+
+def _looks_trained(model: nn.Module) -> bool:
+    """Whether a norm has seen batches: the one trace that training is sure to leave."""
+    counters = (getattr(m, "num_batches_tracked", None) for m in model.modules())
+    return any(counter is not None and int(counter) > 0 for counter in counters)
+
+
+def _plan(
+    model: nn.Module, layer: Layer, asked: dict[str, float], positions: dict[str, Tensor], storage: str
+) -> Plan:
+    name = layer.weight_name
+    obstacle = why_not_compressed(layer, model)
+    if storage == "compressed" and obstacle:
+        raise RegrowValueError(
+            f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
+            "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
+        )
+    kind = "compressed" if storage == "compressed" else "masked"
+    reason = "kernels for compressed storage are not built in yet" if storage == "auto" and not obstacle else ""
+    return Plan(layer, asked[name], positions[name], kind, obstacle if storage == "auto" and obstacle else reason)
+
+
+def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
+    layer, module = plan.layer, plan.layer.module
+    record = Record(layer.weight_name, layer.shape, plan.asked, plan.storage, plan.reason)
+    weight = layer.parameter.detach()
+    if rescale:
+        weight.mul_((weight.numel() / len(plan.positions)) ** 0.5)
+    layer.parameter.grad = None
+    if plan.storage == "compressed":
+        assert isinstance(module, nn.Linear)
+        module = SparseLinear.from_linear(module, plan.positions)
+        parent, _, child = layer.name.rpartition(".")
+        model.get_submodule(parent).register_module(child, module)
+    else:
+        mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
+        mask.view(-1)[plan.positions] = True
+        module.register_buffer(f"{layer.parameter_name}_mask", mask)
+        weight.masked_fill_(~mask, 0)
+    adopt(module, layer.parameter_name, record)
+    _register(module)
+
+
+def _note_dense(layers: list[Layer], plans: list[Plan], dense_because: dict[str, str | None]) -> None:
+    """Records of the layers that stay dense, so that `summary` can say why."""
+    planned = {plan.layer.weight_name for plan in plans}
+    for layer in layers:
+        if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
+            record = Record(layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or "")
+            layer.module.__dict__.setdefault("_regrow", {})[layer.parameter_name] = record
+
+
+def _register(module: nn.Module) -> None:
+    """What the model and each sparse module need once: loading of either storage, and no DDP broadcasts."""
+    if not any(getattr(h, "hook", h) is before_load for h in module._load_state_dict_pre_hooks.values()):
+        module.register_load_state_dict_pre_hook(before_load)
+        module.register_load_state_dict_post_hook(after_load)
+    ignored = {
+        f"{name}.{buffer}" if name else buffer
+        for name, submodule in module.named_modules()
+        for weight in views(submodule)
+        for buffer in weight.topology_buffers
+    }
+    known = getattr(module, DDP_IGNORED, ())
+    setattr(module, DDP_IGNORED, [*known, *sorted(ignored - set(known))])
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Make every layer of `model` a plain dense one again, in place; zeros stay zeros.
+
+    Build a new optimizer afterwards, and `detach` methods before.
+
+    Returns:
+        `model`.
+    """
+    for name, module in list(model.named_modules()):
+        for weight in list(views(module)):
+            if isinstance(weight, MaskedWeight):
+                del module._buffers[f"{weight.parameter_name}_mask"]
+            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseLinear):
+                parent, _, child = name.rpartition(".")
+                model.get_submodule(parent).register_module(child, module.to_linear(weight.to_dense()))
+            else:
+                raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
+        _unregister(module)
+    return model
+
+
+def _unregister(module: nn.Module) -> None:
+    release(module)
+    for hooks, own in (
+        (module._load_state_dict_pre_hooks, before_load),
+        (module._load_state_dict_post_hooks, after_load),
+    ):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
+            del hooks[key]
+    module.__dict__.pop(DDP_IGNORED, None)
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """The topology of each sparse weight as a boolean tensor of the weight's dense shape (copies)."""
+    return {weight.name: weight.mask() for weight in sparse_weights(model)}
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Whether any weight of `model` is sparse."""
+    return bool(sparse_weights(model))

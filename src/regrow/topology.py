@@ -1,0 +1,117 @@
+"""How many connections each layer gets (the distribution), and which ones (random positions).
+
+A distribution is a function ``(shapes, sparsity) -> {layer: sparsity}``. The built-in ones follow RigL
+(arXiv 1911.11134, section 3) and its reference code: sum and product of the weight's whole shape for
+Erdos-Renyi-Kernel, of its two channel dimensions for Erdos-Renyi.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from regrow.errors import RegrowValueError, closest
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+Distribution = Callable[[Shapes, float], Mapping[str, float]]
+
+
+def connections(shape: Shape, sparsity: float) -> int:
+    """Exact number of active connections: ``N - floor(sparsity * N)`` for a weight of N positions."""
+    size = math.prod(shape)
+    # rounded to 6 digits first, since 0.1 * 30 is 3.0000000000000004 and 1 - 0.98 is not 0.02
+    return size - math.floor(round(sparsity * size, 6))
+
+
+def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """The same sparsity everywhere (`sparsify` leaves the model's first layer dense beside it)."""
+    return dict.fromkeys(shapes, sparsity)
+
+
+def er(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Erdos-Renyi: density proportional to ``(n_in + n_out) / (n_in * n_out)`` (SET, arXiv 1707.04780)."""
+    return _erdos_renyi({name: sum(s[:2]) / math.prod(s[:2]) for name, s in shapes.items()}, shapes, sparsity)
+
+
+def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Erdos-Renyi-Kernel: density proportional to ``sum(shape) / prod(shape)`` (RigL, section 3)."""
+    return _erdos_renyi({name: sum(s) / math.prod(s) for name, s in shapes.items()}, shapes, sparsity)
+
+
+def _erdos_renyi(raw: Mapping[str, float], shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Solve ``sum(min(1, eps * raw) * N) = (1 - sparsity) * sum(N)``; what is capped stays at density 1."""
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    budget = sum(size - math.floor(round(sparsity * size, 6)) for size in sizes.values())
+    capped: set[str] = set()
+    while len(capped) < len(raw):
+        rest = [name for name in raw if name not in capped]
+        eps = (budget - sum(sizes[name] for name in capped)) / sum(raw[name] * sizes[name] for name in rest)
+        over = {name for name in rest if eps * raw[name] > 1}
+        if not over:
+            return {name: 0.0 if name in capped else 1 - eps * raw[name] for name in raw}
+        capped |= over
+    return dict.fromkeys(raw, 0.0)
+
+
+DISTRIBUTIONS: dict[str, Distribution] = {"uniform": uniform, "er": er, "erk": erk}
+
+
+def distribute(distribution: str | Distribution, shapes: Shapes, sparsity: float) -> dict[str, float]:
+    """Sparsity of each layer, checked.
+
+    Args:
+        distribution: a name in `DISTRIBUTIONS` or a function ``(shapes, sparsity) -> {layer: sparsity}``.
+        shapes: the dense shape of each layer's weight.
+        sparsity: the overall sparsity asked for, in [0, 1).
+
+    Raises:
+        RegrowValueError: for an unknown name, a layer left out or unknown, or a sparsity outside [0, 1).
+    """
+    if isinstance(distribution, str):
+        if distribution not in DISTRIBUTIONS:
+            raise RegrowValueError(
+                f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}, a function of the shapes or a "
+                f"dictionary, got {distribution!r}{closest(distribution, DISTRIBUTIONS)}"
+            )
+        distribution = DISTRIBUTIONS[distribution]
+    result = dict(distribution(dict(shapes), sparsity))
+    if result.keys() != shapes.keys():
+        wrong = sorted(result.keys() ^ shapes.keys())
+        raise RegrowValueError(
+            f"`distribution` cannot be met: it must give one sparsity for each of {sorted(shapes)}, "
+            f"but these are missing or unknown: {wrong}"
+        )
+    for name, value in result.items():
+        if not 0 <= value < 1 or connections(shapes[name], value) == 0:
+            raise RegrowValueError(
+                f"`distribution` cannot be met: layer `{name}` of shape {tuple(shapes[name])} would get sparsity "
+                f"{value:g}, allowed is [0, 1) with at least one connection"
+            )
+    return result
+
+
+def generator(seed: int, *words: object) -> torch.Generator:
+    """A CPU generator that is a pure function of `seed` and `words`, the same in every process."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
+    """`count` distinct numbers below `population`, ascending, uniform over all such sets, int64 [count].
+
+    Costs memory of `count`, not of `population`, where less than half is drawn.
+    """
+    if not 0 <= count <= population:
+        raise RegrowValueError(f"`count` must be in [0, {population}], got {count}")
+    if 2 * count > population:
+        return torch.randperm(population, generator=generator)[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64)
+    while len(drawn) < count:  # drawing just what is missing keeps every set of `count` equally likely
+        more = torch.randint(population, (count - len(drawn),), generator=generator)
+        drawn = torch.cat([drawn, more]).unique()
+    return drawn

@@ -1,0 +1,23 @@
+"""Sparse weights: the protocol `SparseWeight` and its two storages, masked and compressed."""
+
+from regrow.weights.base import NonFiniteGradientError, Record, Reduce, Score, SparseWeight
+from regrow.weights.compressed import CompressedWeight
+from regrow.weights.hook import GradientHook, hook_of, paused
+from regrow.weights.masked import MaskedWeight
+from regrow.weights.views import records, sparse_weights, views
+
+__all__ = [
+    "CompressedWeight",
+    "GradientHook",
+    "MaskedWeight",
+    "NonFiniteGradientError",
+    "Record",
+    "Reduce",
+    "Score",
+    "SparseWeight",
+    "hook_of",
+    "paused",
+    "records",
+    "sparse_weights",
+    "views",
+]

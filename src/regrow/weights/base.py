@@ -1,0 +1,258 @@
+"""The protocol of a sparse weight: one vocabulary, two storages behind it.
+
+A `SparseWeight` is a view made on demand over what its module owns (a parameter and index buffers), so
+there is one truth about the topology. *Positions* are flat indices into the dense shape, ascending, int64.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import RegrowRuntimeError
+from regrow.weights.hook import hook_of
+
+Score = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
+
+Reduce = Callable[[Tensor], Tensor]
+"""Averages a tensor over processes, in place."""
+
+RECORDS = "_regrow"
+"""Attribute of a module that holds its `Record`s, by parameter name."""
+
+
+@dataclass
+class Record:
+    """What is remembered about a weight beside its topology; it travels with deepcopy and pickle."""
+
+    name: str
+    """The name at `sparsify`, ``layers.0.weight``: random choices are seeded by it, whatever wraps the model."""
+    shape: tuple[int, ...]
+    asked: float
+    """The density asked for."""
+    storage: str
+    """``masked``, ``compressed`` or ``dense``."""
+    reason: str = ""
+    """Why the weight is stored as it is, where that needs a word."""
+    fingerprint: int = 0
+    """`SparseWeight.fingerprint` when regrow last changed or checked the topology."""
+    versions: tuple[int, ...] = ()
+    """Version counters of the topology buffers at that moment."""
+
+
+def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a weight of any shape: the first dimension, and all the others."""
+    return shape[0], math.prod(shape[1:])
+
+
+class NonFiniteGradientError(RegrowRuntimeError):
+    """A dense gradient holds inf or nan: nothing may be grown by it."""
+
+
+def require_finite(gradient: Tensor) -> Tensor:
+    """`gradient`, or `NonFiniteGradientError` where it holds inf or nan."""
+    if not gradient.isfinite().all():
+        raise NonFiniteGradientError("the dense gradient is not finite")
+    return gradient
+
+
+class SparseWeight(ABC):
+    """One sparse weight of a module.
+
+    Args:
+        module: the owner.
+        parameter_name: the dense name of the parameter, ``weight``.
+    """
+
+    storage: ClassVar[str]
+
+    def __init__(self, module: nn.Module, parameter_name: str) -> None:
+        self.module = module
+        self.parameter_name = parameter_name
+
+    @property
+    def record(self) -> Record:
+        record: Record = getattr(self.module, RECORDS)[self.parameter_name]
+        return record
+
+    @property
+    def name(self) -> str:
+        """The name that the weight had at `sparsify`."""
+        return self.record.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The dense shape."""
+        return self.record.shape
+
+    @property
+    def numel(self) -> int:
+        """Positions of the dense shape."""
+        return math.prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        """Active connections over positions."""
+        return self.nnz / self.numel
+
+    @property
+    @abstractmethod
+    def parameter(self) -> nn.Parameter:
+        """The parameter that the optimizer sees."""
+
+    @property
+    @abstractmethod
+    def topology_buffers(self) -> dict[str, Tensor]:
+        """The module's buffers that hold the topology, by buffer name."""
+
+    @property
+    @abstractmethod
+    def nnz(self) -> int:
+        """Number of active connections."""
+
+    @abstractmethod
+    def positions(self) -> Tensor:
+        """Positions of the active connections, int64 [nnz]."""
+
+    @abstractmethod
+    def take(self, tensor: Tensor) -> Tensor:
+        """Entries of the active connections [nnz], from a tensor of the parameter's shape (a copy)."""
+
+    def values(self) -> Tensor:
+        """Values of the active connections [nnz] (a copy)."""
+        return self.take(self.parameter.detach())
+
+    def to_dense(self) -> Tensor:
+        """The weight as a dense tensor of `shape`, zero where inactive (a copy)."""
+        dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
+        dense[self.positions()] = self.values()
+        return dense.view(self.shape)
+
+    def mask(self) -> Tensor:
+        """The topology as a boolean tensor of `shape` (a copy)."""
+        mask = torch.zeros(self.numel, dtype=torch.bool, device=self.parameter.device)
+        mask[self.positions()] = True
+        return mask.view(self.shape)
+
+    def fan_in(self) -> Tensor:
+        """Active connections of each row, int64 [rows]."""
+        rows, columns = as_matrix(self.shape)
+        return torch.bincount(self.positions() // columns, minlength=rows)
+
+    @abstractmethod
+    def restrict(self, gradient: Tensor) -> Tensor:
+        """`gradient`, of the parameter's shape, with zeros at whatever is not an active connection."""
+
+    @abstractmethod
+    def stash(self, gradient: Tensor, before: Any) -> Any:
+        """The dense gradient of the step so far: that of the backward pass that runs now added to `before`.
+
+        Args:
+            gradient: of the parameter's shape, as autograd computed it.
+            before: what this returned for the step's earlier micro-batches, or None.
+        """
+
+    def prepare(self) -> None:  # noqa: B027  (most storages have nothing to prepare)
+        """Called before each forward pass, once the hook is attached."""
+
+    @property
+    def stashed(self) -> Any:
+        """What the hook has stashed.
+
+        Raises:
+            RegrowRuntimeError: no backward pass has left a dense gradient.
+        """
+        hook = hook_of(self.parameter)
+        if hook is None or hook.stash is None:
+            raise RegrowRuntimeError(f"`{self.name}` has no dense gradient: no backward pass was stashed in this step")
+        return hook.stash
+
+    @abstractmethod
+    def best(self, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None) -> Tensor:
+        """The `count` positions with the highest score of the dense gradient, `survivors` excluded.
+
+        Args:
+            count: how many, at most ``numel - len(survivors)``.
+            survivors: positions that may not be chosen, ascending, int64.
+            score: element-wise function ``(gradient, rows, columns) -> scores`` of a tile of the dense
+                gradient of shape [r, c], with row numbers [r, 1] and column numbers [1, c].
+            reduce: averages a gradient over processes.
+
+        Returns:
+            Positions, ascending, int64 [count]. Ties go to the lower position.
+
+        Raises:
+            NonFiniteGradientError: the dense gradient holds inf or nan.
+        """
+
+    @abstractmethod
+    def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
+        """Swap connections in place.
+
+        Args:
+            drop: which of the active connections go, indices into `positions()`, int64.
+            grow: positions that come, ascending, disjoint from those that stay; one that is also
+                dropped counts as kept, its value and state untouched.
+            companions: tensors of the parameter's shape (gradient, optimizer state) that move with it.
+
+        Returns:
+            The number of truly new connections; they start at 0 in the parameter and in each companion.
+
+        Raises:
+            RegrowRuntimeError: where more connections would result than there is room for.
+        """
+
+    @abstractmethod
+    def explored(self, before: Tensor | None) -> Tensor:
+        """The connections that were ever active: those in `before`, which this returned, and the present ones.
+
+        It lives in ``optimizer.state[p]``, whose tensors `load_state_dict` casts to the parameter's dtype.
+        """
+
+    @abstractmethod
+    def explored_count(self, explored: Tensor) -> int:
+        """How many connections `explored` holds."""
+
+    @abstractmethod
+    def assign(self, positions: Tensor, values: Tensor) -> None:
+        """Replace topology and values by these; positions ascending int64 [n], values [n]."""
+
+    def fingerprint(self) -> int:
+        """A number that tells two topologies apart, the same in every storage."""
+        mixed = self.positions() * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E019
+        mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653
+        return int((mixed ^ (mixed >> 32)).sum())
+
+    def remember(self) -> None:
+        """Note the topology as the one that regrow knows."""
+        self.record.fingerprint = self.fingerprint()
+        self.record.versions = _versions(self)
+
+    def check_unchanged(self) -> None:
+        """Raise where the topology is no longer the one that regrow knows.
+
+        Raises:
+            RegrowRuntimeError: some other code has written to the topology's buffers.
+        """
+        versions = _versions(self)
+        if versions == self.record.versions:
+            return
+        if self.fingerprint() != self.record.fingerprint:
+            raise RegrowRuntimeError(
+                f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to "
+                "its connections. A copy that is averaged or updated parameter by parameter (EMA, SWA, "
+                "AveragedModel) must make the same moves as the model that is trained:\n"
+                "    method.follow(copy)   # once, right after the copy is made"
+            )
+        self.record.versions = versions
+
+
+def _versions(weight: SparseWeight) -> tuple[int, ...]:
+    return tuple(0 if b.is_inference() else b._version for b in weight.topology_buffers.values())

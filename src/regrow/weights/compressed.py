@@ -1,0 +1,174 @@
+"""Compressed storage: the active values as the parameter, and the index of a CSR matrix as buffers.
+
+A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity, 1] and the buffers
+``weight_crow`` and ``weight_col``, with their mirrored index ``weight_crow_t``, ``weight_row_t`` and
+``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says what each holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import RegrowRuntimeError
+from regrow.ops.linear import listen, mirror
+from regrow.ops.select import top
+from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.weights.hook import hook_of
+
+INDEX = ("crow", "col")
+MIRROR = ("crow_t", "row_t", "order")
+TILE = 1 << 20  # elements of the dense gradient that exist at a time
+
+Operands = list[tuple[Tensor, Tensor]]
+"""Inputs [batch, columns] and output gradients [batch, rows] of the backward passes of a step."""
+
+
+class CompressedWeight(SparseWeight):
+    """A sparse weight whose time, memory and optimizer state follow its connections."""
+
+    storage: ClassVar[str] = "compressed"
+
+    def _buffer(self, part: str) -> Tensor:
+        buffer: Tensor = self.module._buffers[f"{self.parameter_name}_{part}"]  # type: ignore[assignment]
+        return buffer
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = self.module._parameters[f"{self.parameter_name}_values"]  # type: ignore[assignment]
+        return parameter
+
+    @property
+    def topology_buffers(self) -> dict[str, Tensor]:
+        return {f"{self.parameter_name}_{part}": self._buffer(part) for part in (*INDEX, *MIRROR)}
+
+    @property
+    def nnz(self) -> int:
+        return int(self._buffer("crow")[-1])
+
+    @property
+    def capacity(self) -> int:
+        """Connections there is room for: the length of the parameter."""
+        return len(self.parameter)
+
+    def positions(self) -> Tensor:
+        crow, col = self._buffer("crow"), self._buffer("col")
+        rows, columns = as_matrix(self.shape)
+        row = torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff())
+        return row * columns + col[: len(row)]
+
+    def take(self, tensor: Tensor) -> Tensor:
+        return tensor[: self.nnz, 0].clone()
+
+    def restrict(self, gradient: Tensor) -> Tensor:
+        return gradient  # the backward operator leaves the padding at zero
+
+    def prepare(self) -> None:
+        hook = hook_of(self.parameter)
+        if hook is not None:
+            listen(self._buffer("crow"), hook)
+
+    def stash(self, gradient: Tensor, before: Operands | None) -> Operands:
+        hook = hook_of(self.parameter)
+        assert hook is not None
+        running = torch._C._current_graph_task_id()
+        own = [(x, g) for number, x, g in hook.pending if number == running]
+        hook.pending.clear()  # what is left comes from passes that never reached the parameter (attacks)
+        return (before or []) + own
+
+    def best(self, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None) -> Tensor:
+        rows, columns = as_matrix(self.shape)
+        operands: Operands = self.stashed
+        device = self.parameter.device
+        column = torch.arange(columns, device=device)[None, :]
+        best_scores: Tensor | None = None
+        best_positions = torch.empty(0, dtype=torch.int64, device=device)
+        height = max(1, TILE // columns)
+        for start in range(0, rows, height):
+            stop = min(start + height, rows)
+            tile = require_finite(self._dense_gradient(operands, start, stop, reduce))
+            scores = score(tile, torch.arange(start, stop, device=device)[:, None], column).reshape(-1)
+            free = torch.ones(len(scores), dtype=torch.bool, device=device)
+            first, last = torch.searchsorted(survivors, torch.tensor([start, stop], device=device) * columns)
+            free[survivors[first:last] - start * columns] = False
+            positions = free.nonzero().view(-1)
+            scores, positions = scores[positions], positions + start * columns
+            if best_scores is not None:
+                scores, positions = torch.cat([best_scores, scores]), torch.cat([best_positions, positions])
+            chosen = top(scores, min(count, len(scores)))
+            best_scores, best_positions = scores[chosen], positions[chosen]
+        return best_positions
+
+    def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
+        """Rows `start` to `stop` of the dense gradient, float32 or better."""
+        exact = torch.promote_types(self.parameter.dtype, torch.float32)
+        columns = as_matrix(self.shape)[1]
+        tile = torch.zeros(stop - start, columns, dtype=exact, device=self.parameter.device)
+        for x, g in operands:
+            tile.addmm_(g[:, start:stop].t().to(exact), x.to(exact))
+        return reduce(tile) if reduce else tile
+
+    def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
+        before = self.positions()
+        stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
+        stays[drop] = False
+        after = torch.cat([before[stays], grow]).sort().values
+        if len(after) > self.capacity:
+            raise RegrowRuntimeError(
+                f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
+                f"{len(after)}: a method whose count grows needs storage='masked'"
+            )
+        source = torch.searchsorted(before, after)
+        known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
+        for tensor in (self.parameter.detach(), *companions):
+            moved = torch.zeros_like(tensor)
+            moved[: len(after)][known] = tensor[source[known]]
+            tensor.copy_(moved)
+        self._write_index(after)
+        return int((~known).sum())
+
+    def explored(self, before: Tensor | None) -> Tensor:
+        # positions, disguised bit by bit as numbers of the parameter's dtype: a cast to it changes nothing
+        positions = self.positions()
+        if before is not None:
+            positions = torch.cat([before.view(torch.int64), positions]).unique()
+        return positions.view(self.parameter.dtype)
+
+    def explored_count(self, explored: Tensor) -> int:
+        return len(explored.view(torch.int64))
+
+    def assign(self, positions: Tensor, values: Tensor) -> None:
+        if len(positions) != self.capacity:
+            self.resize(len(positions))
+        self.parameter.detach().copy_(values.view(-1, 1))
+        self._write_index(positions)
+
+    def resize(self, capacity: int) -> None:
+        """Give the parameter, which stays the same object, and its index room for `capacity` connections."""
+        self.parameter.data = self.parameter.detach().new_zeros(capacity, 1)
+        self.parameter.grad = None
+        for part in ("col", "row_t", "order"):
+            name = f"{self.parameter_name}_{part}"
+            self.module._buffers[name] = self._buffer(part).new_zeros(capacity)
+
+    def _write_index(self, positions: Tensor) -> None:
+        rows, columns = as_matrix(self.shape)
+        crow, col = self._buffer("crow"), self._buffer("col")
+        crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
+        col.zero_()[: len(positions)] = positions % columns
+        self.rebuild_mirror()
+
+    def rebuild_mirror(self) -> None:
+        """Rebuild the mirrored index from the index, in place, and note the topology as known."""
+        columns = as_matrix(self.shape)[1]
+        rebuilt = mirror(self._buffer("crow"), self._buffer("col"), columns)
+        for part, tensor in zip(MIRROR, rebuilt, strict=True):
+            buffer = self._buffer(part)
+            if buffer.shape == tensor.shape:
+                buffer.copy_(tensor)
+            else:
+                self.module._buffers[f"{self.parameter_name}_{part}"] = tensor
+        self.remember()

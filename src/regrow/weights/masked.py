@@ -1,0 +1,88 @@
+"""Masked storage: the dense parameter, zero where inactive, and a boolean buffer ``<name>_mask`` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from regrow.ops.select import top
+from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+
+
+class MaskedWeight(SparseWeight):
+    """A sparse weight of any module on any device; compute and memory are those of the dense one."""
+
+    storage: ClassVar[str] = "masked"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = self.module._parameters[self.parameter_name]  # type: ignore[assignment]
+        return parameter
+
+    @property
+    def _mask(self) -> Tensor:
+        mask: Tensor = self.module._buffers[f"{self.parameter_name}_mask"]  # type: ignore[assignment]
+        return mask
+
+    @property
+    def topology_buffers(self) -> dict[str, Tensor]:
+        return {f"{self.parameter_name}_mask": self._mask}
+
+    @property
+    def nnz(self) -> int:
+        return int(self._mask.count_nonzero())
+
+    def positions(self) -> Tensor:
+        return self._mask.view(-1).nonzero().view(-1)
+
+    def take(self, tensor: Tensor) -> Tensor:
+        return tensor[self._mask]
+
+    def restrict(self, gradient: Tensor) -> Tensor:
+        # where, not times: inf * 0 is nan
+        return torch.where(self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))
+
+    def stash(self, gradient: Tensor, before: Tensor | None) -> Tensor:
+        exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
+        if before is not None:
+            return before.add_(exact)
+        return exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
+
+    def best(self, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None) -> Tensor:
+        rows, columns = as_matrix(self.shape)
+        gradient: Tensor = self.stashed
+        gradient = require_finite(reduce(gradient) if reduce else gradient).reshape(rows, columns)
+        row, column = (torch.arange(n, device=gradient.device) for n in (rows, columns))
+        free = torch.ones(self.numel, dtype=torch.bool, device=gradient.device)
+        free[survivors] = False
+        candidates = free.nonzero().view(-1)
+        scores = score(gradient, row[:, None], column[None, :]).reshape(-1)[candidates]
+        return candidates[top(scores, count)]
+
+    def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
+        before = self._mask.clone()
+        flat = self._mask.view(-1)
+        flat[self.positions()[drop]] = False
+        flat[grow] = True
+        kept = before & self._mask
+        for tensor in (self.parameter.detach(), *companions):
+            tensor.masked_fill_(~kept, 0)
+        self.remember()
+        return int(self._mask.count_nonzero() - kept.count_nonzero())
+
+    def explored(self, before: Tensor | None) -> Tensor:
+        return self._mask.clone() if before is None else before.bool() | self._mask
+
+    def explored_count(self, explored: Tensor) -> int:
+        return int(explored.count_nonzero())
+
+    def assign(self, positions: Tensor, values: Tensor) -> None:
+        mask = self._mask
+        mask.zero_().view(-1)[positions] = True
+        dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
+        dense[positions] = values.to(dense)
+        self.parameter.detach().copy_(dense.view(self.shape))
+        self.remember()

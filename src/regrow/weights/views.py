@@ -1,0 +1,80 @@
+"""From a model to views of its sparse weights, and what regrow puts on a module that owns one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from regrow.weights.base import RECORDS, Record, SparseWeight
+from regrow.weights.compressed import CompressedWeight
+from regrow.weights.hook import GradientHook, hook_of, remove_hook
+from regrow.weights.masked import MaskedWeight
+
+STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
+
+
+def module_records(module: nn.Module) -> dict[str, Record]:
+    """The records of the weights that `module` itself owns, by parameter name; dense ones included."""
+    records: dict[str, Record] = module.__dict__.get(RECORDS, {})
+    return records
+
+
+def records(model: nn.Module) -> dict[str, Record]:
+    """The records of all weights that `sparsify` has looked at, by the name they had then."""
+    return {r.name: r for module in model.modules() for r in module_records(module).values()}
+
+
+def views(module: nn.Module) -> Iterator[SparseWeight]:
+    """The sparse weights that `module` itself owns."""
+    for parameter_name, record in module_records(module).items():
+        if record.storage in STORAGES:
+            yield STORAGES[record.storage](module, parameter_name)
+
+
+def sparse_weights(model: nn.Module) -> list[SparseWeight]:
+    """All sparse weights of `model`, in the order of its modules."""
+    return [weight for module in model.modules() for weight in views(module)]
+
+
+def ensure_hooks(module: nn.Module) -> None:
+    """Attach the gradient hooks that are missing, after checking that nobody has changed a topology."""
+    for weight in views(module):
+        weight.check_unchanged()
+        parameter = weight.parameter
+        if parameter.requires_grad and hook_of(parameter) is None:
+            parameter.register_hook(GradientHook(weight))
+        weight.prepare()
+
+
+# what torch.compiler.assume_constant_result does, without its import of all of torch._dynamo: a compiled
+# model runs the function while it is traced, on the real module, and nothing of it enters the graph
+ensure_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def before_forward(module: nn.Module, args: Any) -> None:
+    """Forward pre-hook of a module with a sparse weight: a plain function, so that copies keep it."""
+    ensure_hooks(module)
+
+
+def adopt(module: nn.Module, parameter_name: str, record: Record) -> SparseWeight:
+    """Make `module`, which owns the parameter and the buffers of `record.storage`, hold a sparse weight."""
+    if RECORDS not in module.__dict__:
+        setattr(module, RECORDS, {})
+    if not any(hook is before_forward for hook in module._forward_pre_hooks.values()):
+        module.register_forward_pre_hook(before_forward)
+    module_records(module)[parameter_name] = record
+    weight = STORAGES[record.storage](module, parameter_name)
+    weight.remember()
+    ensure_hooks(module)
+    return weight
+
+
+def release(module: nn.Module) -> None:
+    """Take off all that `adopt` has put on `module`; its parameters and buffers stay."""
+    for weight in views(module):
+        remove_hook(weight.parameter)
+    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is before_forward]:
+        del module._forward_pre_hooks[key]
+    module.__dict__.pop(RECORDS, None)
