@@ -72,7 +72,8 @@ def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor
     if len(values) == 0 or dense.shape[1] == 0:
         return dense.new_zeros(len(crow) - 1, dense.shape[1])
     exact = torch.promote_types(values.dtype, torch.float32)
-    return (csr(crow, col, values.to(exact), dense.shape[0]) @ dense.to(exact)).to(dense.dtype)
+    with torch.autocast(dense.device.type, enabled=False):
+        return (csr(crow, col, values.to(exact), dense.shape[0]) @ dense.to(exact)).to(dense.dtype)
 
 
 @torch.library.custom_op("regrow::sparse_linear", mutates_args=())

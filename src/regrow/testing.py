@@ -1,0 +1,401 @@
+"""`check_method`: the common suite that every method passes, for authors of methods.
+
+As scikit-learn's `check_estimator`: run it on your own class. Each check is a function ``(case)`` in `CHECKS`, so
+that a test suite can run them one by one; each raises `AssertionError`, with what was expected, where it fails.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from regrow.errors import RegrowError
+from regrow.methods import Method
+from regrow.methods.optimizers import companions
+from regrow.sparsify import densify, masks, sparsify
+from regrow.weights import SparseWeight, sparse_weights
+
+STEPS = 240
+EVERY = 8
+
+OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
+    "SGD with momentum": lambda p: SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-4),
+    "AdamW": lambda p: AdamW(p, lr=0.01, foreach=True),
+    "AdamW, fused": lambda p: AdamW(p, lr=0.01, fused=True),
+    "Adam": lambda p: Adam(p, lr=0.01, weight_decay=1e-4),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A method as it is to be checked."""
+
+    cls: type[Method]
+    storage: str = "masked"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def arguments(self) -> set[str]:
+        """Names of the constructor's arguments."""
+        return set(inspect.signature(self.cls).parameters)
+
+    def method(self, model: nn.Module, optimizer: Optimizer, **options: Any) -> Method:
+        """The method on a model and its optimizer, with an update every `EVERY` steps where it has updates."""
+        common = {"total_steps": STEPS, **({"update_every": EVERY} if "update_every" in self.arguments else {})}
+        return self.cls(model, optimizer, **{**common, **self.options, **options})
+
+
+@dataclass
+class Run:
+    """A small network in training; its data are a pure function of the step."""
+
+    case: Case
+    dtype: torch.dtype = torch.float64
+    optimizer_name: str = "SGD with momentum"
+    attach: bool = True
+
+    def __post_init__(self) -> None:
+        self.model = network(self.case.storage, self.dtype)
+        self.optimizer = OPTIMIZERS[self.optimizer_name](self.model.parameters())
+        self.method = self.case.method(self.model, self.optimizer) if self.attach else None
+        self.loss = float("nan")
+
+    def backward(self, step: int, part: slice = slice(None), share: float = 1.0, autocast: bool = False) -> None:
+        """One backward pass on the batch of `step`, or on a part of it."""
+        x, y = batch(step, self.dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = functional.cross_entropy(self.model(x[part]), y[part]) * share
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.loss = float(loss.detach())
+
+    def train(self, start: int, stop: int, *, autocast: bool = False) -> Iterator[int]:
+        """Ordinary steps from `start` to `stop`; yields after each."""
+        for step in range(start, stop):
+            self.optimizer.zero_grad()
+            self.backward(step, autocast=autocast)
+            self.optimizer.step()
+            yield step
+
+    @property
+    def weights(self) -> list[SparseWeight]:
+        return sparse_weights(self.model)
+
+    def topology(self) -> list[int]:
+        """A fingerprint of each layer's topology."""
+        return [weight.fingerprint() for weight in self.weights]
+
+    def dense(self) -> list[Tensor]:
+        """All weights as dense tensors."""
+        return [weight.to_dense() for weight in self.weights]
+
+
+def network(storage: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A sparse network of three layers; the convolutional first layer is there in masked storage only."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(1, 4, 3), nn.Flatten()] if storage == "masked" else [nn.Flatten(), nn.Linear(36, 64)]
+    layers = [*first, nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)]
+    model = nn.Sequential(*layers).to(dtype)
+    return sparsify(model, sparsity=0.7, storage=storage)
+
+
+def batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Images [16, 1, 6, 6] whose class [16] is where the brightest of five patches is."""
+    generator = torch.Generator().manual_seed(1000 + step)
+    x = torch.randn(16, 1, 6, 6, generator=generator, dtype=torch.float64)
+    y = x.flatten(1)[:, :35].unflatten(1, (5, 7)).sum(2).argmax(1)
+    return x.to(dtype), y
+
+
+# --- the checks
+
+
+def check_invariants(case: Case) -> None:
+    """After every step: counts, zeros, what an update touches, what it leaves alone."""
+    for name in OPTIMIZERS:
+        for autocast in (False, True):
+            _check_invariants(case, name, autocast)
+
+
+def _check_invariants(case: Case, optimizer_name: str, autocast: bool) -> None:
+    run = Run(case, torch.float32, optimizer_name, attach=False)
+    before: list[dict[int, list[Tensor]]] = []
+    run.optimizer.register_step_pre_hook(lambda *_: before.append(_snapshot(run)))
+    run.optimizer.register_step_post_hook(lambda *_: before.append(_snapshot(run)))
+    run.method = method = case.method(run.model, run.optimizer)
+    records: list[dict[str, Any]] = []
+    method.register_update_hook(records.append)
+    where = f"{case.cls.__name__}, {case.storage}, {optimizer_name}, {'bfloat16' if autocast else 'float32'}"
+    previous = [weight.positions() for weight in run.weights]
+    expected_updates = 0
+    for step in run.train(0, STEPS, autocast=autocast):
+        updated = bool(records) and records[-1]["step"] == step
+        expected_updates += method.is_update(step)
+        assert updated == method.is_update(step), f"{where}: update at step {step}: {updated}"
+        for i, weight in enumerate(run.weights):
+            at = f"{where}, step {step}, `{weight.name}`"
+            _check_zeros(run, weight, at)
+            if not updated or weight.name not in records[-1]["layers"]:
+                assert torch.equal(weight.positions(), previous[i]), f"{at}: the topology moved without an update"
+                continue
+            moved = records[-1]["layers"][weight.name]
+            count = len(previous[i]) - moved["dropped"] + moved["grown"]
+            assert weight.nnz == count, f"{at}: {weight.nnz} connections, the record says {count}"
+            snapshot = before[0] if method.skip_step else before[1]
+            _check_move(run, weight, previous[i], snapshot[i], at)
+        previous = [weight.positions() for weight in run.weights]
+        before.clear()
+    assert len(records) == expected_updates, f"{where}: {len(records)} updates, {expected_updates} expected"
+
+
+def _tensors(run: Run, weight: SparseWeight) -> list[Tensor]:
+    """The parameter and the optimizer's state of its shape."""
+    gradient, weight.parameter.grad = weight.parameter.grad, None
+    state = companions(run.optimizer, weight)
+    weight.parameter.grad = gradient
+    return [weight.parameter.detach(), *state]
+
+
+def _snapshot(run: Run) -> dict[int, list[Tensor]]:
+    return {i: [t.clone() for t in _tensors(run, w)] for i, w in enumerate(run.weights)}
+
+
+def _entries(weight: SparseWeight, tensor: Tensor) -> Tensor:
+    """The entries of the active connections, after a check that all others are exactly zero."""
+    active = weight.take(tensor)
+    assert int(tensor.count_nonzero()) == int(active.count_nonzero()), "an inactive entry is not zero"
+    return active
+
+
+def _check_zeros(run: Run, weight: SparseWeight, at: str) -> None:
+    gradient = weight.parameter.grad
+    for tensor in [*_tensors(run, weight), *([] if gradient is None else [gradient])]:
+        try:
+            _entries(weight, tensor)
+        except AssertionError as error:
+            raise AssertionError(f"{at}: {error}") from None
+
+
+def _check_move(run: Run, weight: SparseWeight, before: Tensor, snapshot: list[Tensor], at: str) -> None:
+    """Kept connections keep value and state, bit for bit; new ones start at zero in both."""
+    now = weight.positions()
+    kept, new = torch.isin(now, before), ~torch.isin(now, before)
+    was_kept = torch.isin(before, now)
+    for old, tensor in zip(snapshot, _tensors(run, weight), strict=True):
+        old_active = old.reshape(-1)[before] if weight.storage == "masked" else old[: len(before), 0]
+        active = weight.take(tensor)
+        assert torch.equal(active[kept], old_active[was_kept]), f"{at}: the update touched a kept connection"
+        assert not active[new].any(), f"{at}: a new connection does not start at zero"
+
+
+def check_calendar(case: Case) -> None:
+    """Updates are where ``next_update`` says, never at step 0, and the number of connections is kept whole."""
+    run = Run(case)
+    assert run.method is not None
+    records: list[dict[str, Any]] = []
+    run.method.register_update_hook(records.append)
+    announced = set()
+    for _ in run.train(0, STEPS):
+        if run.method.next_update is not None:
+            announced.add(run.method.next_update)
+    steps = [record["step"] for record in records]
+    assert set(steps) == announced, f"updates at {steps}, announced were {sorted(announced)}"
+    assert 0 not in steps, "an update at step 0"
+    assert not steps or steps[-1] == run.method.last_update, f"last update at {steps[-1:]}"
+
+
+def check_reproducible(case: Case) -> None:
+    """The same seed gives the same run, bit for bit."""
+    one, two = Run(case), Run(case)
+    for _ in zip(one.train(0, STEPS), two.train(0, STEPS), strict=True):
+        pass
+    _assert_same(one, two, "two runs of one seed")
+
+
+def _assert_same(one: Run, two: Run, what: str) -> None:
+    assert one.topology() == two.topology(), f"{what}: the topologies differ"
+    for a, b in zip(one.dense(), two.dense(), strict=True):
+        assert torch.equal(a, b), f"{what}: the weights differ by {float((a - b).abs().max()):g}"
+
+
+def check_resume(case: Case) -> None:
+    """Model and optimizer, saved and loaded at any step, continue the very same run, whenever the method comes."""
+    whole, cut = Run(case), Run(case)
+    middle = 3 * EVERY - 1  # one step before an update
+    for _ in whole.train(0, STEPS):
+        pass
+    for _ in cut.train(0, middle):
+        pass
+    for attach_first in (True, False):
+        resumed = Run(case, attach=attach_first)
+        saved = copy.deepcopy((cut.model.state_dict(), cut.optimizer.state_dict()))
+        resumed.model.load_state_dict(saved[0])
+        resumed.optimizer.load_state_dict(saved[1])
+        if not attach_first:
+            resumed.method = case.method(resumed.model, resumed.optimizer)
+        assert resumed.method is not None
+        assert resumed.method.step == middle, f"continues at step {resumed.method.step}, not {middle}"
+        for _ in resumed.train(middle, STEPS):
+            pass
+        _assert_same(whole, resumed, f"resumed, method attached {'before' if attach_first else 'after'} loading")
+
+
+def check_micro_batches(case: Case) -> None:
+    """A batch in four parts gives the same topology as the batch at once, in float64."""
+    whole, parts = Run(case), Run(case)
+    for step in whole.train(0, 10 * EVERY):
+        parts.optimizer.zero_grad()
+        for i in range(0, 16, 4):
+            parts.backward(step, slice(i, i + 4), 0.25)
+        parts.optimizer.step()
+        assert whole.topology() == parts.topology(), f"micro-batches: another topology at step {step}"
+
+
+def check_thrown_away(case: Case) -> None:
+    """A backward pass that is thrown away, with inf in its gradient, leaves no trace."""
+    plain, disturbed = Run(case), Run(case)
+    for step in plain.train(0, 10 * EVERY):
+        disturbed.optimizer.zero_grad()
+        disturbed.backward(step, share=float("inf"))
+        disturbed.optimizer.zero_grad()
+        disturbed.backward(step)
+        disturbed.optimizer.step()
+        assert plain.topology() == disturbed.topology(), f"thrown away: another topology at step {step}"
+    _assert_same(plain, disturbed, "a backward pass thrown away")
+
+
+def check_both_storages(case: Case) -> None:
+    """In float64, masked and compressed storage choose the same topology at every step and agree in weights."""
+    if case.cls.needs_gradient == "always":
+        with _refused("masked"):
+            Run(Case(case.cls, "compressed", case.options))
+        return
+    compressed = Run(Case(case.cls, "compressed", case.options))
+    masked = Run(Case(case.cls, "compressed", case.options), attach=False)
+    masked.model = _in_masked_storage(masked.model)
+    masked.optimizer = OPTIMIZERS[masked.optimizer_name](masked.model.parameters())
+    masked.method = case.method(masked.model, masked.optimizer)
+    for step in compressed.train(0, STEPS):
+        next(masked.train(step, step + 1))
+        assert masked.topology() == compressed.topology(), f"masked and compressed part at step {step}"
+        for a, b in zip(masked.dense(), compressed.dense(), strict=True):
+            assert torch.allclose(a, b, rtol=0, atol=1e-9), f"weights differ by {float((a - b).abs().max()):g}"
+
+
+def _in_masked_storage(model: nn.Module) -> nn.Module:
+    """The same network, initial weights and topology in masked storage."""
+    topology = masks(model)
+    return sparsify(densify(model), init=topology, include=list(topology), storage="masked")
+
+
+def check_learns(case: Case) -> None:
+    """The loss over the last twenty steps is well below that of the first twenty."""
+    run = Run(case, torch.float32)
+    losses = [run.loss for _ in run.train(0, STEPS)]
+    first, last = sum(losses[:20]) / 20, sum(losses[-20:]) / 20
+    assert last < 0.93 * first, f"the loss went from {first:.3f} to {last:.3f}"
+
+
+def check_copies(case: Case) -> None:
+    """A deep copy of the model trains on by itself, with hooks of its own."""
+    run = Run(case)
+    for _ in run.train(0, 2 * EVERY):
+        pass
+    copied = Run(case, attach=False)
+    copied.model = copy.deepcopy(run.model)
+    copied.optimizer = OPTIMIZERS[copied.optimizer_name](copied.model.parameters())
+    before = run.dense()
+    copied.method = case.method(copied.model, copied.optimizer)
+    for _ in copied.train(0, 2 * EVERY):
+        for weight in copied.weights:
+            _check_zeros(copied, weight, f"a copy, `{weight.name}`")
+    for a, b in zip(before, run.dense(), strict=True):
+        assert torch.equal(a, b), "training a copy changed the original"
+
+
+def check_detach(case: Case) -> None:
+    """After `detach` the topology rests, and another method may be attached."""
+    run = Run(case)
+    assert run.method is not None
+    for _ in run.train(0, 2 * EVERY):
+        pass
+    run.method.detach()
+    topology = run.topology()
+    for _ in run.train(2 * EVERY, 5 * EVERY):
+        assert run.topology() == topology, "the topology moved after detach"
+    again = case.method(run.model, run.optimizer)
+    assert again.step == 0, f"a method attached after detach starts at step {again.step}"
+
+
+@contextmanager
+def _refused(*words: str) -> Iterator[None]:
+    try:
+        yield
+    except RegrowError as error:
+        for word in words:
+            assert word in str(error), f"the error does not say {word!r}: {error}"
+        return
+    raise AssertionError(f"no RegrowError was raised; expected one that says {', '.join(words)}")
+
+
+def check_refusals(case: Case) -> None:
+    """Wrong use is refused, with the remedy."""
+    dense = nn.Sequential(nn.Linear(4, 4))
+    with _refused("regrow.sparsify(model"):
+        case.method(dense, SGD(dense.parameters(), lr=0.1))
+    model = network(case.storage)
+    with _refused("`optimizer`", "does not hold"):
+        case.method(model, SGD(network(case.storage).parameters(), lr=0.1))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    with _refused("`optimizer`", "one optimizer"):
+        case.method(model, [optimizer, optimizer])  # type: ignore[arg-type]
+    with _refused("`total_steps`", "0"):
+        case.method(model, optimizer, total_steps=0)
+    if "drop_fraction" in case.arguments:
+        with _refused("`drop_fraction`", "-0.1"):
+            case.method(model, optimizer, drop_fraction=-0.1)
+    case.method(model, optimizer)
+    with _refused("detach"):
+        case.method(model, optimizer)
+
+
+CHECKS: tuple[Callable[[Case], None], ...] = (
+    check_invariants,
+    check_calendar,
+    check_reproducible,
+    check_resume,
+    check_micro_batches,
+    check_thrown_away,
+    check_both_storages,
+    check_learns,
+    check_copies,
+    check_detach,
+    check_refusals,
+)
+
+
+def check_method(cls: type[Method], **options: Any) -> None:
+    """Run the common suite on a method, on every storage that it runs on.
+
+    Args:
+        cls: a subclass of `Method`, made like ``cls(model, optimizer, total_steps=...)``.
+        options: further arguments for its constructor.
+
+    Raises:
+        AssertionError: saying which check failed, where, and what was expected.
+    """
+    storages = ("masked",) if cls.needs_gradient == "always" else ("masked", "compressed")
+    for storage in storages:
+        for check in CHECKS:
+            try:
+                check(Case(cls, storage, options))
+            except AssertionError as error:
+                raise AssertionError(f"{check.__name__}, {storage} storage: {error}") from error
