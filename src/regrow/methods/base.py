@@ -99,7 +99,9 @@ class Method:
         optimizers.check_holds(self.optimizer, self.weights)
         self._check_state()
         if self.distributed:
-            own = torch.tensor([w.fingerprint() for w in self.weights], device=self.weights[0].parameter.device)
+            own = torch.tensor(
+                [w.fingerprint() for w in self.weights], device=self.weights[0].parameter.device
+            )
             every = [torch.empty_like(own) for _ in range(dist.get_world_size(self.process_group))]
             dist.all_gather(every, own, group=self.process_group)
             if any(not torch.equal(own, other) for other in every):
@@ -160,7 +162,9 @@ class Method:
 
     def wants_dense_gradient(self) -> bool:
         """Whether the coming step needs the dense gradient."""
-        return self.needs_gradient == "always" or (self.needs_gradient == "update" and self.is_update(self.step))
+        return self.needs_gradient == "always" or (
+            self.needs_gradient == "update" and self.is_update(self.step)
+        )
 
     # --- what happens at a step
 
@@ -208,10 +212,15 @@ class Method:
                     "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
                 )
         found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
-        self._counts = any(self._hook(w).ran for w in self.weights) and not (found_inf is not None and bool(found_inf))
+        self._counts = any(self._hook(w).ran for w in self.weights) and not (
+            found_inf is not None and bool(found_inf)
+        )
         if self._counts and self.skip_step and self._update():
             self._hidden = [
-                (p, p.grad) for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None
+                (p, p.grad)
+                for group in self.optimizer.param_groups
+                for p in group["params"]
+                if p.grad is not None
             ]
             for parameter, _ in self._hidden:
                 parameter.grad = None
@@ -251,7 +260,9 @@ class Method:
         try:
             record = self.update(step, self._reached())
         except NonFiniteGradientError:
-            warnings.warn(f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2)
+            warnings.warn(
+                f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2
+            )
             return False
         if record is not None:
             for hook in list(self._update_hooks.values()):
@@ -260,7 +271,9 @@ class Method:
 
     def _reached(self) -> list[SparseWeight]:
         """The weights that a backward pass has reached in this step, on any process."""
-        ran = torch.tensor([float(self._hook(w).ran) for w in self.weights], device=self._parameters[0].device)
+        ran = torch.tensor(
+            [float(self._hook(w).ran) for w in self.weights], device=self._parameters[0].device
+        )
         if self.distributed:
             dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
         reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]

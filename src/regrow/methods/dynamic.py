@@ -60,7 +60,12 @@ class Dynamic(Method):
         self.schedule = schedules.drop_schedule(schedule)
         self.stop_step = math.floor(self.stop_fraction * require_count("total_steps", total_steps))
         super().__init__(
-            model, optimizer, total_steps=total_steps, skip_step=skip_step, seed=seed, process_group=process_group
+            model,
+            optimizer,
+            total_steps=total_steps,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
         )
 
     def drop_score(self, weight: SparseWeight) -> Tensor:
@@ -93,7 +98,9 @@ class Dynamic(Method):
     def update(self, step: int, weights: list[SparseWeight]) -> Record:
         """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""
         fraction = self.fraction(step)
-        moves = [(weight, *self._choose(weight, step, fraction)) for weight in weights if weight.nnz < weight.numel]
+        moves = [
+            (weight, *self._choose(weight, step, fraction)) for weight in weights if weight.nnz < weight.numel
+        ]
         layers = {}
         for weight, drop, grow in moves:
             before = weight.nnz
@@ -118,7 +125,7 @@ class Dynamic(Method):
     def _explore(self, weight: SparseWeight, explored: Tensor | None = None) -> Tensor:
         """Add the present connections to those that were ever active (In-Time Over-Parameterization's R_s)."""
         state = self.optimizer.state
-        known = state[weight.parameter] if weight.parameter in state else {}
+        known = state.get(weight.parameter, {})
         explored = weight.explored(known.get(EXPLORED) if explored is None else explored)
         if known or not self._stateful:  # Adam takes a state that is not empty for one that is complete
             state[weight.parameter][EXPLORED] = explored

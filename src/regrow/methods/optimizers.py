@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+import inspect
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -72,16 +73,9 @@ def probe(optimizer: Optimizer, weights: list[SparseWeight]) -> bool:
 
 def _probe_group(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     like = group["params"][0]
-    active = torch.eye(4, 6, dtype=torch.bool, device=like.device)
+    active = torch.ones(4, 6, dtype=torch.bool, device=like.device).tril()
     weight = nn.Parameter(active.to(like.dtype))
-    # the same object with other parameters: a constructor might want arguments that nobody knows any more
-    trial: Optimizer = object.__new__(type(optimizer))
-    trial.__dict__.update(optimizer.__dict__)
-    trial.__dict__.pop("step", None)  # schedulers put a counting wrapper here
-    trial.param_groups = [{**group, "params": [weight]}]
-    trial.state = defaultdict(dict)
-    trial._optimizer_step_pre_hooks = OrderedDict()
-    trial._optimizer_step_post_hooks = OrderedDict()
+    trial = _trial(optimizer, group, weight)
     calls = 0
 
     def closure() -> Tensor:
@@ -109,6 +103,19 @@ def _probe_group(optimizer: Optimizer, group: dict[str, Any]) -> bool:
             "fresh state is zero: SGD, Adam, AdamW, Adagrad, RMSprop, NAdam, RAdam, ASGD, Adadelta, ..."
         )
     return bool(trial.state[weight])
+
+
+def _trial(optimizer: Optimizer, group: dict[str, Any], weight: nn.Parameter) -> Optimizer:
+    """An optimizer of the same kind and settings for `weight` alone."""
+    cls = type(optimizer)
+    settings = {key: group[key] for key in inspect.signature(cls).parameters if key in group and key != "params"}
+    try:
+        return cls([weight], **settings)  # type: ignore[arg-type]
+    except TypeError:  # the constructor wants what the group does not tell: as pickle does it, then
+        trial: Optimizer = object.__new__(cls)
+        groups = [{**group, "params": [weight]}]
+        trial.__setstate__({"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups})
+        return trial
 
 
 def _misfit(weight: nn.Parameter, active: Tensor, state: dict[str, Any]) -> str | None:
@@ -142,7 +149,7 @@ def companions(optimizer: Optimizer, weight: SparseWeight) -> list[Tensor]:
     """
     parameter = weight.parameter
     found = [] if parameter.grad is None else [parameter.grad]
-    state = optimizer.state[parameter] if parameter in optimizer.state else {}
+    state = optimizer.state.get(parameter, {})
     for key, value in state.items():
         if key.startswith(PREFIX) or not isinstance(value, Tensor):
             continue

@@ -46,7 +46,13 @@ _records: dict[str, MethodRecord] = {}
 
 
 def register(
-    *, name: str, paper: str = "", line: str = "", drop: str = "own", grow: str = "own", redistribute: str = "none"
+    *,
+    name: str,
+    paper: str = "",
+    line: str = "",
+    drop: str = "own",
+    grow: str = "own",
+    redistribute: str = "none",
 ) -> Callable[[M], M]:
     """Class decorator that makes a method known by `name` to the command line and to the common tests.
 
@@ -57,7 +63,9 @@ def register(
     def record(cls: M) -> M:
         taken = _records.get(name)
         if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
-            raise RegrowValueError(f"`name` {name!r} is taken by {taken.cls.__module__}.{taken.cls.__qualname__}")
+            raise RegrowValueError(
+                f"`name` {name!r} is taken by {taken.cls.__module__}.{taken.cls.__qualname__}"
+            )
         _records[name] = MethodRecord(name, cls, paper, line, drop, grow, redistribute)
         return cls
 
