@@ -75,7 +75,8 @@ ERK_DENSITIES = {  # kernel: density at sparsity .8, .9, .95
 
 
 @pytest.mark.parametrize(
-    ("column", "sparsity", "factor", "capped"), [(0, 0.8, 99.5617, 8), (1, 0.9, 48.7866, 1), (2, 0.95, 24.3721, 0)]
+    ("column", "sparsity", "factor", "capped"),
+    [(0, 0.8, 99.5617, 8), (1, 0.9, 48.7866, 1), (2, 0.95, 24.3721, 0)],
 )
 def test_erk_densities_of_resnet50(column: int, sparsity: float, factor: float, capped: int) -> None:
     shapes = resnet50()
@@ -87,7 +88,9 @@ def test_erk_densities_of_resnet50(column: int, sparsity: float, factor: float, 
     assert eps(shapes, found) == pytest.approx(factor, rel=1e-5)
 
 
-@pytest.mark.parametrize(("sparsity", "factor", "capped"), [(0.8, 45.696, 5), (0.9, 22.588, 1), (0.95, 11.252, 1)])
+@pytest.mark.parametrize(
+    ("sparsity", "factor", "capped"), [(0.8, 45.696, 5), (0.9, 22.588, 1), (0.95, 11.252, 1)]
+)
 def test_er_of_resnet50(sparsity: float, factor: float, capped: int) -> None:
     shapes = resnet50()
     found = topology.distribute("er", shapes, sparsity)
@@ -177,8 +180,14 @@ def test_generators_are_a_pure_function_of_their_words() -> None:
     [
         ("erkk", r"`distribution` must be one of uniform, er, erk.*got 'erkk', did you mean `erk`"),
         (lambda shapes, s: {}, r"`distribution` cannot be met.*missing or unknown: \['0.weight'\]"),
-        (lambda shapes, s: {"0.weight": 1.0}, r"`distribution` cannot be met: layer `0.weight`.*sparsity 1, allowed"),
-        (lambda shapes, s: {"0.weight": -0.5}, r"`distribution` cannot be met: layer `0.weight`.*sparsity -0.5"),
+        (
+            lambda shapes, s: {"0.weight": 1.0},
+            r"`distribution` cannot be met: layer `0.weight`.*sparsity 1, allowed",
+        ),
+        (
+            lambda shapes, s: {"0.weight": -0.5},
+            r"`distribution` cannot be met: layer `0.weight`.*sparsity -0.5",
+        ),
     ],
 )
 def test_a_distribution_that_cannot_be_met(distribution: object, message: str) -> None:

@@ -23,7 +23,9 @@ def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tenso
     return gradient.abs()
 
 
-def random_positions(weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
+def random_positions(
+    weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
+) -> Tensor:
     """`count` positions drawn uniformly from all but `survivors` (SET), ascending, int64 [count].
 
     Drawn by rank among the free positions, so that every storage draws alike without a dense array.

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from regrow.errors import RegrowValueError, closest
+from regrow.weights import views
 
 Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
 
@@ -42,7 +43,7 @@ class Layer:
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
-    """Every weight of two or more dimensions, with the verdict of the default rule.
+    """Every weight of two or more dimensions but compressed ones, with the verdict of the default rule.
 
     Sparse by default: Linear, convolutions but depthwise ones, the Conv1D of the transformers library, the
     projections of `nn.MultiheadAttention` and recurrent weights; never an embedding or a weight tied to one.
@@ -58,7 +59,9 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 raise RegrowValueError(
                     f"`model` holds a lazy layer without a shape: `{name}`.\nRun one batch through the model first."
                 )
-            if parameter.dim() < 2:
+            if parameter.dim() < 2 or any(
+                w.parameter is parameter and w.storage == "compressed" for w in views(module)
+            ):
                 continue
             owners.setdefault(id(parameter), []).append((name, module))
             layers.append((name, module, parameter_name))
@@ -92,7 +95,9 @@ def _dense_because(
 
 def _is_conv1d(module: nn.Module) -> bool:
     """The transformers library's Conv1D, a linear layer with a transposed weight."""
-    return any(c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__)
+    return any(
+        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
+    )
 
 
 def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[str]:
@@ -108,11 +113,15 @@ def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[st
     if callable(selector):
         picked = {layer.weight_name for layer in layers if selector(layer.name, layer.module)}
         if not picked:
-            raise RegrowValueError(f"`{argument}` picks no layer: the predicate was false for {_names(layers)}")
+            raise RegrowValueError(
+                f"`{argument}` picks no layer: the predicate was false for {_names(layers)}"
+            )
         return picked
     globs = [selector] if isinstance(selector, str) else list(selector)
     if not globs:
-        raise RegrowValueError(f"`{argument}` is empty, allowed are globs of layer names such as {_names(layers)}")
+        raise RegrowValueError(
+            f"`{argument}` is empty, allowed are globs of layer names such as {_names(layers)}"
+        )
     return {name for glob in globs for name in matching(argument, glob, layers)}
 
 

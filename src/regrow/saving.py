@@ -59,7 +59,9 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     from safetensors.torch import save_file
 
     if not sparse_weights(model):
-        raise RegrowRuntimeError("`model` is not sparse.\nDid you forget to call regrow.sparsify(model, ...)?")
+        raise RegrowRuntimeError(
+            "`model` is not sparse.\nDid you forget to call regrow.sparsify(model, ...)?"
+        )
     tensors: dict[str, Tensor] = dict(model.state_dict())
     layers = {}
     for name, module in model.named_modules():
@@ -69,7 +71,11 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
             for key in keys(base):
                 tensors.pop(key, None)
             tensors.update(to_csr(base, weight.shape, weight.positions(), weight.values()))
-            layers[base] = {"shape": list(weight.shape), "storage": weight.storage, "asked": weight.record.asked}
+            layers[base] = {
+                "shape": list(weight.shape),
+                "storage": weight.storage,
+                "asked": weight.record.asked,
+            }
     metadata = {"regrow": FORMAT, "layers": json.dumps(layers)}
     own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     return write_atomically(file, lambda path: save_file(own, path, metadata=metadata))
@@ -120,7 +126,9 @@ def _check_architecture(layers: dict[str, Any], into: nn.Module) -> None:
                 f"`into` must hold `{name}` of shape {tuple(layer['shape'])}, got {shapes.get(name, 'no such weight')}"
             )
     if sparse.keys() - layers.keys():
-        raise RegrowValueError(f"`into` is sparse where the file is dense: {sorted(sparse.keys() - layers.keys())}")
+        raise RegrowValueError(
+            f"`into` is sparse where the file is dense: {sorted(sparse.keys() - layers.keys())}"
+        )
 
 
 def _sparsify_like(layers: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module) -> None:

@@ -132,11 +132,15 @@ def _choose(
         dense_because[chosen[0].weight_name] = "first layer, dense under uniform"
         chosen = chosen[1:]
     sparse = [w.name for w in sparse_weights(model)]
-    again = [layer.weight_name for layer in chosen if list(views(layer.module))]
-    if again or (sparse and not chosen):
-        raise RegrowValueError(f"`model` is sparse already: {again or sparse}\nCall regrow.densify(model) first.")
+    if sparse and (include is None or any(layer.weight_name in sparse for layer in chosen)):
+        raise RegrowValueError(
+            f"`model` is sparse already: {sparse}\nCall regrow.densify(model) first, or name others with `include`."
+        )
     if not chosen:
-        reasons = "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items()) or "it has no weights"
+        reasons = (
+            "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items())
+            or "it has no weights"
+        )
         raise RegrowValueError(f"`model` has nothing to sparsify ({reasons}).\nName layers with `include`.")
     for layer in layers:
         if layer.weight_name not in names and dense_because[layer.weight_name] is None:
@@ -156,7 +160,11 @@ def _topology(
     """Density asked for and initial positions of each chosen weight."""
     says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
     if says_all != (sparsity is None):
-        what = "a dictionary as `distribution` or `init` says everything itself" if says_all else "it must be in [0, 1)"
+        what = (
+            "a dictionary as `distribution` or `init` says everything itself"
+            if says_all
+            else "it must be in [0, 1)"
+        )
         raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
     if isinstance(init, Mapping):
         positions = _own_masks(init, shapes)
@@ -167,7 +175,9 @@ def _topology(
         assert sparsity is not None
         sparsities = topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity))
     counts = {name: topology.connections(shapes[name], s) for name, s in sparsities.items()}
-    return {name: 1 - s for name, s in sparsities.items()}, _initial(model, chosen, shapes, counts, init, seed)
+    return {name: 1 - s for name, s in sparsities.items()}, _initial(
+        model, chosen, shapes, counts, init, seed
+    )
 
 
 def shapes_size(shape: tuple[int, ...]) -> int:
@@ -219,11 +229,15 @@ def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) 
     _check_shapes("init", masks, shapes)
     for name, mask in masks.items():
         if mask.dtype != torch.bool or not mask.any():
-            raise RegrowValueError(f"`init[{name!r}]` must be a boolean mask with a connection, got {mask.dtype}")
+            raise RegrowValueError(
+                f"`init[{name!r}]` must be a boolean mask with a connection, got {mask.dtype}"
+            )
     return {name: masks[name].reshape(-1).nonzero().view(-1) for name in shapes}
 
 
-def _check_shapes(argument: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+def _check_shapes(
+    argument: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != dict(shapes):
         raise RegrowValueError(f"`{argument}` must give one tensor for each of {dict(shapes)}, got {given}")
@@ -246,8 +260,12 @@ def _plan(
             "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
         )
     kind = "compressed" if storage == "compressed" else "masked"
-    reason = "kernels for compressed storage are not built in yet" if storage == "auto" and not obstacle else ""
-    return Plan(layer, asked[name], positions[name], kind, obstacle if storage == "auto" and obstacle else reason)
+    reason = (
+        "kernels for compressed storage are not built in yet" if storage == "auto" and not obstacle else ""
+    )
+    return Plan(
+        layer, asked[name], positions[name], kind, obstacle if storage == "auto" and obstacle else reason
+    )
 
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
@@ -276,7 +294,9 @@ def _note_dense(layers: list[Layer], plans: list[Plan], dense_because: dict[str,
     planned = {plan.layer.weight_name for plan in plans}
     for layer in layers:
         if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
-            record = Record(layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or "")
+            record = Record(
+                layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
+            )
             layer.module.__dict__.setdefault("_regrow", {})[layer.parameter_name] = record
 
 

@@ -70,7 +70,10 @@ class Summary:
             for row in self.rows
         ]
         widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = ["  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in (head, *body)]
+        lines = [
+            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+            for line in (head, *body)
+        ]
         lines.append(
             f"{self.connections:,} connections, sparsity {self.sparsity:.4f} over the sparse weights; "
             f"{self.parameters:,} parameters with everything"
@@ -91,7 +94,9 @@ def summary(model: nn.Module) -> Summary:
     known = records(model)
     if not known:
         rows = [
-            LayerSummary(y.weight_name, y.shape, 1.0, 1.0, _size(y.shape), "dense", y.dense_because or "not sparsified")
+            LayerSummary(
+                y.weight_name, y.shape, 1.0, 1.0, _size(y.shape), "dense", y.dense_because or "not sparsified"
+            )
             for y in find_layers(model)
         ]
         return Summary(tuple(rows), sum(p.numel() for p in model.parameters()))
@@ -99,7 +104,9 @@ def summary(model: nn.Module) -> Summary:
     for name, record in known.items():
         count = sparse[name].nnz if name in sparse else _size(record.shape)
         density = count / _size(record.shape)
-        rows.append(LayerSummary(name, record.shape, record.asked, density, count, record.storage, record.reason))
+        rows.append(
+            LayerSummary(name, record.shape, record.asked, density, count, record.storage, record.reason)
+        )
     stored = sum(p.numel() for p in model.parameters())
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
     return Summary(tuple(rows), stored - idle)

@@ -50,7 +50,10 @@ class Case:
 
     def method(self, model: nn.Module, optimizer: Optimizer, **options: Any) -> Method:
         """The method on a model and its optimizer, with an update every `EVERY` steps where it has updates."""
-        common = {"total_steps": STEPS, **({"update_every": EVERY} if "update_every" in self.arguments else {})}
+        common = {
+            "total_steps": STEPS,
+            **({"update_every": EVERY} if "update_every" in self.arguments else {}),
+        }
         return self.cls(model, optimizer, **{**common, **self.options, **options})
 
 
@@ -69,12 +72,14 @@ class Run:
         self.method = self.case.method(self.model, self.optimizer) if self.attach else None
         self.loss = float("nan")
 
-    def backward(self, step: int, part: slice = slice(None), share: float = 1.0, autocast: bool = False) -> None:
+    def backward(
+        self, step: int, part: slice = slice(None), share: float = 1.0, autocast: bool = False
+    ) -> None:
         """One backward pass on the batch of `step`, or on a part of it."""
         x, y = batch(step, self.dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = functional.cross_entropy(self.model(x[part]), y[part]) * share
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         self.loss = float(loss.detach())
 
     def train(self, start: int, stop: int, *, autocast: bool = False) -> Iterator[int]:
@@ -144,7 +149,9 @@ def _check_invariants(case: Case, optimizer_name: str, autocast: bool) -> None:
             at = f"{where}, step {step}, `{weight.name}`"
             _check_zeros(run, weight, at)
             if not updated or weight.name not in records[-1]["layers"]:
-                assert torch.equal(weight.positions(), previous[i]), f"{at}: the topology moved without an update"
+                assert torch.equal(weight.positions(), previous[i]), (
+                    f"{at}: the topology moved without an update"
+                )
                 continue
             moved = records[-1]["layers"][weight.name]
             count = len(previous[i]) - moved["dropped"] + moved["grown"]
@@ -245,7 +252,9 @@ def check_resume(case: Case) -> None:
         assert resumed.method.step == middle, f"continues at step {resumed.method.step}, not {middle}"
         for _ in resumed.train(middle, STEPS):
             pass
-        _assert_same(whole, resumed, f"resumed, method attached {'before' if attach_first else 'after'} loading")
+        _assert_same(
+            whole, resumed, f"resumed, method attached {'before' if attach_first else 'after'} loading"
+        )
 
 
 def check_micro_batches(case: Case) -> None:
@@ -287,7 +296,9 @@ def check_both_storages(case: Case) -> None:
         next(masked.train(step, step + 1))
         assert masked.topology() == compressed.topology(), f"masked and compressed part at step {step}"
         for a, b in zip(masked.dense(), compressed.dense(), strict=True):
-            assert torch.allclose(a, b, rtol=0, atol=1e-9), f"weights differ by {float((a - b).abs().max()):g}"
+            assert torch.allclose(a, b, rtol=0, atol=1e-9), (
+                f"weights differ by {float((a - b).abs().max()):g}"
+            )
 
 
 def _in_masked_storage(model: nn.Module) -> nn.Module:
@@ -341,7 +352,8 @@ def _refused(*words: str) -> Iterator[None]:
         yield
     except RegrowError as error:
         for word in words:
-            assert word in str(error), f"the error does not say {word!r}: {error}"
+            if word not in str(error):
+                raise AssertionError(f"the error does not say {word!r}: {error}") from error
         return
     raise AssertionError(f"no RegrowError was raised; expected one that says {', '.join(words)}")
 

@@ -98,7 +98,13 @@ def test_forward_and_backward(
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck(bias: bool) -> None:
     sparse = layer(7, 9, 20, bias, torch.float64)
-    index = [sparse.weight_crow, sparse.weight_col, sparse.weight_crow_t, sparse.weight_row_t, sparse.weight_order]
+    index = [
+        sparse.weight_crow,
+        sparse.weight_col,
+        sparse.weight_crow_t,
+        sparse.weight_row_t,
+        sparse.weight_order,
+    ]
     x = torch.randn(3, 2, 9, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
@@ -111,7 +117,13 @@ def test_gradcheck(bias: bool) -> None:
 @pytest.mark.parametrize("lead", [(4,), (2, 3)])
 def test_opcheck(lead: tuple[int, ...]) -> None:
     sparse = layer(7, 9, 20, True, torch.float32)
-    index = [sparse.weight_crow, sparse.weight_col, sparse.weight_crow_t, sparse.weight_row_t, sparse.weight_order]
+    index = [
+        sparse.weight_crow,
+        sparse.weight_col,
+        sparse.weight_crow_t,
+        sparse.weight_row_t,
+        sparse.weight_order,
+    ]
     x = torch.randn(*lead, 9, requires_grad=True)
     torch.library.opcheck(sparse_linear, (x, sparse.weight_values, sparse.bias, *index))
 
@@ -163,7 +175,10 @@ def test_weight_is_a_read_only_view() -> None:
     ("x", "message"),
     [
         (torch.zeros(3, 8), r"`input` must have 9 as its last dimension, got shape \(3, 8\)"),
-        (torch.zeros(3, 9, dtype=torch.float64), r"`input` must be of the weight's dtype torch.float32, got torch.fl"),
+        (
+            torch.zeros(3, 9, dtype=torch.float64),
+            r"`input` must be of the weight's dtype torch.float32, got torch.fl",
+        ),
     ],
 )
 def test_input_that_does_not_fit(x: Tensor, message: str) -> None:

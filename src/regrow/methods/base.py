@@ -76,6 +76,7 @@ class Method:
         self._counts = False
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._attach()
+        self.optimizer.param_groups[0].setdefault(STEP, 0)
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
 

@@ -54,6 +54,7 @@ class Dynamic(Method):
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
+        self._tracks = False
         self.drop_fraction = require_fraction("drop_fraction", drop_fraction, one=True)
         self.update_every = require_count("update_every", update_every)
         self.stop_fraction = require_fraction("stop_fraction", stop_fraction, one=True)
@@ -110,7 +111,7 @@ class Dynamic(Method):
             layers[weight.name] = {
                 "dropped": before + new - weight.nnz,
                 "grown": new,
-                "explored": weight.explored_count(explored) / weight.numel,
+                "explored": weight.explored_share(explored),
             }
         return {"step": step, "fraction": fraction, "layers": layers}
 
@@ -121,6 +122,13 @@ class Dynamic(Method):
         stays[drop] = False
         survivors = weight.positions()[stays]
         return drop, self.grow(weight, count, survivors, self.random(step, weight))
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._after(optimizer, args, kwargs)
+        if not self._tracks:  # from the first step on, so that a checkpoint of any step has the same keys
+            self._tracks = True
+            for weight in self.weights:
+                self._explore(weight)
 
     def _explore(self, weight: SparseWeight, explored: Tensor | None = None) -> Tensor:
         """Add the present connections to those that were ever active (In-Time Over-Parameterization's R_s)."""

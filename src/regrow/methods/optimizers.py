@@ -108,13 +108,17 @@ def _probe_group(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 def _trial(optimizer: Optimizer, group: dict[str, Any], weight: nn.Parameter) -> Optimizer:
     """An optimizer of the same kind and settings for `weight` alone."""
     cls = type(optimizer)
-    settings = {key: group[key] for key in inspect.signature(cls).parameters if key in group and key != "params"}
+    settings = {
+        key: group[key] for key in inspect.signature(cls).parameters if key in group and key != "params"
+    }
     try:
-        return cls([weight], **settings)  # type: ignore[arg-type]
+        return cls([weight], **settings)
     except TypeError:  # the constructor wants what the group does not tell: as pickle does it, then
         trial: Optimizer = object.__new__(cls)
         groups = [{**group, "params": [weight]}]
-        trial.__setstate__({"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups})
+        trial.__setstate__(
+            {"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups}
+        )
         return trial
 
 

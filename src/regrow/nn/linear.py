@@ -41,7 +41,9 @@ class SparseLinear(nn.Module):
             if not 0 < size <= LIMIT:
                 raise RegrowValueError(f"`{name}` must be in [1, 2^31 - 1], got {size}")
         if len(positions) > LIMIT:
-            raise RegrowValueError(f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}")
+            raise RegrowValueError(
+                f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}"
+            )
         self.in_features = in_features
         self.out_features = out_features
         tensors = to_csr("weight", (out_features, in_features), positions, values)
@@ -61,7 +63,7 @@ class SparseLinear(nn.Module):
         """The connections at `positions` of a dense layer, with the layer's own bias parameter."""
         values = linear.weight.detach().reshape(-1)[positions]
         sparse = cls(linear.in_features, linear.out_features, bias=False, positions=positions, values=values)
-        sparse.bias = linear.bias
+        sparse.register_parameter("bias", linear.bias)
         sparse.weight_values.requires_grad_(linear.weight.requires_grad)
         return sparse.train(linear.training)
 
@@ -69,7 +71,7 @@ class SparseLinear(nn.Module):
         """The dense layer with weight `dense` [out_features, in_features] and this layer's bias parameter."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         linear.weight = nn.Parameter(dense, requires_grad=self.weight_values.requires_grad)
-        linear.bias = self.bias
+        linear.register_parameter("bias", self.bias)
         return linear.train(self.training)
 
     @property
@@ -80,7 +82,8 @@ class SparseLinear(nn.Module):
         return csr(crow, col, self.weight_values.detach()[: int(crow[-1]), 0], self.in_features)
 
     def forward(self, input: Tensor) -> Tensor:
-        values, bias = self.weight_values, self.bias
+        values: Tensor = self.weight_values
+        bias: Tensor | None = self.bias
         if input.shape[-1] != self.in_features:
             raise RegrowRuntimeError(
                 f"`input` must have {self.in_features} as its last dimension, got shape {tuple(input.shape)}"
@@ -89,9 +92,11 @@ class SparseLinear(nn.Module):
         if torch.is_autocast_enabled(kind) and values.dtype == torch.float32:
             dtype = torch.get_autocast_dtype(kind)
             input, values = input.to(dtype), values.to(dtype)
-            bias = None if bias is None else bias.to(dtype)  # type: ignore[assignment]
+            bias = None if bias is None else bias.to(dtype)
         if input.dtype != values.dtype:
-            raise RegrowRuntimeError(f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}")
+            raise RegrowRuntimeError(
+                f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}"
+            )
         output: Tensor = sparse_linear(
             input,
             values,

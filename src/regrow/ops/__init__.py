@@ -1,0 +1,1 @@
+"""Operators on sparse weights: kernels, and their reference on plain torch."""

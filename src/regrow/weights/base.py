@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
+from regrow.ops import sketch
 from regrow.weights.hook import hook_of
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -171,7 +172,9 @@ class SparseWeight(ABC):
         """
         hook = hook_of(self.parameter)
         if hook is None or hook.stash is None:
-            raise RegrowRuntimeError(f"`{self.name}` has no dense gradient: no backward pass was stashed in this step")
+            raise RegrowRuntimeError(
+                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step"
+            )
         return hook.stash
 
     @abstractmethod
@@ -209,16 +212,17 @@ class SparseWeight(ABC):
             RegrowRuntimeError: where more connections would result than there is room for.
         """
 
-    @abstractmethod
     def explored(self, before: Tensor | None) -> Tensor:
         """The connections that were ever active: those in `before`, which this returned, and the present ones.
 
-        It lives in ``optimizer.state[p]``, whose tensors `load_state_dict` casts to the parameter's dtype.
+        A sketch of fixed size (`regrow.ops.sketch`), since it lives in ``optimizer.state[p]``: there
+        `load_state_dict` casts it to the parameter's dtype, and torch.distributed.checkpoint loads in place.
         """
+        return sketch.add(self.positions(), self.numel, before)
 
-    @abstractmethod
-    def explored_count(self, explored: Tensor) -> int:
-        """How many connections `explored` holds."""
+    def explored_share(self, explored: Tensor) -> float:
+        """The share of all positions that `explored` holds."""
+        return sketch.count(explored, self.numel) / self.numel
 
     @abstractmethod
     def assign(self, positions: Tensor, values: Tensor) -> None:
@@ -226,9 +230,7 @@ class SparseWeight(ABC):
 
     def fingerprint(self) -> int:
         """A number that tells two topologies apart, the same in every storage."""
-        mixed = self.positions() * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E019
-        mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653
-        return int((mixed ^ (mixed >> 32)).sum())
+        return int(sketch.mix(self.positions()).sum())
 
     def remember(self) -> None:
         """Note the topology as the one that regrow knows."""

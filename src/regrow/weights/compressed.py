@@ -130,16 +130,6 @@ class CompressedWeight(SparseWeight):
         self._write_index(after)
         return int((~known).sum())
 
-    def explored(self, before: Tensor | None) -> Tensor:
-        # positions, disguised bit by bit as numbers of the parameter's dtype: a cast to it changes nothing
-        positions = self.positions()
-        if before is not None:
-            positions = torch.cat([before.view(torch.int64), positions]).unique()
-        return positions.view(self.parameter.dtype)
-
-    def explored_count(self, explored: Tensor) -> int:
-        return len(explored.view(torch.int64))
-
     def assign(self, positions: Tensor, values: Tensor) -> None:
         if len(positions) != self.capacity:
             self.resize(len(positions))

@@ -74,7 +74,9 @@ def read(state: State, base: str, weight: SparseWeight) -> tuple[Tensor, Tensor]
     return positions, dense.detach().reshape(-1)[positions]
 
 
-def from_csr(base: str, shape: tuple[int, ...], values: Tensor, crow: Tensor, col: Tensor) -> tuple[Tensor, Tensor]:
+def from_csr(
+    base: str, shape: tuple[int, ...], values: Tensor, crow: Tensor, col: Tensor
+) -> tuple[Tensor, Tensor]:
     """Positions and values [nnz] of a CSR matrix, its index checked whole.
 
     Raises:
@@ -92,9 +94,13 @@ def from_csr(base: str, shape: tuple[int, ...], values: Tensor, crow: Tensor, co
             f"got {tuple(values.shape)} and {tuple(col.shape)}"
         )
     used = col[:nnz].long()
-    if nnz and not (0 <= used.min() and used.max() < columns):
-        raise RegrowValueError(f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}")
-    positions = torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff().long()) * columns + used
+    if nnz and (used.min() < 0 or used.max() >= columns):
+        raise RegrowValueError(
+            f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}"
+        )
+    positions = (
+        torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff().long()) * columns + used
+    )
     if (positions.diff() <= 0).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
     return positions, values.detach()[:nnz, 0]

@@ -43,7 +43,9 @@ class MaskedWeight(SparseWeight):
 
     def restrict(self, gradient: Tensor) -> Tensor:
         # where, not times: inf * 0 is nan
-        return torch.where(self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device))
+        return torch.where(
+            self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)
+        )
 
     def stash(self, gradient: Tensor, before: Tensor | None) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
@@ -72,12 +74,6 @@ class MaskedWeight(SparseWeight):
             tensor.masked_fill_(~kept, 0)
         self.remember()
         return int(self._mask.count_nonzero() - kept.count_nonzero())
-
-    def explored(self, before: Tensor | None) -> Tensor:
-        return self._mask.clone() if before is None else before.bool() | self._mask
-
-    def explored_count(self, explored: Tensor) -> int:
-        return int(explored.count_nonzero())
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         mask = self._mask

@@ -1,0 +1,37 @@
+"""The sketch of distinct positions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from regrow.ops import sketch
+from regrow.topology import generator, sample
+
+
+@pytest.mark.parametrize("population", [1, 100, sketch.SIZE])
+def test_small_populations_are_counted_exactly(population: int) -> None:
+    entries, seen = None, set()
+    for i in range(5):
+        positions = sample(population // 3, population, generator(i))
+        entries = sketch.add(positions, population, entries)
+        seen |= set(positions.tolist())
+    assert entries is not None
+    assert sketch.count(entries, population) == len(seen)
+
+
+@pytest.mark.parametrize("distinct", [1, 1000, 30_000, 300_000, 3_000_000])
+def test_large_populations_within_three_standard_errors(distinct: int) -> None:
+    population = 10**12
+    positions = sample(distinct, population, generator(distinct))
+    half = sketch.add(positions[: distinct // 2], population, None)
+    entries = sketch.add(positions, population, sketch.add(positions[::2], population, half))
+    assert len(entries) == sketch.SIZE
+    assert sketch.count(entries, population) == pytest.approx(distinct, rel=0.025)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_a_cast_changes_nothing(dtype: torch.dtype) -> None:
+    entries = sketch.add(sample(100_000, 10**9, generator(0)), 10**9, None)
+    more = sample(1000, 10**9, generator(1))
+    assert torch.equal(sketch.add(more, 10**9, entries.to(dtype)), sketch.add(more, 10**9, entries))
