@@ -1,0 +1,51 @@
+# `make demo` and `make test` each do everything on a fresh Debian machine with Python 3.11, as root or not.
+#
+# They use the active environment, or make .venv. Variables:
+#   PYTHON=/path/to/python   this environment, or .venv made with this Python
+#   TORCH="torch==2.13.0"    what to install where there is no torch (may hold options of pip);
+#                            a torch that is there is never replaced
+
+SHELL := /bin/bash
+export PYTHON TORCH
+
+.PHONY: help demo test check lint format wheel-test lines clean
+
+help:
+	@echo 'make demo        train a sparse network on Fashion-MNIST with RigL and with Static (5 minutes)'
+	@echo 'make test        install what the tests need and run them'
+	@echo 'make check       the one-minute smoke test of pre-commit'
+	@echo 'make lint        ruff and mypy'
+	@echo 'make format      let ruff put the code into shape'
+	@echo 'make wheel-test  build the wheel and train with it in a clean environment'
+	@echo 'make lines       lines of code per folder'
+	@echo 'make clean       remove what was built (.venv and runs/ stay)'
+
+demo:
+	@scripts/data.sh
+	@python=$$(scripts/setup.sh train) && $$python examples/demo.py $(ARGS)
+
+# Two processes of pytest with one thread of torch each (tests/conftest.py).
+test:
+	@scripts/data.sh
+	@python=$$(scripts/setup.sh train,test) && $$python -m pytest -n 2 $(ARGS)
+
+check:
+	@python=$$(scripts/setup.sh train,test) && $$python -m pytest -q -m smoke $(ARGS)
+
+lint:
+	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check . && \
+		$$python -m ruff format --check . && $$python -m mypy
+
+format:
+	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check --fix . && $$python -m ruff format .
+
+wheel-test:
+	@scripts/data.sh
+	@python=$$(scripts/setup.sh train,test) && scripts/wheel-test.sh $$python
+
+lines:
+	@scripts/lines.sh
+
+clean:
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,0 +1,9 @@
+"""One thread for torch, here and in the processes that tests start.
+
+Small networks do not gain by more, and two processes that share the cores with two OpenMP threads each wait for one
+another ten times longer than they compute.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
