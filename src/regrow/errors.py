@@ -20,8 +20,9 @@ class RegrowRuntimeError(RegrowError, RuntimeError):
 
 def closest(word: str, choices: Iterable[str]) -> str:
     """``", did you mean `x`?"`` for the choice most like `word`, or an empty string."""
-    match = difflib.get_close_matches(word, list(choices), n=1)
-    return f", did you mean `{match[0]}`?" if match else ""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    match = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
+    return f", did you mean `{by_lower_case[match[0]]}`?" if match else ""
 
 
 def require_fraction(name: str, value: object, *, one: bool = False) -> float:

@@ -33,7 +33,10 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     target = Path(file)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
+        temporary.touch()  # with the permissions of an ordinary file, whatever the writer would give it
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
         os.replace(temporary, target)

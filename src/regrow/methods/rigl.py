@@ -14,7 +14,7 @@ from regrow.weights import SparseWeight
 @register(
     name="rigl",
     paper="arXiv 1911.11134",
-    line="Drops the smallest weights and grows where the dense gradient is largest, instead of a weight step.",
+    line="grows where the gradient is largest",
     drop="magnitude",
     grow="gradient",
 )

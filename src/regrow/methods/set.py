@@ -14,7 +14,7 @@ from regrow.weights import SparseWeight
 @register(
     name="set",
     paper="arXiv 1707.04780",
-    line="Drops the smallest weights and grows at random, every update_every steps, after the weight step.",
+    line="grows at random",
     drop="magnitude",
     grow="random",
 )

@@ -14,7 +14,7 @@ from regrow.methods.registry import register
 @register(
     name="static",
     paper="arXiv 1911.11134",
-    line="A fixed random topology: what sparsify alone gives, with steps counted.",
+    line="a fixed topology",
     drop="none",
     grow="none",
 )

@@ -1,0 +1,150 @@
+"""The command ``regrow``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import regrow
+from regrow.errors import RegrowError, RegrowValueError
+from regrow.methods.registry import methods as known_methods
+from regrow.recipes import as_yaml, load, read, shipped
+from regrow.training import Interrupted, RunFolder, bar, build, environment, lines, train
+
+app = typer.Typer(
+    name="regrow",
+    help="Train neural networks that are sparse from the first step to the last.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")
+]
+
+
+@app.command()
+def methods(json_: Json = False) -> None:
+    """List the methods: what each drops and grows, what it needs, where it is published."""
+    rows = [record.to_dict() for record in known_methods().values()]
+    _show(rows, ["name", "drop", "grow", "redistribute", "needs", "paper", "line"], json_)
+
+
+@app.command()
+def recipes(json_: Json = False) -> None:
+    """List the recipes that come with regrow."""
+    rows = []
+    for name in shipped():
+        recipe = load(name)
+        parts = {key: getattr(recipe, key).name for key in ("model", "data", "method")}
+        length = {"epochs": recipe.epochs} if recipe.epochs else {"steps": recipe.steps}
+        rows.append({"name": name, **parts, "sparsify": recipe.sparsify, **length, "line": recipe.line})
+    _show(rows, ["name", "model", "data", "method", "line"], json_)
+
+
+@app.command("train")
+def train_command(
+    context: typer.Context,
+    recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or the path of a YAML file.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change a key.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")
+    ] = None,
+    import_: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Train RECIPE, with keys changed: regrow train fashion-mlp method=set optimizer.lr=0.05 seed=1."""
+    console = Console(stderr=json_)
+    if resume is not None:
+        if recipe is not None or import_:
+            raise RegrowValueError(
+                f"`--resume` {resume} continues with the recipe of that run, got {recipe or '--import'!r} beside it\n"
+                "Leave it out, or start a new run without --resume."
+            )
+        folder = RunFolder.open(resume)
+        if folder.finished:
+            _finish(console, folder, json_, "was finished before")
+            return
+        setup = build(read(resume / "config.yaml"), folder.load_checkpoint())
+    elif recipe is not None:
+        setup = build(load(recipe, overrides or [], import_ or []))
+    else:
+        raise RegrowValueError(f"give a recipe or `--resume RUN`\nShipped are: {', '.join(shipped())}.")
+    config = as_yaml(setup.recipe)
+    console.print(config, markup=False, highlight=False, soft_wrap=True)
+    console.print(str(regrow.summary(setup.model)), markup=False, highlight=False, soft_wrap=True)
+    if resume is None:
+        folder = RunFolder.create(config, setup.recipe.out, f"{setup.recipe.name}-{setup.recipe.method.name}")
+        folder.write_json("environment.json", environment(context.obj))
+    console.print(f"\nrun folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    with bar(console) if console.is_terminal else lines(console) as progress:
+        train(setup, folder, progress)
+    _finish(console, folder, json_, "finished")
+
+
+def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
+    """Draw the pictures and print the summary of a finished run."""
+    from regrow.report import draw  # matplotlib takes a second, which no failing command should wait for
+
+    pictures, note = draw(folder.path)
+    console.print(f"\n{how}: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    text = (folder.path / "summary.txt").read_text(encoding="utf-8")
+    text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
+    console.print(
+        text + (f"\n             {note}" if note else ""), markup=False, highlight=False, soft_wrap=True
+    )
+    if json_:
+        result = {
+            "run": str(folder.path),
+            **folder.read("summary.json"),
+            "pictures": [str(p) for p in pictures],
+        }
+        print(json.dumps(result, indent=2))
+
+
+def _show(rows: list[dict[str, Any]], columns: Iterable[str], json_: bool) -> None:
+    """`rows` as a table of `columns`, or all of them as JSON."""
+    if json_:
+        print(json.dumps(rows, indent=2))
+        return
+    columns = [column for column in columns if any(row.get(column) not in (None, "none") for row in rows)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column != columns[-1])
+    for row in rows:
+        table.add_row(*(str(row.get(column) or "-") for column in columns))
+    Console().print(table, markup=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: an error of regrow's is text on standard error and code 2.
+
+    Args:
+        arguments: those after ``regrow``. Default: those of the process.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        app(given, prog_name="regrow", obj=given)
+    except Interrupted as error:
+        print(f"\n{error}", file=sys.stderr)
+        sys.exit(130)
+    except RegrowError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped at once; the last checkpoint is whole", file=sys.stderr)
+        sys.exit(130)

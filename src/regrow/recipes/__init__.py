@@ -1,0 +1,10 @@
+"""Recipes: what a training run is made of, as YAML, validated whole before anything runs."""
+
+from __future__ import annotations
+
+from regrow.recipes.loading import as_yaml, load, read, shipped
+from regrow.recipes.parts import find, import_file, resolve
+from regrow.recipes.rates import Rate
+from regrow.recipes.schema import Part, Recipe
+
+__all__ = ["Part", "Rate", "Recipe", "as_yaml", "find", "import_file", "load", "read", "resolve", "shipped"]

@@ -1,0 +1,147 @@
+"""Read a recipe: find its file, apply ``key=value`` overrides, and turn every mistake into a clear error."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from regrow.errors import RegrowValueError, closest
+from regrow.recipes.parts import resolve
+from regrow.recipes.schema import Recipe
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with two traps closed: ``1e-4`` is a number (1.2), and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key `{key}` is given twice", problem_mark=node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def shipped() -> dict[str, Path]:
+    """The recipes that come with regrow: name -> file."""
+    folder = Path(str(resources.files("regrow.recipes")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) -> Recipe:
+    """The recipe `name`, changed by `overrides`, checked and resolved.
+
+    Args:
+        name: a shipped recipe, or the path of a YAML file.
+        overrides: ``key=value`` with dots for inner keys, the value in YAML: ``optimizer.lr=0.05``.
+        imports: Python files to import beside those the recipe names.
+
+    Raises:
+        RegrowValueError: naming the key, what was given, what is allowed and the closest match.
+    """
+    known = shipped()
+    path = known.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise RegrowValueError(
+            f"there is no recipe {name!r}{closest(name, known)}\n"
+            f"Shipped are: {', '.join(known)}; or give the path of a YAML file."
+        )
+    raw = _mapping(path)
+    raw.setdefault("name", path.stem)
+    # files named in a recipe lie beside it, those of the command line in the folder one is in
+    files = [str(path.parent / Path(f).expanduser()) for f in raw.get("imports") or []] + list(imports)
+    raw["imports"] = [str(Path(file).resolve()) for file in files]
+    given = [_override(raw, override) for override in overrides]
+    for length, other in (("steps", "epochs"), ("epochs", "steps")):
+        if length in given and other not in given:
+            raw.pop(other, None)  # the length asked for replaces the recipe's, whatever its unit
+    return resolve(_validate(raw, name))
+
+
+def read(path: Path) -> Recipe:
+    """The resolved recipe that a run folder keeps."""
+    return resolve(_validate(_mapping(path), str(path)))
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The YAML text that `read` reads back; a part with its options is one line."""
+    return yaml.safe_dump(
+        recipe.plain(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+    )
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RegrowValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise RegrowValueError(f"{path} must hold a mapping of keys to values, got {raw!r}")
+    return raw
+
+
+def _override(raw: dict[str, Any], text: str) -> str:
+    """Set one ``a.b=value`` in `raw`, where ``a: name`` stands for ``a: {name: name}``; returns the key."""
+    key, equals, value = text.partition("=")
+    *outer, last = key.split(".")
+    if not equals or not all([*outer, last]):
+        raise RegrowValueError(f"an override must be key=value, for example optimizer.lr=0.05, got {text!r}")
+    for word in outer:
+        inner = raw.get(word)
+        if isinstance(inner, str):
+            raw[word] = inner = {"name": inner}
+        elif inner is None:
+            raw[word] = inner = {}
+        elif not isinstance(inner, dict):
+            raise RegrowValueError(f"`{key}`: `{word}` is {inner!r} and has no inner keys")
+        raw = inner
+    try:
+        raw[last] = yaml.load(value, _Loader)
+    except yaml.YAMLError as error:
+        raise RegrowValueError(f"`{key}`: {value!r} is no YAML: {error}") from error
+    return key
+
+
+def _validate(raw: dict[str, Any], where: str) -> Recipe:
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(dict(problem)) for problem in error.errors()]
+        raise RegrowValueError(f"recipe {where}:\n" + "\n".join(lines)) from error
+
+
+def _explain(problem: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors: the key, what was given, what is allowed."""
+    key = ".".join(map(str, problem["loc"]))
+    if problem["type"] == "extra_forbidden":
+        fields = list(Recipe.model_fields)
+        allowed = ", ".join(f"`{name}`" for name in fields)
+        return f"`{key}` is no key of a recipe{closest(key, fields)}\nAllowed are: {allowed}."
+    if problem["type"] == "missing":
+        return f"`{key}` is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not key:
+        return str(message)
+    expected = _expected(key)
+    return f"`{key}`: {message[0].lower()}{message[1:]}, got {problem['input']!r}{expected}"
+
+
+def _expected(key: str) -> str:
+    field = Recipe.model_fields.get(key)
+    if field is None or not field.description:
+        return ""
+    if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        return f"\nA name, or a mapping with `name` and options: {field.description}."
+    return f"\n`{key}` is {field.description}."

@@ -1,0 +1,37 @@
+"""Learning-rate schedules, each a pure function of the step, so that a resumed run needs no state of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from regrow.errors import RegrowValueError
+
+Rate = Callable[[int], float]
+"""step -> factor of the optimizer's learning rate."""
+
+
+def constant(total_steps: int, *, warmup_steps: int = 0) -> Rate:
+    """1 throughout."""
+    return _warm_up(lambda step: 1.0, warmup_steps)
+
+
+def cosine(total_steps: int, *, warmup_steps: int = 0) -> Rate:
+    """(1 + cos(pi t / T)) / 2, from 1 after the warm-up to 0 at the end."""
+    length = max(1, total_steps - warmup_steps)
+    return _warm_up(lambda step: (1 + math.cos(math.pi * (step - warmup_steps) / length)) / 2, warmup_steps)
+
+
+def step(total_steps: int, *, milestones: Sequence[int], factor: float = 0.1, warmup_steps: int = 0) -> Rate:
+    """`factor` to the power of how many `milestones` (in steps) have passed."""
+    if not all(isinstance(at, int) for at in milestones):
+        raise RegrowValueError(f"`schedule.milestones` must be a list of steps, got {milestones!r}")
+    return _warm_up(lambda now: factor ** sum(now >= at for at in milestones), warmup_steps)
+
+
+def _warm_up(rate: Rate, steps: int) -> Rate:
+    """`rate`, but rising in equal steps to 1 over the first `steps` steps."""
+    return lambda step: (step + 1) / steps if step < steps else rate(step)
+
+
+RATES: dict[str, Callable[..., Rate]] = {"constant": constant, "cosine": cosine, "step": step}

@@ -1,0 +1,81 @@
+"""The keys of a recipe, their types and defaults."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+
+class Part(BaseModel):
+    """Something with a name and options: ``rigl``, or ``{name: rigl, update_every: 50}``.
+
+    The name is a built-in one, one registered by an imported file, or ``package.module:function``.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything but the name."""
+        return dict(self.model_extra or {})
+
+    @model_serializer
+    def _plain(self) -> Any:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+
+class Recipe(BaseModel):
+    """One training run. Steps are optimizer steps; an epoch is ``examples // batch_size`` of them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = Field(description="what the run folder is called after; default: the file's name")
+    line: str = Field("", description="one line of description")
+    imports: list[str] = Field(
+        [], description="Python files that register methods or hold functions named here"
+    )
+    model: Part = Field(description="a network, and its options")
+    data: Part = Field(description="a data set, and its options")
+    sparsify: dict[str, Any] = Field({}, description="the arguments of `regrow.sparsify`")
+    method: Part = Field(
+        Part(name="rigl"), description="how the topology evolves; `dense` for a dense network"
+    )
+    optimizer: Part = Field(description="a class of torch.optim, and its options")
+    schedule: Part = Field(Part(name="constant"), description="learning rate: constant, cosine or step")
+    batch_size: int = Field(gt=0, description="examples a step; a last batch that is smaller is left out")
+    epochs: int | None = Field(None, gt=0, description="length of the run, or `steps`")
+    steps: int | None = Field(None, gt=0, description="length of the run in optimizer steps")
+    seed: int = Field(0, ge=0, description="of initial weights, topology and order of data")
+    device: str = Field("auto", description="a torch device; auto: cuda where there is one, else cpu")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is torch.autocast")
+    compile: bool = Field(False, description="torch.compile the model")
+    threads: int | None = Field(None, gt=0, description="CPU threads; default: torch's own choice")
+    log_every: int = Field(100, gt=0, description="steps between two readings of the loss")
+    evaluate_every: int | None = Field(None, gt=0, description="steps between two tests; default: an epoch")
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="steps between two checkpoints; default: an epoch"
+    )
+    out: str | None = Field(None, description="the run folder; default: runs/<recipe>-<method>-<time>")
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Recipe:
+        if (self.epochs is None) == (self.steps is None):
+            given = "both" if self.epochs is not None else "none"
+            raise ValueError(f"give `epochs` or `steps`, one of the two, got {given}")
+        return self
+
+    @property
+    def dense(self) -> bool:
+        """Whether the network is trained without sparsity."""
+        return self.method.name == "dense"
+
+    def plain(self) -> dict[str, Any]:
+        """The recipe as YAML would hold it: only plain values."""
+        return self.model_dump(mode="json")

@@ -1,0 +1,57 @@
+"""One look for all pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")  # files only: no window, no display
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, GREY, BLUE, ORANGE, GREEN = "#22303c", "#8a97a3", "#2a6fbb", "#d9622b", "#3a8a5f"
+
+matplotlib.rcParams.update(
+    {
+        "figure.dpi": 120,
+        "font.size": 10,
+        "figure.constrained_layout.h_pad": 0.1,
+        "figure.constrained_layout.w_pad": 0.1,
+        "axes.titlesize": 11,
+        "axes.titleweight": "bold",
+        "axes.edgecolor": GREY,
+        "axes.labelcolor": INK,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e4e8ec",
+        "axes.axisbelow": True,
+    }
+)
+
+
+def thousands(axes: Axes) -> None:
+    """Steps with a comma, from 0."""
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlim(left=0)
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write `figure` to `path`, beside it first, and return `path`."""
+    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
+    figure.savefig(beside)
+    beside.replace(path)
+    return path
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file; none where there is no such file."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines()]

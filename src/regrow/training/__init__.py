@@ -1,0 +1,11 @@
+"""The loop behind the command line: it builds what a recipe names, trains it, and survives being killed."""
+
+from __future__ import annotations
+
+from regrow.training.build import Setup, build
+from regrow.training.folder import RunFolder
+from regrow.training.loop import Interrupted, train
+from regrow.training.progress import Progress, bar, lines
+from regrow.training.summary import environment
+
+__all__ = ["Interrupted", "Progress", "RunFolder", "Setup", "bar", "build", "environment", "lines", "train"]

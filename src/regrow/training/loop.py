@@ -1,0 +1,290 @@
+"""The training loop: ordinary torch, a log, a test and a checkpoint now and then, and a way back after a kill."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import regrow
+from regrow.data import order
+from regrow.errors import RegrowError, RegrowRuntimeError
+from regrow.saving import write_atomically
+from regrow.training.build import Setup, seed_everything
+from regrow.training.folder import RunFolder
+from regrow.training.pixels import PixelMap, describe
+from regrow.training.progress import Progress, Status
+from regrow.training.summary import summarize
+
+
+class Interrupted(RegrowError):
+    """The run was asked to stop; its checkpoint is written."""
+
+
+def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
+    """Train `setup` in `folder`, from its last checkpoint where it has one, to the end.
+
+    Returns:
+        What ``summary.json`` holds.
+
+    Raises:
+        Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
+        RegrowRuntimeError: loss or weights that are not finite, or a disk that is full; the last
+            checkpoint is whole.
+    """
+    try:
+        return _Run(setup, folder, progress).to_the_end()
+    finally:
+        folder.close()
+
+
+class _Run:
+    """One run: what it is made of, and where it stands."""
+
+    def __init__(self, setup: Setup, folder: RunFolder, progress: Progress) -> None:
+        self.setup, self.folder, self.progress = setup, folder, progress
+        recipe, device, data = setup.recipe, setup.device, setup.data
+        self.model, self.optimizer = setup.model, setup.optimizer
+        self.inputs, self.targets = data.train_inputs.to(device), data.train_targets.to(device)
+        self.test_inputs, self.test_targets = data.test_inputs.to(device), data.test_targets.to(device)
+        self.log_every = recipe.log_every
+        self.evaluate_every = recipe.evaluate_every or setup.steps_per_epoch
+        self.checkpoint_every = recipe.checkpoint_every or setup.steps_per_epoch
+        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.pixels = PixelMap.of(self.model, self.inputs)
+        self.losses: list[Tensor] = []  # of the steps since `logged`, read together
+        self.logged = 0
+        self.status = Status(0, setup.total_steps, regrow.summary(self.model).sparsity)
+        # set by the schedule at every step, so that what the optimizer holds now is the last one's
+        self.rate = self.optimizer.defaults.get("lr")
+        if checkpoint := setup.checkpoint:
+            self.status = Status(**checkpoint["status"])
+            self.losses = [torch.tensor(loss, device=device) for loss in checkpoint["losses"]]
+            self.logged = self.status.step - len(self.losses)
+            _set_random(checkpoint["random"])
+        else:
+            seed_everything(recipe.seed)  # building data and model used it up by an amount of their own
+            folder.write_json("data.json", describe(data, recipe.data.name))
+            if self.pixels:
+                folder.append("maps.jsonl", self.pixels.record(0))
+        if setup.method is not None:
+            setup.method.register_update_hook(self.updated)
+
+    def to_the_end(self) -> dict[str, Any]:
+        """Train what is left, test, and write the final model and the summary."""
+        status = self.status
+        with _stop_signals() as stop:
+            self.steps(stop)
+        if status.accuracy is None:
+            self.evaluate()
+        final = self.folder.path / "model.safetensors"
+        with self.folder.disk(final):
+            if regrow.is_sparse(self.model):
+                regrow.save(self.model, final)
+            else:
+                state = {
+                    name: value.cpu().contiguous().clone() for name, value in self.model.state_dict().items()
+                }
+                write_atomically(final, lambda path: save_file(state, path))
+        result = summarize(self.setup, self.model, status)
+        self.folder.write("summary.txt", (result["text"] + "\n").encode())
+        self.folder.write_json("summary.json", {key: value for key, value in result.items() if key != "text"})
+        return result
+
+    def steps(self, stop: threading.Event) -> None:
+        """The loop itself."""
+        status, size = self.status, self.setup.recipe.batch_size
+        epoch, indices = -1, torch.empty(0)
+        self.model.train()
+        clock = shown = time.perf_counter()
+        while status.step < status.total:
+            now, position = divmod(status.step, self.setup.steps_per_epoch)
+            if now != epoch:
+                epoch = now
+                indices = order(self.setup.recipe.seed, epoch, len(self.inputs)).to(self.inputs.device)
+            batch = indices[position * size : (position + 1) * size]
+            self.one_step(self.inputs[batch], self.targets[batch])
+            status.step += 1
+
+            end = status.step == status.total
+            log = end or status.step % self.log_every == 0
+            test = end or status.step % self.evaluate_every == 0
+            save = end or status.step % self.checkpoint_every == 0 or stop.is_set()
+            if log or test or save:
+                self.check_losses()  # waits for the device, so that the time below is all of it
+                status.seconds += time.perf_counter() - clock
+                if log:
+                    self.log()
+                if test:
+                    self.evaluate()
+                if save:
+                    self.save_checkpoint()
+                clock = time.perf_counter()
+            if test or time.perf_counter() - shown > 0.2:
+                shown = time.perf_counter()
+                self.progress(status, tested=test)
+            if stop.is_set() and not end:
+                raise Interrupted(
+                    f"stopped at step {status.step:,} of {status.total:,}; its checkpoint is written\n"
+                    f"Continue with `regrow train --resume {self.folder.path}`."
+                )
+
+    def one_step(self, inputs: Tensor, targets: Tensor) -> None:
+        """An ordinary step of torch."""
+        if self.rate is not None:
+            rate = self.rate * self.setup.rate(self.status.step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+        self.optimizer.zero_grad()
+        bfloat16 = self.setup.recipe.precision == "bfloat16"
+        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=bfloat16):
+            loss = F.cross_entropy(self.forward(inputs), targets)
+        loss.backward()
+        self.losses.append(loss.detach())
+        try:
+            self.optimizer.step()
+        except RegrowError:
+            self.check_losses()  # a gradient that is not finite comes from a loss that is not
+            raise
+
+    def updated(self, update: dict[str, Any]) -> None:
+        """What is written after each update of the topology; a method's update hook."""
+        layers = update["layers"].values()
+        grown = sum(layer["grown"] for layer in layers)
+        self.status.moved += grown
+        self.status.sparsity = regrow.summary(self.model).sparsity
+        record = {"kind": "update", "step": update["step"], "fraction": update["fraction"], "grown": grown}
+        self.folder.append("metrics.jsonl", {**record, "layers": update["layers"]})
+        if self.pixels:
+            self.folder.append("maps.jsonl", self.pixels.record(update["step"]))
+
+    def log(self) -> None:
+        """Write the mean loss of the steps since the last time."""
+        status = self.status
+        status.loss = sum(float(loss) for loss in self.losses) / len(self.losses)
+        self.losses.clear()
+        self.logged = status.step
+        record = {"kind": "train", "step": status.step, "epoch": status.step / self.setup.steps_per_epoch}
+        rate = self.optimizer.param_groups[0].get("lr")
+        self.folder.append(
+            "metrics.jsonl", {**record, "loss": status.loss, "rate": rate, "seconds": status.seconds}
+        )
+
+    def evaluate(self) -> None:
+        """Test the model on all test examples, and write what came out."""
+        loss, accuracy = evaluate(
+            self.model, self.test_inputs, self.test_targets, self.setup.recipe.precision
+        )
+        self.status.accuracy = accuracy
+        self.folder.append(
+            "metrics.jsonl", {"kind": "test", "step": self.status.step, "loss": loss, "accuracy": accuracy}
+        )
+
+    def check_losses(self) -> None:
+        """Read the losses since the last log all at once.
+
+        Raises:
+            RegrowRuntimeError: naming the step of the first that is not finite.
+        """
+        values = torch.stack(self.losses).tolist() if self.losses else []
+        for step, value in enumerate(values, self.logged):
+            if not math.isfinite(value):
+                raise self.diverged(f"the loss is {value} at step {step:,}")
+
+    def diverged(self, what: str) -> RegrowRuntimeError:
+        kept = (self.folder.path / "checkpoint.pt").is_file()
+        return RegrowRuntimeError(
+            f"{what}: the training has diverged"
+            + (f"; the checkpoint before it is whole, in {self.folder.path}" if kept else "")
+            + f"\nTrain again with a lower `optimizer.lr` (now {self.rate}) or a longer `schedule.warmup_steps`."
+        )
+
+    def save_checkpoint(self) -> None:
+        """Write everything that the steps after this one depend on."""
+        model = self.model.state_dict()
+        for name, value in model.items():
+            if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+                raise self.diverged(
+                    f"`{name}` holds values that are not finite after step {self.status.step:,}"
+                )
+        self.folder.save_checkpoint(
+            {
+                "model": model,
+                "optimizer": self.optimizer.state_dict(),
+                "status": vars(self.status),
+                "losses": [float(loss) for loss in self.losses],
+                "random": _get_random(),
+            }
+        )
+
+
+def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, precision: str) -> tuple[float, float]:
+    """Mean cross entropy and accuracy (0 to 1) of `model`, which is in training mode afterwards."""
+    loss = torch.zeros((), device=inputs.device)
+    correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
+    model.eval()
+    with (
+        torch.inference_mode(),
+        torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
+    ):
+        for some, wanted in zip(inputs.split(1000), targets.split(1000), strict=True):
+            logits = model(some)
+            loss += F.cross_entropy(logits, wanted, reduction="sum")
+            correct += (logits.argmax(1) == wanted).sum()
+    model.train()
+    return float(loss) / len(inputs), int(correct) / len(inputs)
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """Set when Ctrl-C or SIGTERM arrives, so that a step is never cut in two; a second Ctrl-C is Python's own."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # only the main thread may handle signals
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(number, before[signal.Signals(number)])
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, handle)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _get_random() -> dict[str, Any]:
+    """The state of every generator that a model or a method may draw from, in types that torch loads safely."""
+    kind, keys, *rest = np.random.get_state()
+    version, words, gauss = random.getstate()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, [int(key) for key in keys], *rest],
+        "python": [version, list(words), gauss],
+    }
+
+
+def _set_random(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))

@@ -1,0 +1,72 @@
+"""What the first layer of a network on images looks at: connections per input pixel, and the mean image."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regrow.data import Tensors
+from regrow.weights import SparseWeight, records, sparse_weights
+
+LARGEST = 256 * 256
+"""Images with more pixels are not mapped: a map is a line of text at each update."""
+
+
+@dataclass
+class PixelMap:
+    """Connections that leave each pixel of images [C, H, W] into the sparse first layer `weight`."""
+
+    weight: SparseWeight
+    channels: int
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, model: nn.Module, inputs: Tensor) -> PixelMap | None:
+        """The map of `model` on `inputs`; None where its first layer is dense, or no linear layer on images.
+
+        A convolution has none: each of its connections reads all of the image.
+        """
+        looked_at, sparse = list(records(model).values()), sparse_weights(model)
+        if not sparse or sparse[0].name != looked_at[0].name or not is_image(inputs):
+            return None
+        if sparse[0].shape[1:] != (math.prod(inputs.shape[1:]),):
+            return None
+        return cls(sparse[0], *inputs.shape[1:])
+
+    def record(self, step: int) -> dict[str, Any]:
+        """The line of ``maps.jsonl`` for the topology as it is after `step` steps."""
+        columns = self.weight.shape[1]
+        counts = torch.bincount(self.weight.positions() % columns, minlength=columns)
+        pixels = counts.view(self.channels, -1).sum(0)
+        return {
+            "step": step,
+            "layer": self.weight.name,
+            "size": [self.height, self.width],
+            "counts": pixels.tolist(),
+        }
+
+
+def is_image(inputs: Tensor) -> bool:
+    """Whether `inputs` [N, C, H, W] are images small enough to be mapped."""
+    return inputs.dim() == 4 and inputs.shape[2] * inputs.shape[3] <= LARGEST
+
+
+def describe(data: Tensors, name: str) -> dict[str, Any]:
+    """What ``data.json`` holds: sizes and, for images, their mean in the data's own unit, over the channels."""
+    inputs = data.train_inputs
+    described: dict[str, Any] = {
+        "name": name,
+        "train": len(inputs),
+        "test": len(data.test_inputs),
+        "classes": data.classes,
+        "shape": list(inputs.shape[1:]),
+    }
+    if is_image(inputs):
+        mean = inputs.float().mean((0, 1)) * getattr(data, "std", 1.0) + getattr(data, "mean", 0.0)
+        described["mean_image"] = [[round(value, 4) for value in row] for row in mean.tolist()]
+    return described

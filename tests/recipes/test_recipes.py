@@ -1,0 +1,188 @@
+import pytest
+import torch
+import yaml
+from tiny import write_recipe
+
+from regrow.errors import RegrowValueError
+from regrow.recipes import Part, as_yaml, load, read, shipped
+from regrow.recipes.rates import constant, cosine, step
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    return str(write_recipe(tmp_path))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_recipes_are_complete(name):
+    recipe = load(name)
+    assert recipe.name == name
+    assert recipe.line
+    assert recipe.sparsify
+
+
+def test_the_article_s_recipe():
+    recipe = load("fashion-mlp")
+    assert recipe.sparsify == {"distribution": {"layers.0": 0.98, "layers.2": 0.882}, "seed": 0}
+    assert recipe.method.options == {
+        "drop_fraction": 0.3,
+        "update_every": 100,
+        "stop_fraction": 0.75,
+        "schedule": "cosine",
+        "skip_step": None,
+        "seed": 0,
+    }
+    assert (recipe.optimizer.options, recipe.batch_size, recipe.epochs) == (
+        {"lr": 0.1, "momentum": 0.9},
+        100,
+        8,
+    )
+
+
+def test_overrides(tiny):
+    changes = ["method=set", "optimizer.lr=5e-2", "sparsify.sparsity=0.95", "sparsify.exclude=['layers.4']"]
+    recipe = load(tiny, [*changes, "seed=3", "model.hidden=[8]", "schedule.warmup_steps=5"])
+    assert recipe.method.name == "set"
+    assert recipe.method.options["update_every"] == 100  # options of another method went with it
+    assert recipe.optimizer.options == {"lr": 0.05, "momentum": 0.9}
+    assert recipe.sparsify == {"sparsity": 0.95, "exclude": ["layers.4"], "seed": 3}
+    assert recipe.method.options["seed"] == 3
+    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4}
+    assert recipe.schedule == Part(name="cosine", warmup_steps=5)
+
+
+def test_one_length_replaces_the_other(tiny):
+    recipe = load(tiny, ["epochs=2"])
+    assert (recipe.epochs, recipe.steps) == (2, None)
+    with pytest.raises(RegrowValueError, match=r"give `epochs` or `steps`, one of the two, got both"):
+        load(tiny, ["epochs=2", "steps=3"])
+
+
+def test_what_a_run_keeps_reads_back(tiny, tmp_path):
+    recipe = load(tiny, ["seed=4", "optimizer={name: AdamW, lr: 1e-3, betas: [0.9, 0.99]}"])
+    path = tmp_path / "config.yaml"
+    path.write_text(as_yaml(recipe))
+    assert read(path) == recipe
+    assert load(str(path)) == recipe  # and it is a recipe like any other
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        ("epoch=3", r"`epoch` is no key of a recipe, did you mean `epochs`\?\nAllowed are: .*`batch_size`"),
+        ("model=mpl", r"`model` must be one of mlp, lenet or package.module:function, got 'mpl', .*`mlp`\?"),
+        ("data=fashion_mnist", r"`data` must be one of fashion-mnist, idx .*did you mean `fashion-mnist`\?"),
+        ("method=rigel", r"`method` must be one of dense, .*got 'rigel', did you mean `rigl`\?"),
+        ("optimizer=AdmaW", r"`optimizer` must be one of .*SGD.*got 'AdmaW', did you mean `AdamW`\?"),
+        ("schedule=cosin", r"`schedule` must be one of constant, cosine, step .*did you mean `cosine`\?"),
+        (
+            "method.update_evry=9",
+            r"`method.update_evry` is no option of method rigl, did you mean `update_every`\?",
+        ),
+        ("method.total_steps=9", r"`method.total_steps` is no option of method rigl"),
+        ("method={name: dense, seed: 1}", r"`method.seed` is no option of method dense\nAllowed are: none"),
+        (
+            "model.hiden=[3]",
+            r"`model.hiden` is no option of model mlp, did you mean `hidden`\?\nAllowed are: `inputs`",
+        ),
+        (
+            "optimizer.momentun=0.9",
+            r"`optimizer.momentun` is no option of optimizer SGD, did you mean `momentum`\?",
+        ),
+        ("sparsify.sparsty=0.9", r"`sparsify.sparsty` is no option of sparsify, did you mean `sparsity`\?"),
+        ("schedule=step", r"`schedule.milestones` is missing: schedule step needs it"),
+        ("data=idx", r"`data.folder` is missing: data idx needs it"),
+        (
+            "batch_size=0",
+            r"`batch_size`: input should be greater than 0, got 0\n`batch_size` is examples a step",
+        ),
+        ("batch_size=1.5", r"`batch_size`: input should be a valid integer, got 1.5"),
+        ("seed=true", r"`seed`: input should be a valid integer, got True"),
+        ("precision=float16", r"`precision`: input should be 'float32' or 'bfloat16', got 'float16'"),
+        ("compile=2", r"`compile`: input should be a valid boolean, got 2"),
+        ("method=3", r"`method`: .*got 3\nA name, or a mapping with `name` and options"),
+        ("steps=null", r"give `epochs` or `steps`, one of the two, got none"),
+        ("seed.x=1", r"`seed.x`: `seed` is 3 and has no inner keys"),
+        ("seed", r"an override must be key=value, for example optimizer.lr=0.05, got 'seed'"),
+        ("seed=[1", r"`seed`: '\[1' is no YAML"),
+        ("model=no_such_module:build", r"`model` no_such_module:build: there is no module `no_such_module`"),
+        ("model=tiny:imagse", r"`model` tiny:imagse: module `tiny` has no `imagse`, did you mean `images`\?"),
+        ("model=tiny:SRC", r"`model` tiny:SRC must be a function or a class"),
+    ],
+)
+def test_wrong_key_or_value(tiny, override, text):
+    with pytest.raises(RegrowValueError, match=text):
+        load(tiny, ["seed=3", override])
+
+
+def test_unknown_recipe():
+    with pytest.raises(
+        RegrowValueError, match=r"no recipe 'fashion-mpl', did you mean `fashion-mlp`\?\nShipped are"
+    ):
+        load("fashion-mpl")
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("a: [1", r"bad.yaml is no YAML"),
+        ("model: mlp\nseed: 1\nseed: 2\n", r"key `seed` is given twice"),
+        ("- 1\n", r"must hold a mapping of keys to values, got \[1\]"),
+        (
+            "model: mlp\nsteps: 3\n",
+            r"recipe .*:\n`data` is missing\n`optimizer` is missing\n`batch_size` is missing",
+        ),
+    ],
+)
+def test_bad_file(tmp_path, content, text):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(RegrowValueError, match=text):
+        load(str(path))
+
+
+def test_imports_lie_beside_their_recipe(tiny, tmp_path, monkeypatch):
+    own = tmp_path / "own_network.py"
+    own.write_text(
+        "import torch\n\ndef build(width: int = 3) -> torch.nn.Module:\n    return torch.nn.Linear(64, 4)\n"
+    )
+    raw = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
+    (tmp_path / "tiny.yaml").write_text(
+        yaml.safe_dump({**raw, "imports": ["own_network.py"], "model": "own_network:build"})
+    )
+    monkeypatch.chdir("/")
+    recipe = load(tiny)
+    assert recipe.imports == [str(own)]
+    assert recipe.model == Part(name="own_network:build", width=3)
+    with pytest.raises(RegrowValueError, match=r"`model.widht` is no option of .*did you mean `width`\?"):
+        load(tiny, ["model.widht=4"])
+
+
+def test_files_that_cannot_be_imported(tiny, tmp_path):
+    with pytest.raises(RegrowValueError, match=r"`--import` .*nothing.py: no such file"):
+        load(tiny, imports=[str(tmp_path / "nothing.py")])
+    (tmp_path / "torch.py").write_text("")
+    with pytest.raises(
+        RegrowValueError, match=r"a module `torch` is there already.*\nGive the file another name"
+    ):
+        load(tiny, imports=[str(tmp_path / "torch.py")])
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(RegrowValueError, match=r"notes.txt is no Python file"):
+        load(tiny, imports=[str(tmp_path / "notes.txt")])
+
+
+def test_optimizers_are_torch_s(tiny):
+    for name in ("SGD", "AdamW", "Adam", "RMSprop", "Adagrad"):
+        load(tiny, [f"optimizer={name}"])
+        assert issubclass(getattr(torch.optim, name), torch.optim.Optimizer)
+
+
+def test_rates():
+    assert [constant(10)(t) for t in (0, 9)] == [1, 1]
+    assert [round(cosine(10)(t), 6) for t in (0, 5, 10)] == [1, 0.5, 0]
+    warm = cosine(12, warmup_steps=2)
+    assert [round(warm(t), 6) for t in (0, 1, 2, 7, 12)] == [0.5, 1, 1, 0.5, 0]
+    stairs = step(10, milestones=[3, 6], factor=0.5, warmup_steps=1)
+    assert [stairs(t) for t in (0, 2, 3, 5, 6, 9)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    with pytest.raises(RegrowValueError, match=r"`schedule.milestones` must be a list of steps, got \[0.5\]"):
+        step(10, milestones=[0.5])
