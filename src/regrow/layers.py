@@ -158,7 +158,7 @@ def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
     holders = [m for m in model.modules() for p in m.parameters(recurse=False) if p is module.weight]
     if len(holders) > 1:
         return "its weight is shared"
-    reader = next((m for m in model.modules() if module in m.children() and _reads_weights(m)), None)
+    reader = next((m for m in model.modules() if module in m.children() and reads_weights(m)), None)
     if reader is not None:
         return f"{type(reader).__name__} reads its weight directly"
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
@@ -166,5 +166,6 @@ def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
     return None
 
 
-def _reads_weights(module: nn.Module) -> bool:
+def reads_weights(module: nn.Module) -> bool:
+    """Whether `module` reads its children's weights without calling them."""
     return isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention)

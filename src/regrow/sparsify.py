@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from regrow import topology
 from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, require_fraction
-from regrow.layers import Layer, Selector, find_layers, matching, select, why_not_compressed
+from regrow.layers import Layer, Selector, find_layers, matching, reads_weights, select, why_not_compressed
 from regrow.nn import SparseLinear
 from regrow.ops.select import top
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.loading import after_load, before_load
-from regrow.weights.views import adopt, module_records, release
+from regrow.weights.views import adopt, before_forward_of_reader, module_records, release
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
@@ -270,6 +270,7 @@ def _plan(
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     layer, module = plan.layer, plan.layer.module
+    parent = model.get_submodule(layer.name.rpartition(".")[0])
     record = Record(layer.weight_name, layer.shape, plan.asked, plan.storage, plan.reason)
     weight = layer.parameter.detach()
     if rescale:
@@ -278,14 +279,15 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     if plan.storage == "compressed":
         assert isinstance(module, nn.Linear)
         module = SparseLinear.from_linear(module, plan.positions)
-        parent, _, child = layer.name.rpartition(".")
-        model.get_submodule(parent).register_module(child, module)
+        parent.register_module(layer.name.rpartition(".")[2], module)
     else:
         mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
         mask.view(-1)[plan.positions] = True
         module.register_buffer(f"{layer.parameter_name}_mask", mask)
         weight.masked_fill_(~mask, 0)
     adopt(module, layer.parameter_name, record)
+    if reads_weights(parent) and before_forward_of_reader not in parent._forward_pre_hooks.values():
+        parent.register_forward_pre_hook(before_forward_of_reader)
     _register(module)
 
 
@@ -341,6 +343,7 @@ def _unregister(module: nn.Module) -> None:
     for hooks, own in (
         (module._load_state_dict_pre_hooks, before_load),
         (module._load_state_dict_post_hooks, after_load),
+        (module._forward_pre_hooks, before_forward_of_reader),
     ):
         for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
             del hooks[key]

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
-from regrow.methods import optimizers
+from regrow.methods import optimizers, processes
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 from regrow.weights.views import ensure_hooks
@@ -100,17 +100,10 @@ class Method:
         optimizers.check_holds(self.optimizer, self.weights)
         self._check_state()
         if self.distributed:
-            own = torch.tensor(
-                [w.fingerprint() for w in self.weights], device=self.weights[0].parameter.device
-            )
-            every = [torch.empty_like(own) for _ in range(dist.get_world_size(self.process_group))]
-            dist.all_gather(every, own, group=self.process_group)
-            if any(not torch.equal(own, other) for other in every):
-                raise RegrowRuntimeError(
-                    "the processes hold different topologies.\nCall regrow.sparsify with the same seed in each."
-                )
-            if isinstance(model, nn.parallel.DistributedDataParallel):
-                _warn_of_broadcasts(model)
+            plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
+            settings = {"method": type(self).__name__, "step": self.step, **plain}
+            processes.check_agreement(settings, self.weights, self.process_group)
+            processes.warn_of_broadcasts(model)
 
     def _check_state(self, *_: Any) -> None:
         for weight in self.weights:
@@ -213,9 +206,12 @@ class Method:
                     "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
                 )
         found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
-        self._counts = any(self._hook(w).ran for w in self.weights) and not (
-            found_inf is not None and bool(found_inf)
-        )
+        ran = any(self._hook(w).ran for w in self.weights)
+        if (
+            self.distributed and not ran
+        ):  # where another process has reached a sparse weight, its gradient is here too
+            ran = any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
+        self._counts = ran and not (found_inf is not None and bool(found_inf))
         if self._counts and self.skip_step and self._update():
             self._hidden = [
                 (p, p.grad)
@@ -358,20 +354,3 @@ class Method:
         for entries in (*self.optimizer.param_groups, *self.optimizer.state.values()):
             for key in [key for key in entries if isinstance(key, str) and key.startswith(optimizers.PREFIX)]:
                 del entries[key]
-
-
-def _warn_of_broadcasts(model: nn.parallel.DistributedDataParallel) -> None:
-    names = {name for name, _ in model.module.named_buffers()} - set(model.parameters_to_ignore)
-    topology = [
-        f"{name}.{buffer}" if name else buffer
-        for name, module in model.module.named_modules()
-        for weight in sparse_weights(module)
-        if weight.module is module
-        for buffer in weight.topology_buffers
-    ]
-    if names & set(topology):
-        warnings.warn(
-            "DistributedDataParallel broadcasts the topology before every forward pass, which is slow.\n"
-            "Call regrow.sparsify on the very module that DistributedDataParallel wraps.",
-            stacklevel=4,
-        )

@@ -58,6 +58,12 @@ def before_forward(module: nn.Module, args: Any) -> None:
     ensure_hooks(module)
 
 
+def before_forward_of_reader(module: nn.Module, args: Any) -> None:
+    """The same for a module that reads its children's weights and never calls them: `nn.MultiheadAttention`."""
+    for child in module.children():
+        ensure_hooks(child)
+
+
 def adopt(module: nn.Module, parameter_name: str, record: Record) -> SparseWeight:
     """Make `module`, which owns the parameter and the buffers of `record.storage`, hold a sparse weight."""
     if RECORDS not in module.__dict__:
