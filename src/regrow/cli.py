@@ -14,7 +14,7 @@ from rich.table import Table
 
 import regrow
 from regrow.errors import RegrowError, RegrowValueError
-from regrow.methods.registry import methods as known_methods
+from regrow.methods.registry import records as known_records
 from regrow.recipes import as_yaml, load, read, shipped
 from regrow.training import Interrupted, RunFolder, bar, build, environment, lines, train
 
@@ -35,7 +35,7 @@ Json = Annotated[
 @app.command()
 def methods(json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
-    rows = [record.to_dict() for record in known_methods().values()]
+    rows = [record.to_dict() for record in known_records().values()]
     _show(rows, ["name", "drop", "grow", "redistribute", "needs", "paper", "line"], json_)
 
 

@@ -1,4 +1,4 @@
-"""One record per method: the choices of the command line, the table in the docs, the list of the common tests."""
+"""One record per way to train: the choices of the command line, the tables, the list of the common tests."""
 
 from __future__ import annotations
 
@@ -7,28 +7,35 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from regrow.errors import RegrowValueError, closest
-from regrow.methods.base import Method
 
-M = TypeVar("M", bound=type[Method])
+T = TypeVar("T", bound=type[Any])
 
 
 @dataclass(frozen=True)
 class MethodRecord:
-    """What is known about a method."""
+    """What is known about a way to train."""
 
     name: str
-    cls: type[Method]
+    cls: type[Any]
     paper: str
     line: str
     drop: str
     grow: str
     redistribute: str
-    kind: str = "method"
+    cost: str
+    """Training cost: ``sparse`` (3 f_S a step), ``rigl``, ``snfs`` or ``pruning`` (RigL, appendix H)."""
+    kind: str
+    """``method`` (a `Method`), or ``topology`` (an initial topology, trained as Static)."""
 
     @property
     def needs(self) -> str:
         """When the dense gradient is needed: ``never``, at each ``update``, or ``always``."""
-        return self.cls.needs_gradient
+        return str(getattr(self.cls, "needs_gradient", "never"))
+
+    @property
+    def needs_dense(self) -> bool:
+        """Whether memory or compute of the dense network are needed at any time but an update."""
+        return self.needs == "always" or self.cost == "pruning"
 
     @property
     def storages(self) -> tuple[str, ...]:
@@ -39,7 +46,7 @@ class MethodRecord:
         """Plain strings, for JSON."""
         fields = asdict(self)
         fields["cls"] = f"{self.cls.__module__}:{self.cls.__qualname__}"
-        return {**fields, "needs": self.needs, "storages": list(self.storages)}
+        return {**fields, "needs": self.needs, "needs_dense": self.needs_dense, "storages": list(self.storages)}
 
 
 _records: dict[str, MethodRecord] = {}
@@ -53,28 +60,35 @@ def register(
     drop: str = "own",
     grow: str = "own",
     redistribute: str = "none",
-) -> Callable[[M], M]:
+    cost: str = "sparse",
+    kind: str = "method",
+) -> Callable[[T], T]:
     """Class decorator that makes a method known by `name` to the command line and to the common tests.
 
     Raises:
         RegrowValueError: a name that another class has taken.
     """
 
-    def record(cls: M) -> M:
+    def record(cls: T) -> T:
         taken = _records.get(name)
         if taken is not None and taken.cls.__qualname__ != cls.__qualname__:
             raise RegrowValueError(
                 f"`name` {name!r} is taken by {taken.cls.__module__}.{taken.cls.__qualname__}"
             )
-        _records[name] = MethodRecord(name, cls, paper, line, drop, grow, redistribute)
+        _records[name] = MethodRecord(name, cls, paper, line, drop, grow, redistribute, cost, kind)
         return cls
 
     return record
 
 
-def methods() -> dict[str, MethodRecord]:
-    """All registered methods by name."""
+def records() -> dict[str, MethodRecord]:
+    """All registered ways to train by name."""
     return dict(_records)
+
+
+def methods() -> dict[str, MethodRecord]:
+    """Those that are a `Method`."""
+    return {name: record for name, record in _records.items() if record.kind == "method"}
 
 
 def get(name: str) -> MethodRecord:

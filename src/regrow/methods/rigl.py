@@ -17,6 +17,7 @@ from regrow.weights import SparseWeight
     line="grows where the gradient is largest",
     drop="magnitude",
     grow="gradient",
+    cost="rigl",
 )
 class RigL(Dynamic):
     """Rigging the Lottery (arXiv 1911.11134, Algorithm 1).
