@@ -2,7 +2,7 @@
 
 from regrow import topology
 from regrow.errors import RegrowError
-from regrow.methods import SET, Dynamic, Method, RigL, Static
+from regrow.methods import SET, SNFS, SNIP, Dynamic, Method, Pruning, RigL, Static
 from regrow.nn import SparseLinear
 from regrow.saving import load, save
 from regrow.sparsify import densify, is_sparse, masks, sparsify
@@ -12,8 +12,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "SET",
+    "SNFS",
+    "SNIP",
     "Dynamic",
     "Method",
+    "Pruning",
     "RegrowError",
     "RigL",
     "SparseLinear",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from regrow.errors import RegrowValueError, closest
 from regrow.topology import sample
 
 if TYPE_CHECKING:
@@ -21,6 +22,37 @@ def magnitude(weight: SparseWeight) -> Tensor:
 def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Growth score |dL/dw| of a tile of the dense gradient [r, c]: the largest come (RigL)."""
     return gradient.abs()
+
+
+INITIAL = ("zeros", "normal", "uniform")
+
+
+def require_initial(name: str, value: str) -> str:
+    """`value`, a name in `INITIAL`.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    if value not in INITIAL:
+        raise RegrowValueError(
+            f"`{name}` must be one of {', '.join(INITIAL)}, got {value!r}{closest(str(value), INITIAL)}"
+        )
+    return value
+
+
+def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch.Generator) -> Tensor:
+    """Values [count] that new connections start at, by the reference code's rules.
+
+    ``normal`` has the standard deviation of the layer's active weights, ``uniform`` reaches up to their mean magnitude.
+    """
+    values = weight.values().double()
+    if kind == "normal":
+        drawn = torch.randn(count, generator=generator, dtype=torch.float64) * float(values.std(correction=0))
+    else:
+        drawn = (torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1) * float(
+            values.abs().mean()
+        )
+    return drawn.to(weight.parameter)
 
 
 def random_positions(

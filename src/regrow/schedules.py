@@ -25,7 +25,18 @@ def cosine(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
+def inverse_power(k: float) -> DropSchedule:
+    """f = (1 - t / T_end)^k (RigL, arXiv 1911.11134, appendix G); k = 1 is `linear`."""
+    return lambda progress: (1.0 - progress) ** k
+
+
+def cubic(progress: float) -> float:
+    """Share of the way to the final sparsity, 1 - (1 - p)^3 (Zhu and Gupta, arXiv 1710.01878)."""
+    return 1.0 - (1.0 - progress) ** 3
+
+
 SCHEDULES: dict[str, DropSchedule] = {"cosine": cosine, "linear": linear, "constant": constant}
+INVERSE_POWER = "inverse-power-"
 
 
 def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
@@ -36,9 +47,16 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
     """
     if not isinstance(schedule, str):
         return schedule
+    if schedule.startswith(INVERSE_POWER):
+        try:
+            return inverse_power(float(schedule.removeprefix(INVERSE_POWER)))
+        except ValueError as error:
+            raise RegrowValueError(
+                f"`schedule` must be inverse-power-k with a number k, such as inverse-power-3, got {schedule!r}"
+            ) from error
     if schedule not in SCHEDULES:
         raise RegrowValueError(
-            f"`schedule` must be one of {', '.join(SCHEDULES)} or a function of t / T_end, "
+            f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k or a function of t / T_end, "
             f"got {schedule!r}{closest(schedule, SCHEDULES)}"
         )
     return SCHEDULES[schedule]

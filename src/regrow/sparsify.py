@@ -62,8 +62,9 @@ def sparsify(
         include: globs of layer names, or a predicate ``(name, module)``, that name exactly what is sparse.
         exclude: globs or a predicate that take away from the default. Not together with `include`.
         init: which connections a layer starts with: ``"random"``; ``"magnitude"``, the largest (for a trained
-            network); ``{weight name: boolean mask}`` (leave `sparsity` out); or a one-shot criterion, a function
-            ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept.
+            network); ``{weight name: boolean mask}`` (leave `sparsity` out); or a one-shot criterion such as
+            `regrow.SNIP`, a function ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept,
+            layer by layer unless it has an attribute ``per_layer`` that is False.
         rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not.
         storage: ``"masked"``, ``"compressed"``, or ``"auto"``, which is masked as long as compressed
             storage runs on the plain torch reference.
@@ -222,7 +223,23 @@ def _initial(
             f"`init` must be one of {', '.join(names)}, masks or a criterion, got {init!r}{closest(str(init), names)}"
         )
     _check_shapes("init", scores, shapes)
-    return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
+    if getattr(init, "per_layer", True):
+        return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
+    return _best_of_all(scores, counts)
+
+
+def _best_of_all(scores: Mapping[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
+    """The best positions of all layers together, as many as `counts` says in all."""
+    flat = {name: scores[name].reshape(-1) for name in counts}
+    chosen = top(torch.cat(list(flat.values())), sum(counts.values()))
+    positions, start = {}, 0
+    for name, own in flat.items():
+        inside = chosen[(chosen >= start) & (chosen < start + len(own))] - start
+        positions[name], start = inside, start + len(own)
+    empty = [name for name, inside in positions.items() if len(inside) == 0]
+    if empty:
+        warnings.warn(f"the criterion leaves no connection at all in {empty}", stacklevel=5)
+    return positions
 
 
 def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:

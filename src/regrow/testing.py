@@ -50,10 +50,8 @@ class Case:
 
     def method(self, model: nn.Module, optimizer: Optimizer, **options: Any) -> Method:
         """The method on a model and its optimizer, with an update every `EVERY` steps where it has updates."""
-        common = {
-            "total_steps": STEPS,
-            **({"update_every": EVERY} if "update_every" in self.arguments else {}),
-        }
+        usual = {"total_steps": STEPS, "update_every": EVERY, "final_sparsity": 0.9}
+        common = {key: value for key, value in usual.items() if key in self.arguments}
         return self.cls(model, optimizer, **{**common, **self.options, **options})
 
 

@@ -2,9 +2,25 @@
 
 from regrow.methods.base import Method
 from regrow.methods.dynamic import Dynamic
+from regrow.methods.periodic import Periodic
+from regrow.methods.pruning import Pruning
 from regrow.methods.registry import MethodRecord, register
 from regrow.methods.rigl import RigL
 from regrow.methods.set import SET
+from regrow.methods.snfs import SNFS
+from regrow.methods.snip import SNIP
 from regrow.methods.static import Static
 
-__all__ = ["SET", "Dynamic", "Method", "MethodRecord", "RigL", "Static", "register"]
+__all__ = [
+    "SET",
+    "SNFS",
+    "SNIP",
+    "Dynamic",
+    "Method",
+    "MethodRecord",
+    "Periodic",
+    "Pruning",
+    "RigL",
+    "Static",
+    "register",
+]

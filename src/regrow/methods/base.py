@@ -7,6 +7,7 @@ All numbers that a method must remember are entries of ``optimizer.param_groups[
 
 from __future__ import annotations
 
+import inspect
 import logging
 import warnings
 import weakref
@@ -51,6 +52,17 @@ class Method:
     """When the dense gradient is needed: ``never``, at each ``update``, or ``always``."""
     skips_step: ClassVar[bool] = False
     """Whether the weights rest at an update step, as in RigL's Algorithm 1."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Show all arguments of a constructor that hands ``**options`` on, for help, recipes and checks."""
+        super().__init_subclass__(**options)
+        if "__init__" in cls.__dict__:
+            own = [p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"]
+            if any(p.kind is p.VAR_KEYWORD for p in own):
+                handed_on = inspect.signature(cls.__mro__[1]).parameters.values()
+                own = [p for p in own if p.kind is not p.VAR_KEYWORD]
+                own += [p for p in handed_on if p.name not in {q.name for q in own}]
+            cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -174,6 +186,9 @@ class Method:
         """
         return None
 
+    def observe(self, weight: SparseWeight, gradient: Tensor) -> None:
+        """See the dense gradient of every step, where the method needs it ``always``, once the weights have moved."""
+
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook. A closure computes the gradients after this: the method then acts behind it."""
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
@@ -229,6 +244,9 @@ class Method:
         self._hidden = []
         if not self._counts:
             return
+        if self.needs_gradient == "always":
+            for weight in self._reached():
+                self.observe(weight, weight.stashed)
         if not self.skip_step:
             self._update()
         self._counts = False
@@ -294,9 +312,9 @@ class Method:
             tensor /= dist.get_world_size(self.process_group)
         return tensor
 
-    def random(self, step: int, weight: SparseWeight) -> torch.Generator:
+    def random(self, step: int, weight: SparseWeight, *words: str) -> torch.Generator:
         """The generator of one layer's random choices at one step, the same in every process."""
-        return generator(self.seed, step, weight.name)
+        return generator(self.seed, step, weight.name, *words)
 
     def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:
         """Swap connections with all that goes with them: gradient, optimizer state, followers.
@@ -318,6 +336,18 @@ class Method:
     def _copies(self, name: str) -> list[SparseWeight]:
         models = [model for follower in self._followers if (model := follower()) is not None]
         return [weight for model in models for weight in sparse_weights(model) if weight.name == name]
+
+    def remembered(self, weight: SparseWeight, key: str) -> Tensor | None:
+        """What `remember` has kept under `key` for a weight, or None."""
+        kept: Tensor | None = self.optimizer.state.get(weight.parameter, {}).get(key)
+        return kept
+
+    def remember(self, weight: SparseWeight, key: str, tensor: Tensor) -> None:
+        """Keep a tensor of the method's own with the optimizer's state of a weight; `key` starts with ``regrow_``."""
+        state = self.optimizer.state
+        # Adam takes a state that is not empty for one that is complete: its own comes first
+        if not self._stateful or state.get(weight.parameter):
+            state[weight.parameter][key] = tensor
 
     def follow(self, copy: nn.Module) -> None:
         """Make the same moves in `copy`: dropped connections go, new ones start at 0.

@@ -46,7 +46,12 @@ class MethodRecord:
         """Plain strings, for JSON."""
         fields = asdict(self)
         fields["cls"] = f"{self.cls.__module__}:{self.cls.__qualname__}"
-        return {**fields, "needs": self.needs, "needs_dense": self.needs_dense, "storages": list(self.storages)}
+        return {
+            **fields,
+            "needs": self.needs,
+            "needs_dense": self.needs_dense,
+            "storages": list(self.storages),
+        }
 
 
 _records: dict[str, MethodRecord] = {}

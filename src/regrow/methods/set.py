@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from regrow import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
+from regrow.ops.select import top
 from regrow.weights import SparseWeight
 
 
@@ -22,8 +27,57 @@ class SET(Dynamic):
     """Sparse Evolutionary Training (arXiv 1707.04780), in the form of the RigL paper's comparison.
 
     Differs from the original: smallest |w| of both signs together, every `update_every` steps on RigL's schedule
-    instead of after each epoch; new connections start at 0.
+    instead of after each epoch; new connections start at 0. `original` gives the original.
+
+    Args:
+        model: a model that `sparsify` has made sparse.
+        optimizer: the torch optimizer that trains it.
+        per_sign: drop the fraction of the positive and of the negative weights separately.
+        options: those of `Dynamic`.
     """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        per_sign: bool = False,
+        **options: Any,
+    ) -> None:
+        self.per_sign = per_sign
+        super().__init__(model, optimizer, **options)
+
+    @classmethod
+    def original(
+        cls, model: nn.Module, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, **options: Any
+    ) -> SET:
+        """SET as published: after each epoch but the last, 0.3 of each sign; new connections start at random.
+
+        Its topology is Erdos-Renyi with a dense output layer: ``sparsify(model, ..., "er", exclude="last")``.
+
+        Args:
+            model: a model that `sparsify` has made sparse.
+            optimizer: the torch optimizer that trains it.
+            total_steps: optimizer steps of the whole run.
+            steps_per_epoch: optimizer steps of an epoch.
+            options: those of `SET`, where they are to differ.
+        """
+        published = {"stop_fraction": 1.0, "schedule": "constant", "per_sign": True, "grow_init": "normal"}
+        return cls(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            update_every=steps_per_epoch,
+            **{**published, **options},
+        )
+
+    def drop(self, weight: SparseWeight, fraction: float) -> Tensor:
+        if not self.per_sign:
+            return super().drop(weight, fraction)
+        values = weight.values()
+        signs = [(values >= 0).nonzero().view(-1), (values < 0).nonzero().view(-1)]
+        gone = [own[top(-values[own].abs(), math.floor(round(fraction * len(own), 6)))] for own in signs]
+        return torch.cat(gone).sort().values
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         return criteria.random_positions(weight, count, survivors, generator)

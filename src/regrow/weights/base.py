@@ -178,7 +178,14 @@ class SparseWeight(ABC):
         return hook.stash
 
     @abstractmethod
-    def best(self, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None) -> Tensor:
+    def best(
+        self,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None = None,
+        gradient: Tensor | None = None,
+    ) -> Tensor:
         """The `count` positions with the highest score of the dense gradient, `survivors` excluded.
 
         Args:
@@ -187,6 +194,7 @@ class SparseWeight(ABC):
             score: element-wise function ``(gradient, rows, columns) -> scores`` of a tile of the dense
                 gradient of shape [r, c], with row numbers [r, 1] and column numbers [1, c].
             reduce: averages a gradient over processes.
+            gradient: a dense tensor of `shape` that takes the dense gradient's place; masked storage only.
 
         Returns:
             Positions, ascending, int64 [count]. Ties go to the lower position.
@@ -223,6 +231,10 @@ class SparseWeight(ABC):
     def explored_share(self, explored: Tensor) -> float:
         """The share of all positions that `explored` holds."""
         return sketch.count(explored, self.numel) / self.numel
+
+    @abstractmethod
+    def fill(self, positions: Tensor, values: Tensor) -> None:
+        """Give the active connections at `positions` [n] these values [n]."""
 
     @abstractmethod
     def assign(self, positions: Tensor, values: Tensor) -> None:

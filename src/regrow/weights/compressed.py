@@ -79,7 +79,18 @@ class CompressedWeight(SparseWeight):
         hook.pending.clear()  # what is left comes from passes that never reached the parameter (attacks)
         return (before or []) + own
 
-    def best(self, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None) -> Tensor:
+    def best(
+        self,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None = None,
+        gradient: Tensor | None = None,
+    ) -> Tensor:
+        if gradient is not None:
+            raise RegrowRuntimeError(
+                f"`{self.name}` is stored compressed: there is no dense tensor beside it"
+            )
         rows, columns = as_matrix(self.shape)
         operands: Operands = self.stashed
         device = self.parameter.device
@@ -129,6 +140,9 @@ class CompressedWeight(SparseWeight):
             tensor.copy_(moved)
         self._write_index(after)
         return int((~known).sum())
+
+    def fill(self, positions: Tensor, values: Tensor) -> None:
+        self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         if len(positions) != self.capacity:

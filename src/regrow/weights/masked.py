@@ -53,9 +53,18 @@ class MaskedWeight(SparseWeight):
             return before.add_(exact)
         return exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
 
-    def best(self, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None) -> Tensor:
+    def best(
+        self,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None = None,
+        gradient: Tensor | None = None,
+    ) -> Tensor:
         rows, columns = as_matrix(self.shape)
-        gradient: Tensor = self.stashed
+        if gradient is None:
+            gradient = self.stashed
+        assert gradient is not None
         gradient = require_finite(reduce(gradient) if reduce else gradient).reshape(rows, columns)
         row, column = (torch.arange(n, device=gradient.device) for n in (rows, columns))
         free = torch.ones(self.numel, dtype=torch.bool, device=gradient.device)
@@ -74,6 +83,10 @@ class MaskedWeight(SparseWeight):
             tensor.masked_fill_(~kept, 0)
         self.remember()
         return int(self._mask.count_nonzero() - kept.count_nonzero())
+
+    def fill(self, positions: Tensor, values: Tensor) -> None:
+        places = torch.unravel_index(positions, self.shape)
+        self.parameter.detach()[places] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         mask = self._mask

@@ -1,0 +1,111 @@
+"""`Periodic`: a method that updates the topology at regular steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow import schedules
+from regrow.errors import require_count
+from regrow.methods.base import Method, Record
+from regrow.methods.optimizers import PREFIX
+from regrow.weights import SparseWeight
+
+EXPLORED = f"{PREFIX}explored"
+
+Move = tuple[SparseWeight, Tensor, Tensor]
+"""A weight, which of its connections go (as for `SparseWeight.update`), and the positions that come."""
+
+
+class Periodic(Method):
+    """Base of the methods with an update at each step t, ``t mod update_every == 0``, ``start <= t < stop``.
+
+    A subclass says in `moves` what happens at an update.
+
+    Args:
+        model: a model that `sparsify` has made sparse.
+        optimizer: the torch optimizer that trains it.
+        total_steps: optimizer steps of the whole run, T.
+        update_every: Delta T, in optimizer steps.
+        start_step: the first step at which an update may be; never step 0.
+        stop_step: updates stop before this step.
+        skip_step: whether the weights rest at an update step; None is the method's own default.
+        seed: of random choices.
+        process_group: processes that train one model together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        total_steps: int,
+        update_every: int,
+        stop_step: int,
+        start_step: int = 0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
+    ) -> None:
+        self.update_every = require_count("update_every", update_every)
+        self.start_step, self.stop_step = start_step, stop_step
+        self._tracks = False
+        super().__init__(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
+        )
+
+    def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
+        """What goes and what comes in each layer; nothing is changed yet."""
+        raise NotImplementedError(f"{type(self).__name__} must define moves")
+
+    def fraction(self, step: int) -> float:
+        """The share of a layer's connections that is dropped at this step."""
+        raise NotImplementedError(f"{type(self).__name__} must define fraction")
+
+    def is_update(self, step: int) -> bool:
+        return step >= self.start_step and schedules.is_update_step(step, self.update_every, self.stop_step)
+
+    @property
+    def next_update(self) -> int | None:
+        return schedules.next_update(max(self.step, self.start_step), self.update_every, self.stop_step)
+
+    @property
+    def last_update(self) -> int | None:
+        last = schedules.last_update(self.update_every, self.stop_step)
+        return last if last is not None and last >= self.start_step else None
+
+    def update(self, step: int, weights: list[SparseWeight]) -> Record:
+        """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""
+        layers = {}
+        for weight, drop, grow in self.moves(step, weights):
+            before = weight.nnz
+            explored = self._explore(weight)
+            new = self.move(weight, drop, grow)
+            explored = self._explore(weight, explored)
+            layers[weight.name] = {
+                "dropped": before + new - weight.nnz,
+                "grown": new,
+                "explored": weight.explored_share(explored),
+            }
+        return {"step": step, "fraction": self.fraction(step), "layers": layers}
+
+    def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        super()._after(optimizer, args, kwargs)
+        if not self._tracks:  # from the first step on, so that a checkpoint of any step has the same keys
+            self._tracks = True
+            for weight in self.weights:
+                self._explore(weight)
+
+    def _explore(self, weight: SparseWeight, explored: Tensor | None = None) -> Tensor:
+        """Add the present connections to those that were ever active (In-Time Over-Parameterization's R_s)."""
+        known = self.remembered(weight, EXPLORED) if explored is None else explored
+        explored = weight.explored(known)
+        self.remember(weight, EXPLORED, explored)
+        return explored
