@@ -6,7 +6,7 @@ import pytest
 import yaml
 from tiny import ENVIRONMENT, cli, write_recipe
 
-from regrow.methods.registry import methods
+from regrow.methods.registry import records
 from regrow.recipes import shipped
 
 
@@ -16,7 +16,7 @@ def test_methods(capsys):
     for name in ("rigl", "set", "static"):
         assert name in ended.out
     listed = json.loads(cli(capsys, "methods", "--json").out)
-    assert [record["name"] for record in listed] == list(methods())
+    assert [record["name"] for record in listed] == list(records())
     assert listed[0].keys() >= {"name", "paper", "line", "drop", "grow", "redistribute", "needs"}
 
 
@@ -75,7 +75,7 @@ def test_a_folder_holds_one_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["train"], "give a recipe or `--resume RUN`\nShipped are: fashion-lenet"),
+        (["train"], "give a recipe or `--resume RUN`\nShipped are: fashion-big-sparse, fashion-lenet"),
         (["train", "fashion-mpl"], "there is no recipe 'fashion-mpl', did you mean `fashion-mlp`?"),
         (["train", "--resume", "/nowhere"], "/nowhere holds no run: it has no config.yaml"),
         (

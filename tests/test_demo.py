@@ -18,7 +18,7 @@ def test_demo_compares_fails_where_nothing_is_to_be_seen_and_repeats_nothing(tmp
     # in 30 steps there is no update, so RigL is Static: neither better nor looking at the centre
     keys = ("steps=30", "data.limit=3000")
     first = demo(tmp_path, *keys)
-    assert "[ 4/4]" in first.stdout, first.stderr
+    assert "[4/4]" in first.stdout, first.stderr
     for level in ("98%", "99.5%"):
         for method in ("Static", "RigL"):
             assert any(line.split()[:3] == [level, method, "1"] for line in first.stdout.splitlines())

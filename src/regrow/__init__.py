@@ -1,6 +1,9 @@
 """regrow: sparse training for PyTorch that is really sparse."""
 
-from regrow import topology
+from regrow import landscape, topology
+from regrow.compact import compact
+from regrow.compress import compress
+from regrow.costs import Costs, costs
 from regrow.errors import RegrowError
 from regrow.methods import SET, SNFS, SNIP, Dynamic, Method, Pruning, RigL, Static
 from regrow.nn import SparseLinear
@@ -14,6 +17,7 @@ __all__ = [
     "SET",
     "SNFS",
     "SNIP",
+    "Costs",
     "Dynamic",
     "Method",
     "Pruning",
@@ -21,8 +25,12 @@ __all__ = [
     "RigL",
     "SparseLinear",
     "Static",
+    "compact",
+    "costs",
+    "compress",
     "densify",
     "is_sparse",
+    "landscape",
     "load",
     "masks",
     "save",

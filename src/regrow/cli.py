@@ -96,6 +96,95 @@ def train_command(
     _finish(console, folder, json_, "finished")
 
 
+@app.command("compare")
+def compare_command(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KEY=A,B,C]...", help="Change a key, try several values, or name.key=... for one method."
+        ),
+    ] = None,
+    methods_: Annotated[
+        str, typer.Option("--methods", metavar="A,B,C", help="The methods; `dense` is one.")
+    ] = "static,set,rigl",
+    seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each condition, seeds 0 to N-1.")] = 3,
+    multiplier: Annotated[
+        str, typer.Option(metavar="1,2,5", help="Lengths, relative to the recipe's.")
+    ] = "1",
+    workers: Annotated[
+        int | None, typer.Option(help="Runs at a time, which share the cores; default 2.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Default: runs/compare-<recipe>.")
+    ] = None,
+    import_: Annotated[
+        list[str] | None,
+        typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Compare methods under one budget: regrow compare fashion-mlp --methods static,rigl optimizer.lr=0.05,0.1"""
+    from regrow.compare.command import compare, numbers  # with matplotlib, which takes a second
+
+    code = compare(
+        recipe,
+        [name.strip() for name in methods_.split(",") if name.strip()],
+        seeds=seeds,
+        multipliers=numbers("--multiplier", multiplier),
+        overrides=overrides or [],
+        imports=import_ or [],
+        workers=workers,
+        folder=out,
+        json_=json_,
+    )
+    raise typer.Exit(code)
+
+
+@app.command("flops")
+def flops_command(
+    model: Annotated[str, typer.Argument(help="A network of the zoo, or package.module:function.")],
+    options: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the network: width=0.5")
+    ] = None,
+    sparsity: Annotated[float, typer.Option(help="Share of the weights that are zero.")] = 0.9,
+    distribution: Annotated[str, typer.Option(help="uniform, er or erk.")] = "erk",
+    convention: Annotated[
+        str, typer.Option(help="clean, or rigl: with the quirks of the published counter.")
+    ] = "clean",
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="3,224,224", help="Sizes of one example.")
+    ] = None,
+    include: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Layers that are sparse, and no others.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers kept dense.")] = None,
+    update_every: Annotated[int, typer.Option(metavar="N", help="Steps between two updates of RigL.")] = 100,
+    multiplier: Annotated[float, typer.Option(help="Length of training, relative to dense training.")] = 1.0,
+    import_: Annotated[
+        list[str] | None, typer.Option("--import", metavar="FILE.py", help="A file with a network.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Count parameters, FLOPs and size of MODEL: regrow flops resnet50 --sparsity 0.8 --distribution uniform."""
+    from regrow.flops import count
+
+    counted = count(
+        model,
+        options or [],
+        sparsity=sparsity,
+        distribution=distribution,
+        convention=convention,
+        input_=input_,
+        include=include or [],
+        exclude=exclude or [],
+        update_every=update_every,
+        multiplier=multiplier,
+        files=import_ or [],
+    )
+    print(json.dumps(counted.to_dict(), indent=2) if json_ else counted)
+
+
 def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
     """Draw the pictures and print the summary of a finished run."""
     from regrow.report import draw  # matplotlib takes a second, which no failing command should wait for

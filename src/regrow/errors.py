@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 
 class RegrowError(Exception):
@@ -32,9 +33,9 @@ def require_fraction(name: str, value: object, *, one: bool = False) -> float:
         RegrowValueError: naming the argument, what was given and what is allowed.
     """
     allowed = "[0, 1]" if one else "[0, 1)"
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise RegrowValueError(f"`{name}` must be a number in {allowed}, got {value!r}")
-    if not (0 <= value < 1 or (one and value == 1)):
+    if not (0 <= float(value) < 1 or (one and value == 1)):
         raise RegrowValueError(f"`{name}` must be in {allowed}, got {value}")
     return float(value)
 
@@ -45,6 +46,6 @@ def require_count(name: str, value: object, *, least: int = 1) -> int:
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise RegrowValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    return value
+    return int(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from regrow.errors import RegrowValueError, closest
 from regrow.weights import views
+from regrow.weights.views import before_forward, named_weights
 
 Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
 
@@ -59,8 +60,10 @@ def find_layers(model: nn.Module) -> list[Layer]:
                 raise RegrowValueError(
                     f"`model` holds a lazy layer without a shape: `{name}`.\nRun one batch through the model first."
                 )
-            if parameter.dim() < 2 or any(
-                w.parameter is parameter and w.storage == "compressed" for w in views(module)
+            if (
+                parameter.dim() < 2
+                or parameter.numel() == 0
+                or any(w.parameter is parameter and w.storage == "compressed" for w in views(module))
             ):
                 continue
             owners.setdefault(id(parameter), []).append((name, module))
@@ -146,6 +149,74 @@ def _names(layers: Sequence[Layer]) -> str:
     return ", ".join(layer.name or "(the model itself)" for layer in layers)
 
 
+def choose(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    include: Selector | None,
+    exclude: Selector | None,
+    distribution: object,
+    dense_because: dict[str, str | None],
+) -> list[Layer]:
+    """The layers that become sparse, for `sparsify`'s arguments.
+
+    Args:
+        model: the model.
+        layers: what `find_layers` gave.
+        include, exclude, distribution: as for `sparsify`.
+        dense_because: why each weight stays dense, by name; brought up to date.
+
+    Raises:
+        RegrowValueError: nothing is chosen, or what is sparse already, or arguments that exclude each other.
+    """
+    by_layer = isinstance(distribution, Mapping)
+    if by_layer + (include is not None) + (exclude is not None) > 1:
+        raise RegrowValueError(
+            "`include` and `exclude` were both given, or one beside a dictionary as `distribution`: `include` and the "
+            "dictionary name exactly what is sparse, `exclude` takes away from the default.\nGive one of them."
+        )
+    names = {layer.weight_name for layer in layers if layer.dense_because is None}
+    if include is not None:
+        names = select("include", include, layers)
+    elif isinstance(distribution, Mapping):
+        names = {name for glob in distribution for name in in_distribution(glob, layers)}
+    elif exclude is not None:
+        excluded = select("exclude", exclude, layers)
+        dense_because.update(dict.fromkeys(names & excluded, "excluded by the caller"))
+        names -= excluded
+    chosen: list[Layer] = []
+    for layer in layers:  # a weight with several owners belongs to the first
+        if layer.weight_name in names and all(layer.parameter is not other.parameter for other in chosen):
+            chosen.append(layer)
+    first = next((layer for layer in layers if layer.dense_because is None), None)
+    if distribution == "uniform" and include is None and len(chosen) > 1 and first in chosen:
+        dense_because[chosen[0].weight_name] = "first layer, dense under uniform"
+        chosen = chosen[1:]
+    sparse = [name for name, _ in named_weights(model)]
+    if sparse and (include is None or any(layer.weight_name in sparse for layer in chosen)):
+        raise RegrowValueError(
+            f"`model` is sparse already: {sparse}\nCall regrow.densify(model) first, or name others with `include`."
+        )
+    if not chosen:
+        reasons = "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items())
+        raise RegrowValueError(
+            f"`model` has nothing to sparsify ({reasons or 'it has no weights'}).\nName layers with `include`."
+        )
+    for layer in layers:
+        if layer.weight_name not in names and dense_because[layer.weight_name] is None:
+            dense_because[layer.weight_name] = "not named by the caller"
+    return chosen
+
+
+def in_distribution(glob: str, layers: Sequence[Layer]) -> list[str]:
+    """Weight names that a glob of a dictionary means: those sparse by default, unless it names a layer exactly."""
+    found = matching("distribution", glob, layers)
+    exact = [layer.weight_name for layer in layers if glob in (layer.name, layer.weight_name)]
+    default = [
+        layer.weight_name for layer in layers if layer.dense_because is None and layer.weight_name in found
+    ]
+    return exact or default or found
+
+
 def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
     """Why the weight cannot be stored compressed, or None where it can."""
     module = layer.module
@@ -155,13 +226,17 @@ def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
         return "the model itself cannot be replaced in place"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized"
+    names = [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
+    if len(names) > 1:
+        return f"it is used under several names: {', '.join(names)}"
     holders = [m for m in model.modules() for p in m.parameters(recurse=False) if p is module.weight]
     if len(holders) > 1:
         return "its weight is shared"
     reader = next((m for m in model.modules() if module in m.children() and reads_weights(m)), None)
     if reader is not None:
         return f"{type(reader).__name__} reads its weight directly"
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    own = [hook for hook in module._forward_pre_hooks.values() if hook is not before_forward]
+    if module._forward_hooks or own or module._backward_hooks:
         return "it has hooks, which a replaced module would lose"
     return None
 

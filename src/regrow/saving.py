@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.layers import find_layers
 from regrow.sparsify import sparsify
-from regrow.weights import sparse_weights, views
+from regrow.weights import sparse_weights
 from regrow.weights.loading import from_csr, keys, to_csr
+from regrow.weights.views import named_weights, unwrapped
 
 FORMAT = "1"
 
@@ -61,24 +62,26 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     """
     from safetensors.torch import save_file
 
-    if not sparse_weights(model):
+    model = unwrapped(model)
+    sparse = dict(named_weights(model))
+    if not sparse:
         raise RegrowRuntimeError(
             "`model` is not sparse.\nDid you forget to call regrow.sparsify(model, ...)?"
         )
-    tensors: dict[str, Tensor] = dict(model.state_dict())
+    tensors: dict[str, Any] = dict(model.state_dict())
     layers = {}
-    for name, module in model.named_modules():
-        for weight in views(module):
-            weight.check_unchanged()
-            base = f"{name}.{weight.parameter_name}" if name else weight.parameter_name
-            for key in keys(base):
-                tensors.pop(key, None)
-            tensors.update(to_csr(base, weight.shape, weight.positions(), weight.values()))
-            layers[base] = {
-                "shape": list(weight.shape),
-                "storage": weight.storage,
-                "asked": weight.record.asked,
-            }
+    for base, weight in sparse.items():
+        weight.check_unchanged(thorough=True)
+        for key in keys(base):
+            tensors.pop(key, None)
+        tensors.update(to_csr(base, weight.shape, weight.positions(), weight.values()))
+        layers[base] = {"shape": list(weight.shape), "storage": weight.storage, "asked": weight.record.asked}
+    strange = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise RegrowRuntimeError(
+            f"`model` has state that is no tensor: {strange} (get_extra_state).\n"
+            "Use torch.save(model.state_dict(), ...)."
+        )
     metadata = {"regrow": FORMAT, "layers": json.dumps(layers)}
     own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
     return write_atomically(file, lambda path: save_file(own, path, metadata=metadata))
@@ -113,15 +116,17 @@ def load(file: str | os.PathLike[str], into: nn.Module) -> nn.Module:
             f"`file` {file} must be written by regrow.save in format {FORMAT}, got format {metadata.get('regrow')}"
         )
     layers = json.loads(metadata["layers"])
-    _check_architecture(layers, into)
-    if not sparse_weights(into):
-        _sparsify_like(layers, tensors, into)
-    into.load_state_dict(tensors)
+    model = unwrapped(into)
+    _check_architecture(layers, tensors, model)
+    if not sparse_weights(model):
+        _sparsify_like(layers, tensors, model)
+    model.load_state_dict(tensors)
     return into
 
 
-def _check_architecture(layers: dict[str, Any], into: nn.Module) -> None:
-    sparse = {w.name: w.shape for w in sparse_weights(into)}
+def _check_architecture(layers: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module) -> None:
+    """Everything that could make loading fail, before anything is changed."""
+    sparse = {name: weight.shape for name, weight in named_weights(into)}
     shapes = sparse or {layer.weight_name: layer.shape for layer in find_layers(into)}
     for name, layer in layers.items():
         if shapes.get(name) != tuple(layer["shape"]):
@@ -132,6 +137,12 @@ def _check_architecture(layers: dict[str, Any], into: nn.Module) -> None:
         raise RegrowValueError(
             f"`into` is sparse where the file is dense: {sorted(sparse.keys() - layers.keys())}"
         )
+    ours = {key for name in layers for key in keys(name)}
+    own = {key: value for key, value in into.state_dict().items() if key not in ours}
+    rest = {key: value for key, value in tensors.items() if key not in ours}
+    wrong = sorted(own.keys() ^ rest.keys()) or [key for key in own if own[key].shape != rest[key].shape]
+    if wrong:
+        raise RegrowValueError(f"`into` is of another architecture than the file: {wrong} differ")
 
 
 def _sparsify_like(layers: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module) -> None:

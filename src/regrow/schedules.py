@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from regrow.errors import RegrowValueError, closest
+from regrow.errors import RegrowValueError, closest, require_fraction
 
 DropSchedule = Callable[[float], float]
 
@@ -46,6 +46,10 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
         RegrowValueError: for an unknown name.
     """
     if not isinstance(schedule, str):
+        if not callable(schedule):
+            raise RegrowValueError(f"`schedule` must be a name or a function of t / T_end, got {schedule!r}")
+        for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
+            require_fraction(f"schedule({progress})", schedule(progress), one=True)
         return schedule
     if schedule.startswith(INVERSE_POWER):
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,12 +12,21 @@ from torch import Tensor, nn
 
 from regrow import topology
 from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, require_fraction
-from regrow.layers import Layer, Selector, find_layers, matching, reads_weights, select, why_not_compressed
+from regrow.layers import (
+    Layer,
+    Selector,
+    choose,
+    find_layers,
+    in_distribution,
+    reads_weights,
+    why_not_compressed,
+)
 from regrow.nn import SparseLinear
 from regrow.ops.select import top
-from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
+from regrow.weights import CompressedWeight, MaskedWeight, Record, hook_of, sparse_weights, views
+from regrow.weights.base import RECORDS
 from regrow.weights.loading import after_load, before_load
-from regrow.weights.views import adopt, before_forward_of_reader, module_records, release
+from regrow.weights.views import adopt, before_forward_of_reader, module_records, named_weights, release
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
@@ -87,8 +97,12 @@ def sparsify(
             f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
         )
     layers = find_layers(model)
+    if any(layer.parameter.is_meta for layer in layers):
+        raise RegrowValueError(
+            "`model` is on the meta device, without weights.\nCall its to_empty(device=...) first."
+        )
     dense_because = {layer.weight_name: layer.dense_because for layer in layers}
-    chosen = _choose(model, layers, include, exclude, distribution, dense_because)
+    chosen = choose(model, layers, include, exclude, distribution, dense_because)
     shapes = {layer.weight_name: layer.shape for layer in chosen}
     asked, positions = _topology(model, chosen, shapes, sparsity, distribution, init, seed)
     if init == "random" and _looks_trained(model):
@@ -100,53 +114,8 @@ def sparsify(
     for plan in plans:
         _apply(model, plan, rescale)
     _note_dense(layers, plans, dense_because)
-    _register(model)
+    register(model)
     return model
-
-
-def _choose(
-    model: nn.Module,
-    layers: list[Layer],
-    include: Selector | None,
-    exclude: Selector | None,
-    distribution: object,
-    dense_because: dict[str, str | None],
-) -> list[Layer]:
-    """The layers that become sparse; why another one does not is written into `dense_because`."""
-    if include is not None and exclude is not None:
-        raise RegrowValueError(
-            "`include` and `exclude` were both given: `include` names exactly what is sparse, `exclude` takes away "
-            "from the default.\nGive one of them."
-        )
-    names = {layer.weight_name for layer in layers if layer.dense_because is None}
-    if include is not None:
-        names = select("include", include, layers)
-    elif isinstance(distribution, Mapping):
-        names = {name for glob in distribution for name in matching("distribution", glob, layers)}
-    elif exclude is not None:
-        excluded = select("exclude", exclude, layers)
-        dense_because.update(dict.fromkeys(names & excluded, "excluded by the caller"))
-        names -= excluded
-    shared = {layer.weight_name for layer in layers if (layer.dense_because or "").startswith("shares")}
-    chosen = [layer for layer in layers if layer.weight_name in names - shared]
-    if distribution == "uniform" and include is None and len(chosen) > 1:
-        dense_because[chosen[0].weight_name] = "first layer, dense under uniform"
-        chosen = chosen[1:]
-    sparse = [w.name for w in sparse_weights(model)]
-    if sparse and (include is None or any(layer.weight_name in sparse for layer in chosen)):
-        raise RegrowValueError(
-            f"`model` is sparse already: {sparse}\nCall regrow.densify(model) first, or name others with `include`."
-        )
-    if not chosen:
-        reasons = (
-            "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items())
-            or "it has no weights"
-        )
-        raise RegrowValueError(f"`model` has nothing to sparsify ({reasons}).\nName layers with `include`.")
-    for layer in layers:
-        if layer.weight_name not in names and dense_because[layer.weight_name] is None:
-            dense_because[layer.weight_name] = "not named by the caller"
-    return chosen
 
 
 def _topology(
@@ -169,21 +138,48 @@ def _topology(
         raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
     if isinstance(init, Mapping):
         positions = _own_masks(init, shapes)
-        return {name: len(p) / shapes_size(shapes[name]) for name, p in positions.items()}, positions
-    if isinstance(distribution, Mapping):
-        sparsities = _by_glob(distribution, chosen)
-    else:
-        assert sparsity is not None
-        sparsities = topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity))
+        return {name: len(p) / math.prod(shapes[name]) for name, p in positions.items()}, positions
+    sparsities = _sparsities(chosen, shapes, sparsity, distribution)
     counts = {name: topology.connections(shapes[name], s) for name, s in sparsities.items()}
     return {name: 1 - s for name, s in sparsities.items()}, _initial(
         model, chosen, shapes, counts, init, seed
     )
 
 
-def shapes_size(shape: tuple[int, ...]) -> int:
-    """Positions of a shape."""
-    return torch.Size(shape).numel()
+def _sparsities(
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    sparsity: float | None,
+    distribution: str | topology.Distribution | Mapping[str, float],
+) -> dict[str, float]:
+    if isinstance(distribution, Mapping):
+        return _by_glob(distribution, chosen)
+    return topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity))
+
+
+def asked_sparsities(
+    model: nn.Module,
+    sparsity: float | None = None,
+    distribution: str | topology.Distribution | Mapping[str, float] = "erk",
+    *,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+) -> dict[str, float]:
+    """The sparsity that `sparsify` with these arguments would ask of each weight, by its name; nothing is changed.
+
+    Works on the meta device. Weights that would stay dense are left out.
+
+    Raises:
+        RegrowValueError: as `sparsify` does.
+    """
+    layers = find_layers(model)
+    reasons = {layer.weight_name: layer.dense_because for layer in layers}
+    chosen = choose(model, layers, include, exclude, distribution, reasons)
+    if isinstance(distribution, Mapping) != (sparsity is None):
+        raise RegrowValueError(
+            f"`sparsity` is {sparsity}, allowed is [0, 1), and only beside a named distribution"
+        )
+    return _sparsities(chosen, {layer.weight_name: layer.shape for layer in chosen}, sparsity, distribution)
 
 
 def _by_glob(distribution: Mapping[str, float], chosen: list[Layer]) -> dict[str, float]:
@@ -191,7 +187,7 @@ def _by_glob(distribution: Mapping[str, float], chosen: list[Layer]) -> dict[str
     result: dict[str, float] = {}
     for glob, value in distribution.items():
         value = require_fraction(f"distribution[{glob!r}]", value)
-        for name in matching("distribution", glob, chosen):
+        for name in in_distribution(glob, chosen):
             result.setdefault(name, value)
     return result
 
@@ -208,7 +204,7 @@ def _initial(
         return {
             layer.weight_name: topology.sample(
                 counts[layer.weight_name],
-                shapes_size(layer.shape),
+                math.prod(layer.shape),
                 topology.generator(seed, "topology", layer.weight_name),
             ).to(layer.parameter.device)
             for layer in chosen
@@ -270,6 +266,10 @@ def _plan(
     model: nn.Module, layer: Layer, asked: dict[str, float], positions: dict[str, Tensor], storage: str
 ) -> Plan:
     name = layer.weight_name
+    if hasattr(layer.module, f"{layer.parameter_name}_mask"):
+        raise RegrowValueError(
+            f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
+        )
     obstacle = why_not_compressed(layer, model)
     if storage == "compressed" and obstacle:
         raise RegrowValueError(
@@ -305,7 +305,7 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     adopt(module, layer.parameter_name, record)
     if reads_weights(parent) and before_forward_of_reader not in parent._forward_pre_hooks.values():
         parent.register_forward_pre_hook(before_forward_of_reader)
-    _register(module)
+    register(module)
 
 
 def _note_dense(layers: list[Layer], plans: list[Plan], dense_because: dict[str, str | None]) -> None:
@@ -316,10 +316,10 @@ def _note_dense(layers: list[Layer], plans: list[Plan], dense_because: dict[str,
             record = Record(
                 layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
             )
-            layer.module.__dict__.setdefault("_regrow", {})[layer.parameter_name] = record
+            layer.module.__dict__.setdefault(RECORDS, {})[layer.parameter_name] = record
 
 
-def _register(module: nn.Module) -> None:
+def register(module: nn.Module) -> None:
     """What the model and each sparse module need once: loading of either storage, and no DDP broadcasts."""
     if not any(getattr(h, "hook", h) is before_load for h in module._load_state_dict_pre_hooks.values()):
         module.register_load_state_dict_pre_hook(before_load)
@@ -341,7 +341,16 @@ def densify(model: nn.Module) -> nn.Module:
 
     Returns:
         `model`.
+
+    Raises:
+        RegrowRuntimeError: a method is attached.
     """
+    for weight in sparse_weights(model):
+        hook = hook_of(weight.parameter)
+        if hook is not None and hook.driver is not None and hook.driver() is not None:
+            raise RegrowRuntimeError(
+                f"`model` is driven by a method: {hook.driver()!r}\nCall its detach() first."
+            )
     for name, module in list(model.named_modules()):
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):
@@ -368,8 +377,8 @@ def _unregister(module: nn.Module) -> None:
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """The topology of each sparse weight as a boolean tensor of the weight's dense shape (copies)."""
-    return {weight.name: weight.mask() for weight in sparse_weights(model)}
+    """The topology of each sparse weight, by its name in `model`: boolean tensors of its dense shape (copies)."""
+    return {name: weight.mask() for name, weight in named_weights(model)}
 
 
 def is_sparse(model: nn.Module) -> bool:

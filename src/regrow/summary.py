@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
 from regrow.layers import find_layers
-from regrow.weights import records, sparse_weights
+from regrow.weights.views import named_records, named_weights
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Summary:
     @property
     def sparsity(self) -> float:
         """Share of the sparse weights' positions without a connection."""
-        positions = sum(_size(row.shape) for row in self.rows if row.storage != "dense")
+        positions = sum(math.prod(row.shape) for row in self.rows if row.storage != "dense")
         return 1 - self.connections / positions if positions else 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,32 +82,31 @@ class Summary:
         return "\n".join(lines)
 
 
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
-
-
 def summary(model: nn.Module) -> Summary:
     """What is sparse in `model`, how, and why the rest is not."""
-    sparse = {weight.name: weight for weight in sparse_weights(model)}
-    known = records(model)
+    sparse = dict(named_weights(model))
+    known = named_records(model)
+    stored = sum(p.numel() for p in model.parameters())
     if not known:
         rows = [
             LayerSummary(
-                y.weight_name, y.shape, 1.0, 1.0, _size(y.shape), "dense", y.dense_because or "not sparsified"
+                y.weight_name,
+                y.shape,
+                1.0,
+                1.0,
+                math.prod(y.shape),
+                "dense",
+                y.dense_because or "not sparsified",
             )
             for y in find_layers(model)
         ]
-        return Summary(tuple(rows), sum(p.numel() for p in model.parameters()))
+        return Summary(tuple(rows), stored)
     rows = []
     for name, record in known.items():
-        count = sparse[name].nnz if name in sparse else _size(record.shape)
-        density = count / _size(record.shape)
+        size = math.prod(record.shape)
+        count = sparse[name].nnz if name in sparse else size
         rows.append(
-            LayerSummary(name, record.shape, record.asked, density, count, record.storage, record.reason)
+            LayerSummary(name, record.shape, record.asked, count / size, count, record.storage, record.reason)
         )
-    stored = sum(p.numel() for p in model.parameters())
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
     return Summary(tuple(rows), stored - idle)

@@ -24,14 +24,18 @@ def test_shipped_recipes_are_complete(name):
 def test_the_article_s_recipe():
     recipe = load("fashion-mlp")
     assert recipe.sparsify == {"distribution": {"layers.0": 0.98, "layers.2": 0.882}, "seed": 0}
-    assert recipe.method.options == {
-        "drop_fraction": 0.3,
-        "update_every": 100,
-        "stop_fraction": 0.75,
-        "schedule": "cosine",
-        "skip_step": None,
-        "seed": 0,
-    }
+    assert (
+        recipe.method.options
+        | {
+            "drop_fraction": 0.3,
+            "update_every": 100,
+            "stop_fraction": 0.75,
+            "schedule": "cosine",
+            "skip_step": None,
+            "seed": 0,
+        }
+        == recipe.method.options
+    )
     assert (recipe.optimizer.options, recipe.batch_size, recipe.epochs) == (
         {"lr": 0.1, "momentum": 0.9},
         100,
@@ -47,7 +51,7 @@ def test_overrides(tiny):
     assert recipe.optimizer.options == {"lr": 0.05, "momentum": 0.9}
     assert recipe.sparsify == {"sparsity": 0.95, "exclude": ["layers.4"], "seed": 3}
     assert recipe.method.options["seed"] == 3
-    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4}
+    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4, "width": 1.0}
     assert recipe.schedule == Part(name="cosine", warmup_steps=5)
 
 
@@ -70,8 +74,11 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
     ("override", "text"),
     [
         ("epoch=3", r"`epoch` is no key of a recipe, did you mean `epochs`\?\nAllowed are: .*`batch_size`"),
-        ("model=mpl", r"`model` must be one of mlp, lenet or package.module:function, got 'mpl', .*`mlp`\?"),
-        ("data=fashion_mnist", r"`data` must be one of fashion-mnist, idx .*did you mean `fashion-mnist`\?"),
+        (
+            "model=mpl",
+            r"`model` must be one of mlp, lenet, .* or package.module:function, got 'mpl', .*`mlp`\?",
+        ),
+        ("data=fashion_mnist", r"`data` must be one of fashion-mnist, idx, .*did you mean `fashion-mnist`\?"),
         ("method=rigel", r"`method` must be one of dense, .*got 'rigel', did you mean `rigl`\?"),
         ("optimizer=AdmaW", r"`optimizer` must be one of .*SGD.*got 'AdmaW', did you mean `AdamW`\?"),
         ("schedule=cosin", r"`schedule` must be one of constant, cosine, step .*did you mean `cosine`\?"),
@@ -97,6 +104,26 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
             r"`batch_size`: input should be greater than 0, got 0\n`batch_size` is examples a step",
         ),
         ("batch_size=1.5", r"`batch_size`: input should be a valid integer, got 1.5"),
+        (
+            "augment.crp=4",
+            r"`augment.crp` is no option of augment, did you mean `crop`\?\nAllowed are: `crop`, ",
+        ),
+        (
+            "augment=flip",
+            r"`augment`: input should be a valid dictionary, got 'flip'\n`augment` is what is done",
+        ),
+        (
+            "validation=1",
+            r"`validation`: input should be less than 1, got 1\n`validation` is share of the training",
+        ),
+        ("label_smoothing=1", r"`label_smoothing`: input should be less than 1, got 1"),
+        (
+            "no_decay=norms",
+            r"`no_decay`: input should be a valid list, got 'norms'\n`no_decay` is what weight decay",
+        ),
+        ("clip_norm=0", r"`clip_norm`: input should be greater than 0, got 0"),
+        ("accumulate=0", r"`accumulate`: input should be greater than 0, got 0"),
+        ("accumulate=7", r"`batch_size` must be a multiple of `accumulate`, got 20 and 7"),
         ("seed=true", r"`seed`: input should be a valid integer, got True"),
         ("precision=float16", r"`precision`: input should be 'float32' or 'bfloat16', got 'float16'"),
         ("compile=2", r"`compile`: input should be a valid boolean, got 2"),
@@ -142,18 +169,20 @@ def test_bad_file(tmp_path, content, text):
 
 
 def test_imports_lie_beside_their_recipe(tiny, tmp_path, monkeypatch):
-    own = tmp_path / "own_network.py"
+    own = tmp_path / "network_beside_recipe.py"
     own.write_text(
         "import torch\n\ndef build(width: int = 3) -> torch.nn.Module:\n    return torch.nn.Linear(64, 4)\n"
     )
     raw = yaml.safe_load((tmp_path / "tiny.yaml").read_text())
     (tmp_path / "tiny.yaml").write_text(
-        yaml.safe_dump({**raw, "imports": ["own_network.py"], "model": "own_network:build"})
+        yaml.safe_dump(
+            {**raw, "imports": ["network_beside_recipe.py"], "model": "network_beside_recipe:build"}
+        )
     )
     monkeypatch.chdir("/")
     recipe = load(tiny)
     assert recipe.imports == [str(own)]
-    assert recipe.model == Part(name="own_network:build", width=3)
+    assert recipe.model == Part(name="network_beside_recipe:build", width=3)
     with pytest.raises(RegrowValueError, match=r"`model.widht` is no option of .*did you mean `width`\?"):
         load(tiny, ["model.widht=4"])
 

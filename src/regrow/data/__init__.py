@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from regrow.data.dataset import Dataset, Tensors, check_dataset, order
+from regrow.data.augment import Augment
+from regrow.data.cifar import cifar10, cifar100
+from regrow.data.dataset import Dataset, Tensors, check_dataset, order, prepared, spread
 from regrow.data.idx import read_idx
+from regrow.data.images import image_folder
 from regrow.data.mnist import fashion_mnist, idx
+from regrow.data.text import Text, gcide, python_source, text
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,34 @@ _RECORDS = [
         "60,000 + 10,000 grey 28x28 images of clothing, 10 classes",
     ),
     DataRecord("idx", idx, "any folder", "MNIST-format (IDX) files: MNIST itself, EMNIST, your own"),
+    DataRecord(
+        "cifar10",
+        cifar10,
+        "www.cs.toronto.edu/~kriz/cifar.html, binary or Python archive",
+        "50,000 + 10,000 colour images 32x32, 10 classes",
+    ),
+    DataRecord(
+        "cifar100",
+        cifar100,
+        "www.cs.toronto.edu/~kriz/cifar.html, binary or Python archive",
+        "50,000 + 10,000 colour images 32x32, 100 classes or the 20 coarse ones",
+    ),
+    DataRecord(
+        "image-folder",
+        image_folder,
+        "any folder",
+        "train/<class>/*.png or *.jpg, test/<class>/... : ImageNet, your own",
+    ),
+    DataRecord("text", text, "any file or folder", "bytes of a text, the next of which is predicted"),
+    DataRecord(
+        "python-source",
+        python_source,
+        "Python itself",
+        "the standard library's source code, 11 million bytes",
+    ),
+    DataRecord(
+        "gcide", gcide, "Debian package dict-gcide (GPL)", "Webster's dictionary, 40 million bytes of English"
+    ),
 ]
 
 
@@ -37,13 +69,23 @@ def datasets() -> dict[str, DataRecord]:
 
 
 __all__ = [
+    "Augment",
     "DataRecord",
     "Dataset",
     "Tensors",
+    "Text",
     "check_dataset",
+    "cifar10",
+    "cifar100",
     "datasets",
     "fashion_mnist",
+    "gcide",
     "idx",
+    "image_folder",
     "order",
+    "prepared",
+    "python_source",
     "read_idx",
+    "spread",
+    "text",
 ]

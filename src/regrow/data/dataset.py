@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -11,18 +12,25 @@ from torch import Tensor
 from regrow.errors import RegrowValueError
 from regrow.topology import generator
 
+LARGE = 2**28
+"""Sets with more values are looked at in part where only a mean is wanted: they may lie on disk."""
+
 
 @runtime_checkable
 class Tensors(Protocol):
-    """The small protocol a user's own data follows: four tensors and a number, as attributes."""
+    """The small protocol a user's own data follows: four tensors and a number, as attributes.
+
+    Optional is a method ``prepare(inputs) -> Tensor``: what the model takes, of a batch of the inputs as they are
+    kept. Without it they are the same.
+    """
 
     @property
     def train_inputs(self) -> Tensor:
-        """[N, ...], what the model takes."""
+        """[N, ...]."""
 
     @property
     def train_targets(self) -> Tensor:
-        """[N], int64 class numbers."""
+        """int64 class numbers [N], or [N, T] with one at each of T places; uint8 will do as well."""
 
     @property
     def test_inputs(self) -> Tensor:
@@ -30,7 +38,7 @@ class Tensors(Protocol):
 
     @property
     def test_targets(self) -> Tensor:
-        """[M], int64 class numbers."""
+        """[M] or [M, T]."""
 
     @property
     def classes(self) -> int:
@@ -43,9 +51,11 @@ class Dataset:
 
     Args:
         name: what to call it.
-        train_inputs, test_inputs: float32, [N, C, H, W] for images, already normalised.
+        train_inputs, test_inputs: [N, C, H, W] for images, float32 and normalised, or bytes (uint8), of which each
+            batch is normalised: a quarter of the memory.
         train_targets, test_targets: int64 [N], 0 .. classes - 1.
-        mean, std: what was subtracted and divided by, so that pictures can be shown in the data's own unit.
+        mean, std: what is subtracted from pixels in [0, 1] and divided by, one number or one a channel; so that
+            pictures can be shown in the data's own unit.
     """
 
     name: str
@@ -54,8 +64,21 @@ class Dataset:
     test_inputs: Tensor
     test_targets: Tensor
     classes: int
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | Sequence[float] = 0.0
+    std: float | Sequence[float] = 1.0
+
+    def prepare(self, inputs: Tensor) -> Tensor:
+        """A batch of `inputs` as the model takes it: bytes become normalised float32, all else stays."""
+        if inputs.dtype != torch.uint8:
+            return inputs
+        mean, std = (torch.as_tensor(v, device=inputs.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return inputs.float().div_(255).sub_(mean).div_(std)
+
+
+def prepared(data: Tensors, inputs: Tensor) -> Tensor:
+    """A batch of `inputs` as the model takes it, by the method `prepare` where `data` has one."""
+    prepare = getattr(data, "prepare", None)
+    return inputs if prepare is None else prepare(inputs)
 
 
 def check_dataset(data: object, where: str) -> Tensors:
@@ -78,9 +101,9 @@ def check_dataset(data: object, where: str) -> Tensors:
                 f"`data` {where}: {split} inputs and targets must be equally many and at least one, "
                 f"got {len(inputs)} and {len(targets)}"
             )
-        if targets.dtype != torch.int64 or targets.dim() != 1:
+        if targets.dtype not in (torch.int64, torch.uint8) or targets.dim() not in (1, 2):
             raise RegrowValueError(
-                f"`data` {where}: {split}_targets must be int64 class numbers of shape [N], "
+                f"`data` {where}: {split}_targets must be int64 class numbers of shape [N] or [N, T], "
                 f"got {targets.dtype} of shape {list(targets.shape)}"
             )
         low, high = int(targets.min()), int(targets.max())
@@ -94,3 +117,30 @@ def check_dataset(data: object, where: str) -> Tensors:
 def order(seed: int, epoch: int, size: int) -> Tensor:
     """The order in which an epoch sees its examples, int64 [size]: a pure function of its arguments."""
     return torch.randperm(size, generator=generator(seed, "data order", epoch))
+
+
+def spread(tensor: Tensor) -> Tensor:
+    """`tensor`, or so many of its examples, evenly spaced, that they hold no more than `LARGE` values."""
+    every = -(-tensor.numel() // LARGE)
+    return tensor[::every]
+
+
+def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of `images` in bytes [N, C, H, W], on the scale of 0 to 1.
+
+    Exact for sets of up to 2^28 values; of a larger one, images evenly spaced in it.
+
+    Raises:
+        RegrowValueError: for a channel in which all pixels have one value.
+    """
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    for some in spread(images).split(2000):
+        for channel in range(images.shape[1]):
+            counts[channel] += torch.bincount(some[:, channel].flatten(), minlength=256)
+    values = torch.arange(256, dtype=torch.float64) / 255
+    share = counts / counts.sum(1, keepdim=True)
+    mean = share @ values
+    std = (share @ values.square() - mean.square()).clamp(min=0).sqrt()
+    if not bool((std > 1e-6).all()):
+        raise RegrowValueError("all pixels of the training images have the same value in a channel")
+    return tuple(mean.tolist()), tuple(std.tolist())

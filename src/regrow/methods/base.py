@@ -22,13 +22,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
-from regrow.methods import optimizers, processes
+from regrow.methods import checks, optimizers, processes
 from regrow.topology import generator
-from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
+from regrow.weights import GradientHook, NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 from regrow.weights.views import ensure_hooks
 
 STEP = f"{optimizers.PREFIX}step"
-Record = dict[str, Any]
+UpdateRecord = dict[str, Any]
+"""Plain numbers about one topology update."""
 
 
 class Method:
@@ -77,38 +78,34 @@ class Method:
         self.optimizer = optimizers.unwrap(optimizer)
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
         self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
-        self.seed = seed
+        self.seed = require_count("seed", seed, least=0)
         self.process_group = process_group
-        self.weights = [w for w in sparse_weights(model) if w.parameter.requires_grad]
+        self.weights = self._drivable(model)
         self._check(model)
         self._stateful = optimizers.probe(self.optimizer, self.weights)
         self._parameters = [w.parameter for w in self.weights]
+        self._shapes = [p.shape for p in self._parameters]
         self._followers: list[weakref.ref[nn.Module]] = []
-        self._update_hooks: OrderedDict[int, Callable[[Record], None]] = OrderedDict()
-        self._counts = False
+        self._update_hooks: OrderedDict[int, Callable[[UpdateRecord], None]] = OrderedDict()
+        self._open = False  # inside a step that counts
+        self._ran: list[bool] = []  # of each weight: has it a gradient in this step?
+        self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._attach()
         self.optimizer.param_groups[0].setdefault(STEP, 0)
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
 
+    def _drivable(self, model: nn.Module) -> list[SparseWeight]:
+        """The sparse weights that are trained now, or that the optimizer holds for later."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        weights = sparse_weights(model)
+        if not any(weight.parameter.requires_grad for weight in weights):
+            return []
+        return [w for w in weights if w.parameter.requires_grad or id(w.parameter) in held]
+
     def _check(self, model: nn.Module) -> None:
-        if not self.weights:
-            raise RegrowRuntimeError(
-                "`model` has no sparse weight that is trained.\nDid you forget to call regrow.sparsify(model, ...)?"
-            )
-        for weight in self.weights:
-            weight.check_unchanged()
-            hook = hook_of(weight.parameter)
-            if hook is not None and hook.driver is not None and hook.driver() is not None:
-                raise RegrowRuntimeError(
-                    f"`{weight.name}` is driven by a method already: {hook.driver()!r}\nCall its detach() first."
-                )
-            if self.needs_gradient == "always" and weight.storage == "compressed":
-                raise RegrowValueError(
-                    f"{type(self).__name__} needs the dense gradient at every step, and `{weight.name}` is stored "
-                    "compressed so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
-                )
+        checks.check_weights(model, self.weights, self.needs_gradient, type(self).__name__)
         optimizers.check_holds(self.optimizer, self.weights)
         self._check_state()
         if self.distributed:
@@ -116,27 +113,40 @@ class Method:
             settings = {"method": type(self).__name__, "step": self.step, **plain}
             processes.check_agreement(settings, self.weights, self.process_group)
             processes.warn_of_broadcasts(model)
+        checks.cut_inactive(self.weights)
 
-    def _check_state(self, *_: Any) -> None:
+    def _check_state(self) -> None:
         for weight in self.weights:
             optimizers.companions(self.optimizer, weight)
 
+    def _loaded(self, *_: Any) -> None:
+        """State of another step has been loaded: what was seen of the present one is void."""
+        self._check_state()
+        for weight in self.weights:  # not `_hooks`: the model may be loaded only after this
+            if hook := hook_of(weight.parameter):
+                hook.reset()
+
     def _attach(self) -> None:
-        for weight in self.weights:
-            self._drive(weight)
+        checks.claim(self.optimizer, self)
+        self._hooks()
         # a compiled optimizer.step would otherwise trace the hooks and recompile at every count
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
         self._handles: list[Any] = [
             self.optimizer.register_step_pre_hook(before),
             self.optimizer.register_step_post_hook(after),
-            self.optimizer.register_load_state_dict_post_hook(self._check_state),
+            self.optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
 
-    def _drive(self, weight: SparseWeight) -> None:
-        ensure_hooks(weight.module)
-        hook = hook_of(weight.parameter)
-        assert hook is not None
-        hook.driver = weakref.ref(self)
+    def _hooks(self) -> list[GradientHook]:
+        """The hooks of the weights that are trained, each told who drives it; anew where a copy or a move lost them."""
+        hooks = []
+        for weight in self.weights:
+            ensure_hooks(weight.module)
+            hook = hook_of(weight.parameter)
+            if hook is not None:
+                hook.driver = weakref.ref(self)
+                hooks.append(hook)
+        return hooks
 
     # --- where it stands
 
@@ -174,7 +184,7 @@ class Method:
 
     # --- what happens at a step
 
-    def update(self, step: int, weights: list[SparseWeight]) -> Record | None:
+    def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord | None:
         """Choose and make the moves of one topology update; see `Dynamic`.
 
         Args:
@@ -191,43 +201,31 @@ class Method:
 
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook. A closure computes the gradients after this: the method then acts behind it."""
-        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
-        if closure is None:
-            self._begin()
-            return None
-        calls = 0
-
-        def wrapped() -> Any:
-            nonlocal calls
-            calls += 1
-            if calls > 1:
-                optimizers.refuse_second_call(optimizer)
-            with torch.enable_grad():
-                loss = closure()
-            self._begin()
-            return loss
-
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": wrapped}
-        return (args[0], wrapped, *args[2:]), kwargs
+        return optimizers.after_gradients(optimizer, args, kwargs, self._begin)
 
     def _begin(self) -> None:
         """The gradients are there, the weights have not moved yet."""
-        for weight, parameter in zip(self.weights, self._parameters, strict=True):
-            weight.check_unchanged()
-            if weight.parameter is not parameter:
-                raise RegrowRuntimeError(
-                    f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
-                    "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
-                )
-        found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
-        ran = any(self._hook(w).ran for w in self.weights)
+        hooks = [hook_of(weight.parameter) for weight in self.weights]
+        ran = [
+            hook is not None and hook.has_gradient(w.parameter)
+            for hook, w in zip(hooks, self.weights, strict=True)
+        ]
+        any_ran = any(ran)
         if (
-            self.distributed and not ran
-        ):  # where another process has reached a sparse weight, its gradient is here too
-            ran = any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
-        self._counts = ran and not (found_inf is not None and bool(found_inf))
-        if self._counts and self.skip_step and self._update():
+            self.distributed and not any_ran
+        ):  # another process has reached a sparse weight: its gradient is here too
+            any_ran = any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
+        if not any_ran:
+            return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
+        self._restore()
+        self._check_parameters()
+        found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
+        for hook in hooks:
+            if hook is not None:
+                hook.ran = False
+        self._ran = ran
+        self._open = not (found_inf is not None and bool(found_inf))
+        if self._open and self.skip_step and self._update():
             self._hidden = [
                 (p, p.grad)
                 for group in self.optimizer.param_groups
@@ -237,65 +235,74 @@ class Method:
             for parameter, _ in self._hidden:
                 parameter.grad = None
 
+    def _check_parameters(self) -> None:
+        for weight, parameter in zip(self.weights, self._parameters, strict=True):
+            weight.check_unchanged()
+            if weight.parameter is not parameter:
+                raise RegrowRuntimeError(
+                    f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
+                    "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
+                )
+        shapes = [parameter.shape for parameter in self._parameters]
+        if shapes != self._shapes:
+            self._check_state()
+            self._shapes = shapes
+
+    def _restore(self) -> None:
+        """Put the gradients back that an update step hid from the optimizer: loops log them afterwards."""
+        for parameter, gradient in self._hidden:
+            if parameter.grad is None:
+                parameter.grad = gradient
+        self._hidden = []
+
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook."""
-        for parameter, gradient in self._hidden:  # loops log gradients after the step
-            parameter.grad = gradient
-        self._hidden = []
-        if not self._counts:
+        if not self._open:
             return
+        self._restore()
         if self.needs_gradient == "always":
             for weight in self._reached():
                 self.observe(weight, weight.stashed)
         if not self.skip_step:
             self._update()
-        self._counts = False
-        for weight in self.weights:
-            hook = self._hook(weight)
-            hook.ran, hook.stash = False, None
+        self._open = False
+        for hook in self._hooks():
+            hook.reset()
         step = self.step
         self.optimizer.param_groups[0][STEP] = step + 1
-        if self.total_steps is not None and step + 1 == self.total_steps + 1:
+        record, self._due = self._due, None
+        if record is not None:
+            for call in list(self._update_hooks.values()):
+                call(record)
+        if self.total_steps is not None and step == self.total_steps:
             warnings.warn(
                 f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests", stacklevel=2
             )
 
-    def _hook(self, weight: SparseWeight) -> Any:
-        hook = hook_of(weight.parameter)
-        if hook is None or hook.driver is None:
-            self._drive(weight)
-            hook = hook_of(weight.parameter)
-        return hook
-
     def _update(self) -> bool:
-        """Update the topology if this step is due. Returns whether it was due."""
+        """Update the topology if this step is due. Returns whether it was."""
         step = self.step
         if not self.is_update(step):
             return False
         try:
-            record = self.update(step, self._reached())
+            self._due = self.update(step, self._reached())
         except NonFiniteGradientError:
             warnings.warn(
                 f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2
             )
             return False
-        if record is not None:
-            for hook in list(self._update_hooks.values()):
-                hook(record)
         return True
 
     def _reached(self) -> list[SparseWeight]:
         """The weights that a backward pass has reached in this step, on any process."""
-        ran = torch.tensor(
-            [float(self._hook(w).ran) for w in self.weights], device=self._parameters[0].device
-        )
+        ran = torch.tensor(self._ran, dtype=torch.float32, device=self._parameters[0].device)
         if self.distributed:
             dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
         reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]
-        for weight in reached:
-            hook = self._hook(weight)
-            if self.needs_gradient != "never" and not hook.ran:  # reached on another process only
-                hook.stash = weight.stash(torch.zeros_like(weight.parameter), None)
+        for weight, own in zip(self.weights, self._ran, strict=True):
+            hook = hook_of(weight.parameter)
+            if not own and hook is not None:  # reached on another process only
+                hook.stash = weight.nothing()
         return reached
 
     # --- what methods use
@@ -328,8 +335,12 @@ class Method:
             The number of truly new connections.
         """
         known = weight.fingerprint()
-        followers = [copy for copy in self._copies(weight.name) if copy.fingerprint() == known]
-        for copy in followers:
+        for copy in self._copies(weight.name):
+            if copy.fingerprint() != known:
+                raise RegrowRuntimeError(
+                    f"a copy that follows has another topology in `{weight.name}` by now (the model was loaded?).\n"
+                    "Load the copy too, or make it anew and call follow."
+                )
             copy.update(drop.to(copy.parameter.device), grow.to(copy.parameter.device))
         return weight.update(drop, grow, optimizers.companions(self.optimizer, weight))
 
@@ -363,7 +374,7 @@ class Method:
             raise RegrowValueError("`copy` must have the topology of the model that the method drives")
         self._followers.append(weakref.ref(copy))
 
-    def register_update_hook(self, hook: Callable[[Record], None]) -> RemovableHandle:
+    def register_update_hook(self, hook: Callable[[UpdateRecord], None]) -> RemovableHandle:
         """Call `hook` with a record of plain numbers after each topology update.
 
         Returns:
@@ -378,9 +389,10 @@ class Method:
         for handle in self._handles:
             handle.remove()
         for weight in self.weights:
-            hook = hook_of(weight.parameter)
-            if hook is not None:
-                hook.driver, hook.stash = None, None
+            if hook := hook_of(weight.parameter):
+                hook.driver = None
+                hook.reset()
+        self.optimizer.__dict__.pop(checks.DRIVER, None)
         for entries in (*self.optimizer.param_groups, *self.optimizer.state.values()):
             for key in [key for key in entries if isinstance(key, str) and key.startswith(optimizers.PREFIX)]:
                 del entries[key]

@@ -63,13 +63,13 @@ class Dynamic(Periodic):
         self.schedule = schedules.drop_schedule(schedule)
         self.grow_init = criteria.require_initial("grow_init", grow_init)
         self.grow_scale = grow_scale
-        stop = math.floor(round(self.stop_fraction * require_count("total_steps", total_steps), 6))
+        self.end = self.stop_fraction * require_count("total_steps", total_steps)
         super().__init__(
             model,
             optimizer,
             total_steps=total_steps,
             update_every=update_every,
-            stop_step=stop,
+            stop_step=math.ceil(round(self.end, 6)),
             skip_step=skip_step,
             seed=seed,
             process_group=process_group,
@@ -83,7 +83,8 @@ class Dynamic(Periodic):
 
     def drop(self, weight: SparseWeight, fraction: float) -> Tensor:
         """Which of the active connections go: the `fraction` with the lowest score, rounded down."""
-        return top(-self.drop_score(weight), math.floor(round(fraction * weight.nnz, 6)))
+        count = math.floor(round(fraction * weight.nnz, 6))
+        return top(-self.drop_score(weight), count, f"a drop score of `{weight.name}`")
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         """The `count` positions that come, ascending, none of them among `survivors`."""
@@ -96,7 +97,7 @@ class Dynamic(Periodic):
     # --- one update
 
     def fraction(self, step: int) -> float:
-        return self.drop_fraction * self.schedule(step / self.stop_step)
+        return self.drop_fraction * self.schedule(step / self.end)
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
         weights = [weight for weight in weights if weight.nnz < weight.numel]

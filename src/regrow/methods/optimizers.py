@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,6 +16,11 @@ from regrow.weights import SparseWeight
 
 PREFIX = "regrow_"
 """Keys of `param_groups[0]` and of `state[p]` that are a method's own."""
+
+_TWICE = (
+    "calls its closure more than once in a step, so there is no one gradient that a topology update could go by.\n"
+    "Use an optimizer that needs one gradient a step."
+)
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -100,7 +106,7 @@ def _probe_group(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     if reason:
         raise RegrowValueError(
             f"`optimizer`: {name} cannot train sparse weights: {reason}.\nAllowed is any element-wise optimizer whose "
-            "fresh state is zero: SGD, Adam, AdamW, Adagrad, RMSprop, NAdam, RAdam, ASGD, Adadelta, ..."
+            "fresh state is zero: SGD, Adam, AdamW, Adagrad (from 0), RMSprop, NAdam, RAdam, ASGD, Adadelta, ..."
         )
     return bool(trial.state[weight])
 
@@ -108,14 +114,15 @@ def _probe_group(optimizer: Optimizer, group: dict[str, Any]) -> bool:
 def _trial(optimizer: Optimizer, group: dict[str, Any], weight: nn.Parameter) -> Optimizer:
     """An optimizer of the same kind and settings for `weight` alone."""
     cls = type(optimizer)
-    settings = {
-        key: group[key] for key in inspect.signature(cls).parameters if key in group and key != "params"
-    }
+    names = inspect.signature(cls).parameters.keys() - {"params"}
+    settings = {name: group[name] for name in names if name in group}
+    if "lr" in settings:  # a schedule may begin at 0, where nothing shows
+        settings["lr"] = torch.full_like(group["lr"], 0.1) if isinstance(group["lr"], Tensor) else 0.1
     try:
         return cls([weight], **settings)
     except TypeError:  # the constructor wants what the group does not tell: as pickle does it, then
         trial: Optimizer = object.__new__(cls)
-        groups = [{**group, "params": [weight]}]
+        groups = [{**group, **settings, "params": [weight]}]
         trial.__setstate__(
             {"defaults": optimizer.defaults, "state": defaultdict(dict), "param_groups": groups}
         )
@@ -134,15 +141,41 @@ def _misfit(weight: nn.Parameter, active: Tensor, state: dict[str, Any]) -> str 
     return None
 
 
-_TWICE = (
-    "calls its closure more than once in a step, so there is no one gradient that a topology update could go by.\n"
-    "Use an optimizer that needs one gradient a step."
-)
+def after_gradients(
+    optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], act: Callable[[], None]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Call `act` once the gradients of a step are there: at once, or behind the step's closure.
 
+    Args:
+        optimizer: whose step begins.
+        args, kwargs: what it was called with, the optimizer itself first.
+        act: what is to be done.
 
-def refuse_second_call(optimizer: Optimizer) -> None:
-    """Raise for an optimizer that has called its closure a second time within a step."""
-    raise RegrowRuntimeError(f"`optimizer`: {type(optimizer).__name__} {_TWICE}")
+    Returns:
+        Changed arguments for the step, or None where there is no closure.
+
+    Raises:
+        RegrowRuntimeError: from within the step, if it calls the closure a second time.
+    """
+    closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+    if closure is None:
+        act()
+        return None
+    calls = 0
+
+    def wrapped() -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise RegrowRuntimeError(f"`optimizer`: {type(optimizer).__name__} {_TWICE}")
+        with torch.enable_grad():
+            loss = closure()
+        act()
+        return loss
+
+    if "closure" in kwargs:
+        return args, {**kwargs, "closure": wrapped}
+    return (args[0], wrapped, *args[2:]), kwargs
 
 
 def companions(optimizer: Optimizer, weight: SparseWeight) -> list[Tensor]:

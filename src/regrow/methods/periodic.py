@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from regrow import schedules
 from regrow.errors import require_count
-from regrow.methods.base import Method, Record
+from regrow.methods.base import Method, UpdateRecord
 from regrow.methods.optimizers import PREFIX
 from regrow.weights import SparseWeight
 
@@ -81,7 +81,7 @@ class Periodic(Method):
         last = schedules.last_update(self.update_every, self.stop_step)
         return last if last is not None and last >= self.start_step else None
 
-    def update(self, step: int, weights: list[SparseWeight]) -> Record:
+    def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""
         layers = {}
         for weight, drop, grow in self.moves(step, weights):

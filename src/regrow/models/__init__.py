@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from torch import nn
-
 from regrow.models.lenet import LeNet, lenet
 from regrow.models.mlp import MLP, mlp
+from regrow.models.mobilenet import MobileNetV1, mobilenet_v1
+from regrow.models.registry import ModelRecord, models
+from regrow.models.resnet import ResNet, resnet18, resnet18_cifar, resnet50, resnet50_cifar
+from regrow.models.small import small_dense
+from regrow.models.transformer import GPT, ViT, gpt, vit
+from regrow.models.vgg import VGG, vgg16, vgg19
+from regrow.models.wrn import WRN, wrn, wrn_22_2
 
-
-@dataclass(frozen=True)
-class ModelRecord:
-    """A network by name: `build` takes the options a recipe may give and returns the module."""
-
-    name: str
-    build: Callable[..., nn.Module]
-    paper: str
-    line: str
-
-
-_RECORDS = [
-    ModelRecord("mlp", mlp, "LeNet-300-100, LeCun et al. 1998", "fully connected, ReLU between the layers"),
-    ModelRecord(
-        "lenet", lenet, "LeNet-5, LeCun et al. 1998", "LeNet-5 in the widths of Caffe: 20 and 50 channels"
-    ),
+__all__ = [
+    "GPT",
+    "MLP",
+    "VGG",
+    "WRN",
+    "LeNet",
+    "MobileNetV1",
+    "ModelRecord",
+    "ResNet",
+    "ViT",
+    "gpt",
+    "lenet",
+    "mlp",
+    "mobilenet_v1",
+    "models",
+    "resnet18",
+    "resnet18_cifar",
+    "resnet50",
+    "resnet50_cifar",
+    "small_dense",
+    "vgg16",
+    "vgg19",
+    "vit",
+    "wrn",
+    "wrn_22_2",
 ]
-
-
-def models() -> dict[str, ModelRecord]:
-    """The built-in networks by name."""
-    return {record.name: record for record in _RECORDS}
-
-
-__all__ = ["MLP", "LeNet", "ModelRecord", "lenet", "mlp", "models"]

@@ -5,23 +5,28 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import RegrowValueError
+from regrow.errors import RegrowValueError, require_count
+from regrow.models.width import require_width, scaled
 
 
 class LeNet(nn.Module):
     """Two 5x5 convolutions with max-pooling, then two linear layers: ``conv1``, ``conv2``, ``fc1``, ``fc2``."""
 
-    def __init__(self, channels: int, size: int, classes: int) -> None:
+    def __init__(self, channels: int, size: int, classes: int, width: float) -> None:
         super().__init__()
+        for name, value in (("channels", channels), ("size", size), ("classes", classes)):
+            require_count(name, value)
         side = ((size - 4) // 2 - 4) // 2
         if side < 1:
             raise RegrowValueError(
                 f"`size` must be at least 16, for two 5x5 convolutions and pooling, got {size}"
             )
-        self.conv1 = nn.Conv2d(channels, 20, 5)
-        self.conv2 = nn.Conv2d(20, 50, 5)
-        self.fc1 = nn.Linear(50 * side * side, 500)
-        self.fc2 = nn.Linear(500, classes)
+        width = require_width(width)
+        first, second, hidden = (scaled(count, width) for count in (20, 50, 500))
+        self.conv1 = nn.Conv2d(channels, first, 5)
+        self.conv2 = nn.Conv2d(first, second, 5)
+        self.fc1 = nn.Linear(second * side * side, hidden)
+        self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images `x` [N, channels, size, size]."""
@@ -31,12 +36,13 @@ class LeNet(nn.Module):
         return logits
 
 
-def lenet(channels: int = 1, size: int = 28, classes: int = 10) -> LeNet:
+def lenet(channels: int = 1, size: int = 28, classes: int = 10, width: float = 1.0) -> LeNet:
     """LeNet-5-Caffe: 20 and 50 channels, 500 hidden units, 430,500 weights at the defaults.
 
     Args:
         channels: channels of the images.
         size: height and width of the images, at least 16.
         classes: the number of outputs.
+        width: factor of the channels and hidden units.
     """
-    return LeNet(channels, size, classes)
+    return LeNet(channels, size, classes, width)

@@ -7,6 +7,9 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from regrow.errors import require_count
+from regrow.models.width import require_width, scaled
+
 
 class MLP(nn.Module):
     """Linear layers ``layers.0 .. layers.n`` with ReLU between them."""
@@ -25,12 +28,16 @@ class MLP(nn.Module):
         return logits
 
 
-def mlp(inputs: int = 784, hidden: Sequence[int] = (300, 100), classes: int = 10) -> MLP:
+def mlp(inputs: int = 784, hidden: Sequence[int] = (300, 100), classes: int = 10, width: float = 1.0) -> MLP:
     """LeNet-300-100 by default: 784-300-100-10, 266,200 weights.
 
     Args:
         inputs: values of one example; images [N, C, H, W] are flattened to C * H * W.
         hidden: the width of each hidden layer.
         classes: the number of outputs.
+        width: factor of the hidden layers.
     """
-    return MLP([inputs, *hidden, classes])
+    width = require_width(width)
+    for name, value in (("inputs", inputs), ("classes", classes), *(("hidden", count) for count in hidden)):
+        require_count(name, value)
+    return MLP([inputs, *(scaled(count, width) for count in hidden), classes])

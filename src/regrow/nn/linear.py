@@ -27,7 +27,7 @@ class SparseLinear(nn.Module):
         Input (..., in_features), output (..., out_features). The output is laid out with the batch innermost.
 
     Raises:
-        RegrowValueError: rows, columns or connections at or beyond 2^31.
+        RegrowValueError: rows, columns or connections at or beyond 2^31; positions that do not ascend or fit.
         RegrowRuntimeError: an input whose last dimension, or whose dtype, does not fit.
     """
 
@@ -44,8 +44,10 @@ class SparseLinear(nn.Module):
             raise RegrowValueError(
                 f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}"
             )
+        _check_positions(positions, in_features * out_features)
         self.in_features = in_features
         self.out_features = out_features
+        positions = positions.to(values.device)
         tensors = to_csr("weight", (out_features, in_features), positions, values)
         self.weight_values = nn.Parameter(tensors["weight_values"])
         crow, col = tensors["weight_crow"], tensors["weight_col"]
@@ -89,7 +91,7 @@ class SparseLinear(nn.Module):
                 f"`input` must have {self.in_features} as its last dimension, got shape {tuple(input.shape)}"
             )
         kind = input.device.type
-        if torch.is_autocast_enabled(kind) and values.dtype == torch.float32:
+        if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
             input, values = input.to(dtype), values.to(dtype)
             bias = None if bias is None else bias.to(dtype)
@@ -110,7 +112,14 @@ class SparseLinear(nn.Module):
         return output
 
     def extra_repr(self) -> str:
+        weight = self.weight
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, connections={len(self.weight_values)}"
+            f"bias={self.bias is not None}, connections={len(weight.values())}"
         )
+
+
+def _check_positions(positions: Tensor, size: int) -> None:
+    inside = len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
+    if positions.dtype != torch.int64 or (positions.diff() <= 0).any() or not inside:
+        raise RegrowValueError(f"`positions` must be int64, ascending without repetition, in [0, {size})")

@@ -121,8 +121,9 @@ def sparse_linear_backward(
     row_t: Tensor,
     order: Tensor,
     need_input: bool,
+    need_values: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the input [..., columns] (empty where not needed) and of the values [capacity, 1].
+    """Gradients of the input [..., columns] and of the values [capacity, 1], empty where not needed.
 
     Registered from Python and opaque to compilers, so that it can hand its operands to a `Listener`.
     """
@@ -130,13 +131,13 @@ def sparse_linear_backward(
     rows, columns = len(crow) - 1, input.shape[-1]
     output_gradient, flat_input = gradient.reshape(-1, rows), input.reshape(-1, columns)
     listener = _listeners.get(crow.data_ptr())
-    if listener is not None and listener.recording:
+    if need_values and listener is not None and listener.recording:
         # clones: inductor reuses the memory of both
         listener.pending.append(
             (torch._C._current_graph_task_id(), flat_input.clone(), output_gradient.clone())
         )
-    values_gradient = torch.zeros_like(values)
-    if nnz and len(flat_input):
+    values_gradient = torch.zeros_like(values) if need_values else values.new_empty(0)
+    if need_values and nnz and len(flat_input):
         exact = torch.promote_types(values.dtype, torch.float32)
         pattern = csr(crow, col, torch.zeros(nnz, dtype=exact, device=values.device), columns)
         sampled = torch.sparse.sampled_addmm(
@@ -161,11 +162,13 @@ def _(
     row_t: Tensor,
     order: Tensor,
     need_input: bool,
+    need_values: bool,
 ) -> tuple[Tensor, Tensor]:
+    values_gradient = torch.empty_like(values) if need_values else values.new_empty(0)
     if not need_input:
-        return input.new_empty(0), torch.empty_like(values)
+        return input.new_empty(0), values_gradient
     batch = input.shape[:-1].numel()
-    return input.new_empty(input.shape[-1], batch).t().reshape(input.shape), torch.empty_like(values)
+    return input.new_empty(input.shape[-1], batch).t().reshape(input.shape), values_gradient
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -176,16 +179,14 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 def _backward(ctx, gradient: Tensor):  # type: ignore[no-untyped-def]
     input, values, *index = ctx.saved_tensors
+    need_input, need_values, need_bias, *_ = ctx.needs_input_grad
     input_gradient, values_gradient = sparse_linear_backward(
-        gradient, input, values, *index, ctx.needs_input_grad[0]
+        gradient, input, values, *index, need_input, need_values
     )
-    bias_gradient = None
-    if ctx.has_bias and ctx.needs_input_grad[2]:
-        bias_gradient = gradient.reshape(-1, gradient.shape[-1]).sum(0)
     return (
-        input_gradient if ctx.needs_input_grad[0] else None,
-        values_gradient,
-        bias_gradient,
+        input_gradient if need_input else None,
+        values_gradient if need_values else None,
+        gradient.reshape(-1, gradient.shape[-1]).sum(0) if ctx.has_bias and need_bias else None,
         *(None for _ in index),
     )
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from regrow.errors import RegrowRuntimeError
 
 
-def top(scores: Tensor, count: int) -> Tensor:
+def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
     """Indices of the `count` highest of `scores` [n], ascending, int64 [count]; ties go to the lower index.
 
-    The same as a stable descending sort, in linear time.
+    The same as a stable descending sort, in linear time. `what` is what messages call a score.
 
     Raises:
         RegrowRuntimeError: a score is nan.
@@ -20,7 +20,9 @@ def top(scores: Tensor, count: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     threshold = torch.topk(scores, count, sorted=False).values.min()
     if threshold.isnan():
-        raise RegrowRuntimeError("a score is nan: scores must be numbers, inf allowed")
+        raise RegrowRuntimeError(
+            f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
+        )
     above = (scores > threshold).nonzero().view(-1)
     tied = (scores == threshold).nonzero().view(-1)[: count - len(above)]
     return torch.cat([above, tied]).sort().values

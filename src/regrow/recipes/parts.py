@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 import regrow
-from regrow.data import datasets
+from regrow.data import Augment, datasets
 from regrow.errors import RegrowValueError, closest
-from regrow.methods.registry import methods
+from regrow.methods.registry import records
 from regrow.models import models
 from regrow.recipes.rates import RATES
 from regrow.recipes.schema import Part, Recipe
@@ -26,6 +26,10 @@ def dense() -> None:
     """The method that is none: the network stays dense."""
 
 
+def small_dense() -> None:
+    """The method that is none: a dense network as narrow as the sparse one is large."""
+
+
 def choices(key: str) -> dict[str, Callable[..., Any]]:
     """What the recipe key `model`, `data`, `method`, `optimizer` or `schedule` may name."""
     if key == "model":
@@ -33,7 +37,8 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
     if key == "data":
         return {name: record.load for name, record in datasets().items()}
     if key == "method":
-        return {"dense": dense} | {name: record.cls for name, record in methods().items()}
+        known = {name: record.cls for name, record in records().items()}
+        return {"dense": dense, "small-dense": small_dense} | known
     if key == "optimizer":
         kinds = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
         # one is the base class, one needs a closure, one gradients that are sparse tensors
@@ -45,7 +50,7 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
 _SUPPLIED = {
     "model": {"self"},
     "data": {"self"},
-    "method": {"model", "optimizer", "total_steps", "process_group"},
+    "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
     "optimizer": {"params"},
     "schedule": {"total_steps"},
 }
@@ -87,9 +92,10 @@ def resolve(recipe: Recipe) -> Recipe:
         elif key == "method" and "seed" in options:
             options["seed"] = part.options.get("seed", recipe.seed)
         parts[key] = Part(name=part.name, **options)
+    augment = _check("augment.", "augment", Augment, recipe.augment, set()) if recipe.augment else {}
     _check("sparsify.", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {**recipe.sparsify, "seed": recipe.sparsify.get("seed", recipe.seed)} if recipe.sparsify else {}
-    return recipe.model_copy(update={**parts, "sparsify": given})
+    return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
 
 
 def _check(

@@ -43,13 +43,34 @@ class Recipe(BaseModel):
     )
     model: Part = Field(description="a network, and its options")
     data: Part = Field(description="a data set, and its options")
+    augment: dict[str, Any] = Field(
+        {}, description="what is done to training images: crop, flip, resized_crop, scale, ratio"
+    )
+    validation: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the training examples held out, and tested instead of the test set",
+    )
     sparsify: dict[str, Any] = Field({}, description="the arguments of `regrow.sparsify`")
     method: Part = Field(
         Part(name="rigl"), description="how the topology evolves; `dense` for a dense network"
     )
     optimizer: Part = Field(description="a class of torch.optim, and its options")
+    no_decay: list[str] = Field(
+        [], description="what weight decay leaves alone: norms, biases, depthwise, embeddings, globs of names"
+    )
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient of a step")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="share of the training target that is spread evenly over the classes"
+    )
     schedule: Part = Field(Part(name="constant"), description="learning rate: constant, cosine or step")
     batch_size: int = Field(gt=0, description="examples a step; a last batch that is smaller is left out")
+    accumulate: int = Field(
+        1,
+        gt=0,
+        description="parts of a batch that pass through the network one after another, to save memory",
+    )
     epochs: int | None = Field(None, gt=0, description="length of the run, or `steps`")
     steps: int | None = Field(None, gt=0, description="length of the run in optimizer steps")
     seed: int = Field(0, ge=0, description="of initial weights, topology and order of data")
@@ -69,6 +90,14 @@ class Recipe(BaseModel):
         if (self.epochs is None) == (self.steps is None):
             given = "both" if self.epochs is not None else "none"
             raise ValueError(f"give `epochs` or `steps`, one of the two, got {given}")
+        return self
+
+    @model_validator(mode="after")
+    def _even_parts(self) -> Recipe:
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"`batch_size` must be a multiple of `accumulate`, got {self.batch_size} and {self.accumulate}"
+            )
         return self
 
     @property

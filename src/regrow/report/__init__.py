@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+from regrow.report.comparison import draw_comparison
 from regrow.report.curves import draw_curves
-from regrow.report.maps import centre_and_border, draw_maps, mean_connections
+from regrow.report.maps import CentreAndBorder, centre_and_border, draw_maps, mean_connections
 from regrow.report.pictures import draw
 
-__all__ = ["centre_and_border", "draw", "draw_curves", "draw_maps", "mean_connections"]
+__all__ = [
+    "CentreAndBorder",
+    "centre_and_border",
+    "draw",
+    "draw_comparison",
+    "draw_curves",
+    "draw_maps",
+    "mean_connections",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ import regrow
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.recipes import Part, Rate, Recipe, find
+from regrow.training import ways
+from regrow.training.batches import Batches
+from regrow.training.groups import parameter_groups
 
 
 @dataclass
@@ -23,6 +27,7 @@ class Setup:
 
     recipe: Recipe
     data: Tensors
+    batches: Batches
     model: nn.Module
     optimizer: torch.optim.Optimizer
     method: Any
@@ -45,39 +50,43 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None) -> Setup:
         torch.set_num_threads(recipe.threads)
     device = _device(recipe.device)
     data = check_dataset(_make("data", recipe.data), recipe.data.name)
-    steps_per_epoch = len(data.train_inputs) // recipe.batch_size
-    if steps_per_epoch == 0:
-        raise RegrowValueError(
-            f"`batch_size` must be at most the {len(data.train_inputs)} training examples, got {recipe.batch_size}"
-        )
+    batches = Batches(data, recipe, device)
+    steps_per_epoch = batches.steps_per_epoch
     total = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
     rate = _make("schedule", recipe.schedule, total)
-    seed_everything(recipe.seed)
-    model = _model(recipe, data).to(device)
+    build_network = partial(_network, recipe, data, batches)
+    model = ways.network(recipe, batches, build_network).to(device)
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
-    optimizer = _make("optimizer", recipe.optimizer, model.parameters())
+    optimizer = _make("optimizer", recipe.optimizer, parameter_groups(model, recipe.no_decay))
     if checkpoint:
         optimizer.load_state_dict(checkpoint["optimizer"])
-    method = None if recipe.dense else _make("method", recipe.method, model, optimizer, total_steps=total)
+    method = _method(recipe, model, optimizer, total, build_network)
     filled = recipe.model_copy(update={"device": str(device), "threads": torch.get_num_threads()})
-    return Setup(filled, data, model, optimizer, method, rate, device, total, steps_per_epoch, checkpoint)
+    return Setup(
+        filled, data, batches, model, optimizer, method, rate, device, total, steps_per_epoch, checkpoint
+    )
 
 
-def _model(recipe: Recipe, data: Tensors) -> nn.Module:
-    """The network, sparse unless the recipe says dense."""
-    model = _make("model", recipe.model)
+def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
+    """The recipe's network, dense, with the same initial weights at each call; `options` change some of its own."""
+    seed_everything(recipe.seed)
+    model = _make("model", Part(name=recipe.model.name, **{**recipe.model.options, **options}))
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`model` {recipe.model.name} returned {model!r}, no torch module")
-    _check_shapes(model, data, recipe)
-    if recipe.dense:
-        return model
-    if not recipe.sparsify:
-        raise RegrowValueError(
-            f"`sparsify` is missing: method {recipe.method.name} needs a sparse model\n"
-            "Add `sparsify: {sparsity: 0.9}`, or train without sparsity with `method: dense`."
-        )
-    return regrow.sparsify(model, **recipe.sparsify)
+    _check_shapes(model, data, batches, recipe)
+    return model
+
+
+def _method(recipe: Recipe, model: nn.Module, optimizer: Any, total: int, network: ways.Build) -> Any:
+    """What drives the network, or None for a dense one."""
+    name = recipe.method.name
+    if name in ways.DENSE:
+        return None
+    if ways.is_topology(name):
+        return regrow.Static(model, optimizer, total_steps=total)
+    further = {"final_sparsity": ways.final_sparsities(recipe, network)} if name == "pruning" else {}
+    return _make("method", recipe.method, model, optimizer, total_steps=total, **further)
 
 
 def seed_everything(seed: int) -> None:
@@ -112,22 +121,25 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _check_shapes(model: nn.Module, data: Tensors, recipe: Recipe) -> None:
+def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Recipe) -> None:
     """Two examples through the model, so that a wrong size is an error that names both sides."""
     training, state = model.training, torch.get_rng_state()
+    examples = batches.example(2).cpu()
     try:
         with torch.no_grad():
-            logits = model.eval()(data.test_inputs[:2])
+            logits = model.eval()(examples)
     except RuntimeError as error:
         raise RegrowValueError(
-            f"`model` {recipe.model.name} does not take examples of shape {list(data.train_inputs.shape[1:])} "
+            f"`model` {recipe.model.name} does not take examples of shape {list(examples.shape[1:])} "
             f"from `data` {recipe.data.name}: {error}"
         ) from error
     finally:
         model.train(training)
         torch.set_rng_state(state)
-    if logits.dim() != 2 or logits.shape[1] < data.classes:
+    places = list(data.test_targets.shape[1:])  # [T] where each of T places has a class, else none
+    if list(logits.shape[1:-1]) != places or logits.dim() < 2 or logits.shape[-1] < data.classes:
+        wanted = ", ".join(map(str, ["N", *places, data.classes]))
         raise RegrowValueError(
-            f"`model` {recipe.model.name} must return logits [N, {data.classes}] for the {data.classes} classes of "
+            f"`model` {recipe.model.name} must return logits [{wanted}] for the {data.classes} classes of "
             f"`data` {recipe.data.name}, got {list(logits.shape)}"
         )

@@ -7,7 +7,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import regrow
-from regrow.data import order
 from regrow.errors import RegrowError, RegrowRuntimeError
 from regrow.saving import write_atomically
 from regrow.training.build import Setup, seed_everything
 from regrow.training.folder import RunFolder
+from regrow.training.loss import cross_entropy
 from regrow.training.pixels import PixelMap, describe
 from regrow.training.progress import Progress, Status
 from regrow.training.summary import summarize
@@ -54,15 +53,13 @@ class _Run:
 
     def __init__(self, setup: Setup, folder: RunFolder, progress: Progress) -> None:
         self.setup, self.folder, self.progress = setup, folder, progress
-        recipe, device, data = setup.recipe, setup.device, setup.data
+        recipe, device = setup.recipe, setup.device
         self.model, self.optimizer = setup.model, setup.optimizer
-        self.inputs, self.targets = data.train_inputs.to(device), data.train_targets.to(device)
-        self.test_inputs, self.test_targets = data.test_inputs.to(device), data.test_targets.to(device)
         self.log_every = recipe.log_every
         self.evaluate_every = recipe.evaluate_every or setup.steps_per_epoch
         self.checkpoint_every = recipe.checkpoint_every or setup.steps_per_epoch
         self.forward = torch.compile(self.model) if recipe.compile else self.model
-        self.pixels = PixelMap.of(self.model, self.inputs)
+        self.pixels = PixelMap.of(self.model, setup.batches.example())
         self.losses: list[Tensor] = []  # of the steps since `logged`, read together
         self.logged = 0
         self.status = Status(0, setup.total_steps, regrow.summary(self.model).sparsity)
@@ -75,7 +72,7 @@ class _Run:
             _set_random(checkpoint["random"])
         else:
             seed_everything(recipe.seed)  # building data and model used it up by an amount of their own
-            folder.write_json("data.json", describe(data, recipe.data.name))
+            folder.write_json("data.json", describe(setup.data, recipe.data.name))
             if self.pixels:
                 folder.append("maps.jsonl", self.pixels.record(0))
         if setup.method is not None:
@@ -97,24 +94,18 @@ class _Run:
                     name: value.cpu().contiguous().clone() for name, value in self.model.state_dict().items()
                 }
                 write_atomically(final, lambda path: save_file(state, path))
-        result = summarize(self.setup, self.model, status)
+        result = summarize(self.setup, self.model, status, self.folder.records("metrics.jsonl"))
         self.folder.write("summary.txt", (result["text"] + "\n").encode())
         self.folder.write_json("summary.json", {key: value for key, value in result.items() if key != "text"})
         return result
 
     def steps(self, stop: threading.Event) -> None:
         """The loop itself."""
-        status, size = self.status, self.setup.recipe.batch_size
-        epoch, indices = -1, torch.empty(0)
+        status = self.status
         self.model.train()
         clock = shown = time.perf_counter()
         while status.step < status.total:
-            now, position = divmod(status.step, self.setup.steps_per_epoch)
-            if now != epoch:
-                epoch = now
-                indices = order(self.setup.recipe.seed, epoch, len(self.inputs)).to(self.inputs.device)
-            batch = indices[position * size : (position + 1) * size]
-            self.one_step(self.inputs[batch], self.targets[batch])
+            self.one_step(*self.setup.batches.train(status.step))
             status.step += 1
 
             end = status.step == status.total
@@ -133,6 +124,7 @@ class _Run:
                 clock = time.perf_counter()
             if test or time.perf_counter() - shown > 0.2:
                 shown = time.perf_counter()
+                status.seconds, clock = status.seconds + shown - clock, shown
                 self.progress(status, tested=test)
             if stop.is_set() and not end:
                 raise Interrupted(
@@ -147,11 +139,20 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         self.optimizer.zero_grad()
-        bfloat16 = self.setup.recipe.precision == "bfloat16"
-        with torch.autocast(self.setup.device.type, torch.bfloat16, enabled=bfloat16):
-            loss = F.cross_entropy(self.forward(inputs), targets)
-        loss.backward()
-        self.losses.append(loss.detach())
+        recipe = self.setup.recipe
+        total = torch.zeros((), device=inputs.device)
+        for some, wanted in zip(
+            inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True
+        ):
+            with torch.autocast(
+                self.setup.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+            ):
+                loss = cross_entropy(self.forward(some), wanted, recipe.label_smoothing) / recipe.accumulate
+            loss.backward()
+            total += loss.detach()
+        self.losses.append(total)
+        if recipe.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
         try:
             self.optimizer.step()
         except RegrowError:
@@ -183,10 +184,8 @@ class _Run:
 
     def evaluate(self) -> None:
         """Test the model on all test examples, and write what came out."""
-        loss, accuracy = evaluate(
-            self.model, self.test_inputs, self.test_targets, self.setup.recipe.precision
-        )
-        self.status.accuracy = accuracy
+        loss, accuracy = evaluate(self.model, self.setup.batches.test(), self.setup.recipe.precision)
+        self.status.test_loss, self.status.accuracy = loss, accuracy
         self.folder.append(
             "metrics.jsonl", {"kind": "test", "step": self.status.step, "loss": loss, "accuracy": accuracy}
         )
@@ -229,21 +228,27 @@ class _Run:
         )
 
 
-def evaluate(model: nn.Module, inputs: Tensor, targets: Tensor, precision: str) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0 to 1) of `model`, which is in training mode afterwards."""
-    loss = torch.zeros((), device=inputs.device)
-    correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
+def evaluate(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str
+) -> tuple[float, float]:
+    """Mean cross entropy and accuracy (0 to 1) of `model`, which is in training mode afterwards.
+
+    Args:
+        model: gives logits [N, C], or [N, T, C].
+        batches: inputs and targets [N] or [N, T], on the model's device.
+        precision: ``float32``, or ``bfloat16`` for torch.autocast.
+    """
+    losses, corrects, count = [], [], 0
     model.eval()
-    with (
-        torch.inference_mode(),
-        torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"),
-    ):
-        for some, wanted in zip(inputs.split(1000), targets.split(1000), strict=True):
-            logits = model(some)
-            loss += F.cross_entropy(logits, wanted, reduction="sum")
-            correct += (logits.argmax(1) == wanted).sum()
+    with torch.inference_mode():
+        for inputs, targets in batches:
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                logits = model(inputs)
+                losses.append(cross_entropy(logits, targets, reduction="sum"))
+            corrects.append((logits.argmax(-1) == targets).sum())
+            count += targets.numel()
     model.train()
-    return float(loss) / len(inputs), int(correct) / len(inputs)
+    return float(torch.stack(losses).sum()) / count, int(torch.stack(corrects).sum()) / count
 
 
 @contextmanager

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.data import Tensors
-from regrow.weights import SparseWeight, records, sparse_weights
+from regrow.data import Tensors, spread
+from regrow.weights import SparseWeight, sparse_weights
+from regrow.weights.views import named_records
 
 LARGEST = 256 * 256
 """Images with more pixels are not mapped: a map is a line of text at each update."""
@@ -31,7 +32,7 @@ class PixelMap:
 
         A convolution has none: each of its connections reads all of the image.
         """
-        looked_at, sparse = list(records(model).values()), sparse_weights(model)
+        looked_at, sparse = list(named_records(model).values()), sparse_weights(model)
         if not sparse or sparse[0].name != looked_at[0].name or not is_image(inputs):
             return None
         if sparse[0].shape[1:] != (math.prod(inputs.shape[1:]),):
@@ -67,6 +68,18 @@ def describe(data: Tensors, name: str) -> dict[str, Any]:
         "shape": list(inputs.shape[1:]),
     }
     if is_image(inputs):
-        mean = inputs.float().mean((0, 1)) * getattr(data, "std", 1.0) + getattr(data, "mean", 0.0)
-        described["mean_image"] = [[round(value, 4) for value in row] for row in mean.tolist()]
+        described["mean_image"] = [[round(value, 4) for value in row] for row in _mean_image(data).tolist()]
     return described
+
+
+def _mean_image(data: Tensors) -> Tensor:
+    """[H, W], over examples and channels, in the data's own unit."""
+    some = spread(data.train_inputs)
+    total = sum(part.float().sum(0).double() for part in some.split(1000))
+    mean = torch.as_tensor(total) / len(some)  # [C, H, W]
+    if some.dtype == torch.uint8:
+        return mean.mean(0) / 255
+    shift, scale = (
+        torch.as_tensor(getattr(data, *default)).view(-1, 1, 1) for default in (("mean", 0.0), ("std", 1.0))
+    )
+    return (mean * scale + shift).mean(0)

@@ -24,6 +24,8 @@ class Status:
     """Mean training loss over the last `log_every` steps."""
     accuracy: float | None = None
     """Of the last test, 0 to 1."""
+    test_loss: float | None = None
+    """Of the last test: mean cross entropy in nats."""
     moved: int = 0
     """Connections grown since the beginning, each of which replaced a dropped one."""
     seconds: float = 0.0

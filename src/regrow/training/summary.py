@@ -6,7 +6,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import nn
 
 import regrow
 from regrow.training.build import Setup
+from regrow.training.cost import measure
 from regrow.training.progress import Status
 
 TIMES = {
@@ -27,8 +28,17 @@ TIMES = {
 }
 
 
-def summarize(setup: Setup, model: nn.Module, status: Status) -> dict[str, Any]:
-    """The content of ``summary.json``, and under ``text`` that of ``summary.txt``."""
+def summarize(
+    setup: Setup, model: nn.Module, status: Status, records: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The content of ``summary.json``, and under ``text`` that of ``summary.txt``.
+
+    Args:
+        setup: of the run.
+        model: as it is at the end.
+        status: at the end.
+        records: of ``metrics.jsonl``.
+    """
     recipe = setup.recipe
     summary = regrow.summary(model)
     storages = {row.storage for row in summary.rows} & {"masked", "compressed"}
@@ -39,29 +49,66 @@ def summarize(setup: Setup, model: nn.Module, status: Status) -> dict[str, Any]:
         "method": recipe.method.name,
         "seed": recipe.seed,
         "accuracy": status.accuracy,
+        "test_loss": status.test_loss,
+        "tested_on": _tested(setup),
         "connections": summary.connections,
         "parameters": summary.parameters,
         "sparsity": summary.sparsity,
         "steps": status.step,
+        "steps_per_epoch": setup.steps_per_epoch,
         "moved": status.moved,
         "seconds": round(status.seconds, 2),
         "time_is": time_is,
         "device": recipe.device,
         "threads": recipe.threads,
         "precision": recipe.precision,
+        "peak_memory_megabytes": peak_memory(),
+        "flops": measure(model, setup.batches.example(), setup.method, records, status.step),
     }
     threads = f"{recipe.threads} thread" + ("s" if recipe.threads != 1 else "")
     result["text"] = "\n".join(
         [
-            f"accuracy     {status.accuracy:.2%} of {len(setup.data.test_inputs):,} test examples",
+            f"accuracy     {status.accuracy:.2%} of {setup.batches.tested:,} {_tested(setup)} examples, "
+            f"loss {status.test_loss:.4f}",
             f"connections  {summary.connections:,} in the sparse layers, {summary.sparsity:.2%} of whose weights "
             f"are absent; {summary.parameters:,} parameters with everything",
             f"moved        {status.moved:,} connections over the run",
             f"time         {status.seconds:.1f} s of training, measured, {TIMES[time_is]}",
             f"             {status.step:,} steps on {recipe.device}, {threads}, {recipe.precision}",
+            *_costs(result),
         ]
     )
     return result
+
+
+def _tested(setup: Setup) -> str:
+    """What was tested."""
+    return "validation" if setup.batches.validation else "test"
+
+
+def _costs(result: Mapping[str, Any]) -> list[str]:
+    lines = []
+    if flops := result["flops"]:
+        dense = flops["dense"]
+        lines.append(
+            f"FLOPs        {flops['test'] / dense:.4g}x the same network's dense for a test, counted; "
+            f"{flops['training'] / (3 * dense):.4g}x for training, measured over the run"
+        )
+    if memory := result["peak_memory_megabytes"]:
+        lines.append(f"memory       {memory:,.0f} MB at the most, measured, of the whole process")
+    return lines
+
+
+def peak_memory() -> float | None:
+    """The most memory that this process has held so far, in megabytes; on CUDA devices torch's own part there."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
+        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
 def environment(arguments: Sequence[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from regrow.weights.base import NonFiniteGradientError, Record, Reduce, Score, S
 from regrow.weights.compressed import CompressedWeight
 from regrow.weights.hook import GradientHook, hook_of, paused
 from regrow.weights.masked import MaskedWeight
-from regrow.weights.views import records, sparse_weights, views
+from regrow.weights.views import sparse_weights, views
 
 __all__ = [
     "CompressedWeight",
@@ -17,7 +17,6 @@ __all__ = [
     "SparseWeight",
     "hook_of",
     "paused",
-    "records",
     "sparse_weights",
     "views",
 ]

@@ -152,13 +152,20 @@ class SparseWeight(ABC):
         """`gradient`, of the parameter's shape, with zeros at whatever is not an active connection."""
 
     @abstractmethod
-    def stash(self, gradient: Tensor, before: Any) -> Any:
-        """The dense gradient of the step so far: that of the backward pass that runs now added to `before`.
+    def note(self, gradient: Tensor) -> Any:
+        """The dense gradient of the backward pass that runs now, in the storage's own form.
 
         Args:
             gradient: of the parameter's shape, as autograd computed it.
-            before: what this returned for the step's earlier micro-batches, or None.
         """
+
+    @abstractmethod
+    def add(self, before: Any, noted: Any) -> Any:
+        """Two dense gradients as `note` gives them, added; may change `before`."""
+
+    @abstractmethod
+    def nothing(self) -> Any:
+        """A dense gradient of zero."""
 
     def prepare(self) -> None:  # noqa: B027  (most storages have nothing to prepare)
         """Called before each forward pass, once the hook is attached."""
@@ -249,14 +256,18 @@ class SparseWeight(ABC):
         self.record.fingerprint = self.fingerprint()
         self.record.versions = _versions(self)
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, *, thorough: bool = False) -> None:
         """Raise where the topology is no longer the one that regrow knows.
+
+        Args:
+            thorough: compare the topology itself, not only whether its buffers were written to (which
+                ``buffer.data.copy_`` hides).
 
         Raises:
             RegrowRuntimeError: some other code has written to the topology's buffers.
         """
         versions = _versions(self)
-        if versions == self.record.versions:
+        if versions == self.record.versions and not thorough:
             return
         if self.fingerprint() != self.record.fingerprint:
             raise RegrowRuntimeError(

@@ -71,13 +71,24 @@ class CompressedWeight(SparseWeight):
         if hook is not None:
             listen(self._buffer("crow"), hook)
 
-    def stash(self, gradient: Tensor, before: Operands | None) -> Operands:
+    def note(self, gradient: Tensor) -> Operands:
         hook = hook_of(self.parameter)
         assert hook is not None
         running = torch._C._current_graph_task_id()
         own = [(x, g) for number, x, g in hook.pending if number == running]
         hook.pending.clear()  # what is left comes from passes that never reached the parameter (attacks)
-        return (before or []) + own
+        if not own:
+            raise RegrowRuntimeError(
+                f"`{self.name}`: the backward operator has not left its operands. The model was moved in memory since "
+                "it was compiled.\nCall torch.compile on it anew."
+            )
+        return own
+
+    def add(self, before: Operands, noted: Operands) -> Operands:
+        return before + noted
+
+    def nothing(self) -> Operands:
+        return []
 
     def best(
         self,

@@ -23,9 +23,11 @@ class Driver(Protocol):
 
 
 class GradientHook:
-    """Sees each gradient of one sparse parameter before it is accumulated into ``.grad``.
+    """Sees each gradient of one sparse parameter before and after it is accumulated into ``.grad``.
 
-    It belongs to the parameter (`Tensor.register_hook`) and is found there again by `hook_of`.
+    It belongs to the parameter (`attach`) and is found there again by `hook_of`. Before: the gradient is noted, where
+    the step wants it dense, and restricted to the active connections. After: what was noted joins the stash; a pass
+    that accumulates nothing (`torch.autograd.grad`) therefore leaves no trace.
 
     Args:
         weight: the view of the parameter that the hook is for.
@@ -35,10 +37,15 @@ class GradientHook:
         self._view = type(weight)
         self._module = weakref.ref(weight.module)  # the module owns the parameter that owns the hook
         self._parameter_name = weight.parameter_name
+        self._left = (0, 0)  # address and version of .grad as the last pass left it
+        self._continues = False
+        self._passed = False  # a gradient has been computed, accumulated or not
         self.driver: weakref.ref[Driver] | None = None
         """The method that drives the parameter."""
         self.ran = False
-        """A backward pass has reached the parameter since a method last counted a step."""
+        """A gradient has been accumulated since a method last counted a step."""
+        self.noted: Any = None
+        """The dense gradient of the last backward pass, until it is accumulated."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
         self.pending: list[tuple[int, Tensor, Tensor]] = []
@@ -50,17 +57,50 @@ class GradientHook:
         driver = self.driver() if self.driver is not None else None
         return driver is not None and not _paused and driver.wants_dense_gradient()
 
+    def attach(self, parameter: Tensor) -> None:
+        """Hook `parameter`."""
+        parameter.register_hook(self)
+        parameter.register_post_accumulate_grad_hook(self.accumulated)
+
+    def reset(self) -> None:
+        """Forget the step so far."""
+        self.ran, self._passed, self.noted, self.stash = False, False, None, None
+        self.pending.clear()
+
+    def has_gradient(self, parameter: Tensor) -> bool:
+        """Whether a backward pass of this step has left a gradient in ``parameter.grad``."""
+        if self._passed and not self.ran:  # from torch.autograd.grad, and put there by hand
+            self.accumulated(parameter)
+        return self.ran
+
     def __call__(self, gradient: Tensor) -> Tensor | None:
         module = self._module()
         if module is None or _paused:
             return None
         weight = self._view(module, self._parameter_name)
-        self.ran = True
+        self._passed, self.noted = True, None
         if self.recording:
-            accumulated = weight.parameter.grad
-            afresh = accumulated is None or not accumulated.any()
-            self.stash = weight.stash(gradient, None if afresh else self.stash)
+            self.noted = weight.note(gradient)
+            self._continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
         return weight.restrict(gradient)
+
+    def accumulated(self, parameter: Tensor) -> None:
+        """The gradient of the backward pass is in ``parameter.grad``."""
+        module = self._module()
+        if module is None or _paused or parameter.grad is None:
+            return
+        self.ran = True
+        if self.noted is not None:
+            weight = self._view(module, self._parameter_name)
+            self.stash = weight.add(self.stash, self.noted) if self._continues else self.noted
+            self.noted = None
+        self._left = (parameter.grad.data_ptr(), parameter.grad._version)
+
+    def _is_under_way(self, accumulated: Tensor | None) -> bool:
+        """Whether ``.grad`` holds earlier micro-batches of this step: untouched, or not set to zero."""
+        if accumulated is None:
+            return False
+        return (accumulated.data_ptr(), accumulated._version) == self._left or bool(accumulated.any())
 
 
 def hook_of(parameter: Tensor) -> GradientHook | None:
@@ -71,9 +111,10 @@ def hook_of(parameter: Tensor) -> GradientHook | None:
 
 def remove_hook(parameter: Tensor) -> None:
     """Take the `GradientHook` off `parameter`, if there is one."""
-    hooks = parameter._backward_hooks or {}
-    for key in [key for key, hook in hooks.items() if isinstance(hook, GradientHook)]:
-        del hooks[key]
+    for hooks in (parameter._backward_hooks or {}, parameter._post_accumulate_grad_hooks or {}):
+        for key, hook in list(hooks.items()):
+            if isinstance(getattr(hook, "__self__", hook), GradientHook):
+                del hooks[key]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from regrow.errors import RegrowValueError
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
+from regrow.weights.masked import MaskedWeight
 from regrow.weights.views import ensure_hooks, views
 
 State = MutableMapping[str, Any]
@@ -41,12 +42,16 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
 
 def after_load(module: nn.Module, incompatible: Any) -> None:
     """`load_state_dict` post-hook: what is loaded is now the known topology (``assign=True`` included)."""
-    for weight in views(module):
-        if isinstance(weight, CompressedWeight):
-            weight.rebuild_mirror()
-        else:
-            weight.remember()
-    ensure_hooks(module)
+    for (
+        submodule
+    ) in module.modules():  # on the root once more, since a tied weight is loaded by each of its owners
+        for weight in views(submodule):
+            if isinstance(weight, CompressedWeight):
+                weight.rebuild_mirror()
+            elif isinstance(weight, MaskedWeight):
+                weight.cut()
+                weight.remember()
+        ensure_hooks(submodule)
 
 
 def keys(base: str) -> list[str]:

@@ -36,7 +36,7 @@ class MaskedWeight(SparseWeight):
         return int(self._mask.count_nonzero())
 
     def positions(self) -> Tensor:
-        return self._mask.view(-1).nonzero().view(-1)
+        return self._mask.reshape(-1).nonzero().view(-1)
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[self._mask]
@@ -47,11 +47,15 @@ class MaskedWeight(SparseWeight):
             self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)
         )
 
-    def stash(self, gradient: Tensor, before: Tensor | None) -> Tensor:
+    def note(self, gradient: Tensor) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-        if before is not None:
-            return before.add_(exact)
         return exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
+
+    def add(self, before: Tensor, noted: Tensor) -> Tensor:
+        return before.add_(noted)
+
+    def nothing(self) -> Tensor:
+        return self.note(torch.zeros_like(self.parameter))
 
     def best(
         self,
@@ -75,22 +79,31 @@ class MaskedWeight(SparseWeight):
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         before = self._mask.clone()
-        flat = self._mask.view(-1)
-        flat[self.positions()[drop]] = False
-        flat[grow] = True
+        self._mask[self._places(self.positions()[drop])] = False
+        self._mask[self._places(grow)] = True
         kept = before & self._mask
         for tensor in (self.parameter.detach(), *companions):
             tensor.masked_fill_(~kept, 0)
         self.remember()
         return int(self._mask.count_nonzero() - kept.count_nonzero())
 
+    def _places(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """Positions as an index of the dense tensor, whatever its memory format."""
+        return torch.unravel_index(positions, self.shape)
+
+    def cut(self) -> bool:
+        """Set whatever is not an active connection to zero. Returns whether anything was not."""
+        inactive = self.parameter.detach().masked_select(~self._mask)
+        if not inactive.any():
+            return False
+        self.parameter.detach().masked_fill_(~self._mask, 0)
+        return True
+
     def fill(self, positions: Tensor, values: Tensor) -> None:
-        places = torch.unravel_index(positions, self.shape)
-        self.parameter.detach()[places] = values
+        self.parameter.detach()[self._places(positions)] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
-        mask = self._mask
-        mask.zero_().view(-1)[positions] = True
+        self._mask.zero_()[self._places(positions)] = True
         dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
         dense[positions] = values.to(dense)
         self.parameter.detach().copy_(dense.view(self.shape))

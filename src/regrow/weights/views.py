@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from regrow.weights.base import RECORDS, Record, SparseWeight
@@ -21,9 +22,31 @@ def module_records(module: nn.Module) -> dict[str, Record]:
     return records
 
 
-def records(model: nn.Module) -> dict[str, Record]:
-    """The records of all weights that `sparsify` has looked at, by the name they had then."""
-    return {r.name: r for module in model.modules() for r in module_records(module).values()}
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch: DistributedDataParallel, DataParallel, torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, SparseWeight]]:
+    """Each sparse weight with the name that it has in `model` now, ``layers.0.weight``, wrappers of torch left out."""
+    for name, module in unwrapped(model).named_modules():
+        for weight in views(module):
+            yield f"{name}.{weight.parameter_name}" if name else weight.parameter_name, weight
+
+
+def named_records(model: nn.Module) -> dict[str, Record]:
+    """The records of all weights that `sparsify` has looked at, by the name they have in `model` now."""
+    return {
+        f"{name}.{parameter_name}" if name else parameter_name: record
+        for name, module in unwrapped(model).named_modules()
+        for parameter_name, record in module_records(module).items()
+    }
 
 
 def views(module: nn.Module) -> Iterator[SparseWeight]:
@@ -40,11 +63,13 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
 
 def ensure_hooks(module: nn.Module) -> None:
     """Attach the gradient hooks that are missing, after checking that nobody has changed a topology."""
+    if torch.compiler.is_exporting():
+        return
     for weight in views(module):
         weight.check_unchanged()
         parameter = weight.parameter
         if parameter.requires_grad and hook_of(parameter) is None:
-            parameter.register_hook(GradientHook(weight))
+            GradientHook(weight).attach(parameter)
         weight.prepare()
 
 

@@ -1,0 +1,88 @@
+"""What ``regrow compare`` does: plan, run, tabulate, write, draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from regrow.compare.grid import plan
+from regrow.compare.running import run_all
+from regrow.compare.table import tabulate
+from regrow.compare.writing import as_text, conditions, write
+from regrow.errors import RegrowValueError
+from regrow.report import draw_comparison
+
+
+def compare(
+    recipe: str,
+    methods: Sequence[str],
+    *,
+    seeds: int,
+    multipliers: Sequence[float],
+    overrides: Sequence[str],
+    imports: Sequence[str],
+    workers: int | None,
+    folder: Path | None,
+    json_: bool,
+) -> int:
+    """The command; the arguments are those of `plan` and `run_all`.
+
+    Returns:
+        The exit code: 1 where a run has failed, and its row is of fewer runs or missing.
+    """
+    grid = plan(
+        recipe,
+        methods,
+        seeds=seeds,
+        multipliers=multipliers,
+        overrides=overrides,
+        imports=imports,
+        folder=folder,
+    )
+    console = Console(stderr=json_)
+
+    def say(text: str) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{len(grid.runs)} runs in {grid.folder}/; finished ones are not repeated")
+    failures = run_all(grid.runs, workers=workers, console=console)
+    table = tabulate(grid)
+    stem = grid.folder / conditions(grid)
+    files = write(table)
+    keys = list(grid.base.axes)
+    pictures = draw_comparison([row.to_dict() for row in table.rows], keys, stem, grid.base.recipe.name)
+    say("\n" + as_text(table))
+    for path in [*files, *pictures]:
+        say(str(path))
+    said: set[str] = set()
+    for failure in failures:
+        first, _, rest = failure.reason.partition("\n")
+        say(f"\nfailed: {failure.run}: {first}" + ("" if first in said else f"\n{rest}"))
+        said.add(first)
+    if json_:
+        result = {
+            "folder": str(grid.folder),
+            "rows": [row.to_dict() for row in table.rows],
+            "machine": table.machine,
+            "files": [str(path) for path in [*files, *pictures]],
+            "failures": [{"run": str(failure.run), "reason": failure.reason} for failure in failures],
+        }
+        print(json.dumps(result, indent=2))
+    return 1 if failures else 0
+
+
+def numbers(option: str, text: str) -> list[float]:
+    """The numbers in ``1,2,5``.
+
+    Raises:
+        RegrowValueError: text that is no number.
+    """
+    try:
+        return [float(word) for word in text.split(",")]
+    except ValueError as error:
+        raise RegrowValueError(
+            f"`{option}` must be numbers divided by commas, such as 1,2,5, got {text!r}"
+        ) from error

@@ -1,0 +1,260 @@
+"""What a comparison consists of: every run, resolved and checked before the first one starts."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from regrow.compare.keys import Key, of_method, parse
+from regrow.compare.length import multiply
+from regrow.errors import RegrowError, RegrowValueError, require_count
+from regrow.methods import Dynamic
+from regrow.recipes import Part, Recipe, find, load, read
+
+FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
+"""Keys that change no result, so that a run which differs in them only is the same run."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One condition of a comparison: its runs differ by the seed alone."""
+
+    method: str
+    multiplier: float
+    values: tuple[tuple[str, str], ...]
+    """Keys that take several values in the comparison, and this cell's."""
+
+    def __str__(self) -> str:
+        length = [f"{self.multiplier:g}x"] if self.multiplier != 1 else []
+        return " ".join([self.method, *length, *(f"{key}={value}" for key, value in self.values)])
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of a comparison."""
+
+    cell: Cell
+    seed: int
+    recipe: Recipe
+    folder: Path
+    arguments: tuple[str, ...]
+    """Those of ``regrow train``, but for threads and folder."""
+
+    def __str__(self) -> str:
+        return f"{self.cell} seed {self.seed}"
+
+    @property
+    def begun(self) -> bool:
+        return (self.folder / "config.yaml").is_file()
+
+    @property
+    def finished(self) -> bool:
+        return (self.folder / "summary.json").is_file()
+
+
+@dataclass(frozen=True)
+class Base:
+    """What the runs have in common: the recipe with the keys that are the same for all, at its own length."""
+
+    recipe: Recipe
+    methods: tuple[str, ...]
+    seeds: int
+    multipliers: tuple[float, ...]
+    axes: dict[str, tuple[str, ...]]
+    """Keys with several values."""
+    fixed: tuple[str, ...]
+    """``key=value`` with one value, for all methods or ``method.key=value``."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison, planned."""
+
+    base: Base
+    runs: tuple[Run, ...]
+    folder: Path
+
+
+def plan(
+    recipe: str,
+    methods: Sequence[str],
+    *,
+    seeds: int = 1,
+    multipliers: Sequence[float] = (1.0,),
+    overrides: Sequence[str] = (),
+    imports: Sequence[str] = (),
+    folder: Path | None = None,
+) -> Grid:
+    """The runs of a comparison, each resolved and checked; nothing is written.
+
+    A method other than the recipe's own gets those of the recipe's method options that it has too (``update_every``,
+    ``drop_fraction``, ...), and so do ``method.option=value``: one budget for all.
+
+    Args:
+        recipe: a shipped recipe, or the path of a YAML file.
+        methods: names, or ``package.module:function``.
+        seeds: runs of each condition, with seeds 0, 1, ...
+        multipliers: lengths, relative to the recipe's.
+        overrides: ``key=value``, ``key=a,b,c``, or ``method.key=...`` for one method.
+        imports: Python files with methods, models or data.
+        folder: of the comparison; default ``runs/compare-<recipe>``.
+
+    Raises:
+        RegrowValueError: whatever of it a recipe does not allow.
+    """
+    require_count("--seeds", seeds)
+    for what, values in (("--methods", methods), ("--multiplier", multipliers)):
+        if not values or len(set(values)) < len(values):
+            raise RegrowValueError(
+                f"`{what}` must name at least one, and none twice, got {', '.join(map(str, values))!r}"
+            )
+    if any(not 0 < m < float("inf") for m in multipliers):
+        raise RegrowValueError(f"`--multiplier` must be above 0, got {list(multipliers)}")
+    keys = parse(overrides, methods)
+    common = [
+        f"{k.key}={k.values[0]}" for k in keys if k.method is None and len(k.values) == 1 and not k.option()
+    ]
+    own = load(recipe, common, imports)  # also runs the imported files, which may register methods
+    _check_options(keys, methods)
+    folder = folder or Path("runs") / f"compare-{own.name}"
+    base = Base(
+        own,
+        tuple(methods),
+        seeds,
+        tuple(multipliers),
+        _axes(keys),
+        tuple(
+            f"{f'{k.method}.' if k.method else ''}{k.key}={k.values[0]}" for k in keys if len(k.values) == 1
+        ),
+    )
+    runs: list[Run] = []
+    for cell, lines in _cells(base, keys, own.method):
+        longer = multiply(load(recipe, lines, imports), cell.multiplier)
+        for seed in range(seeds):
+            given = [*lines, *longer, f"seed={seed}"]
+            resolved = load(recipe, given, imports)
+            files = [word for file in imports for word in ("--import", file)]
+            taken = {run.folder for run in runs}
+            path = _folder(folder, f"{cell} seed{seed}", resolved, taken)
+            runs.append(Run(cell, seed, resolved, path, (recipe, *given, *files)))
+    return Grid(base, tuple(runs), folder)
+
+
+def _axes(keys: list[Key]) -> dict[str, tuple[str, ...]]:
+    axes: dict[str, tuple[str, ...]] = {}
+    for key in keys:
+        if len(key.values) > 1:
+            known = axes.get(key.key, ())
+            axes[key.key] = (*known, *(v for v in key.values if v not in known))
+    return axes
+
+
+def _cells(base: Base, keys: list[Key], own: Part) -> Iterator[tuple[Cell, list[str]]]:
+    """Each condition with the overrides that make it, but for length and seed."""
+    for method in base.methods:
+        has = _options(method)
+        mine = [key for key in of_method(keys, method) if key.option() is None or _fits(key.option(), has)]
+        shared = _shared(own, method)
+        flow = yaml.safe_dump(
+            {"name": method, **shared}, default_flow_style=True, width=10**6, sort_keys=False
+        )
+        for multiplier in base.multipliers:
+            for values in itertools.product(*(key.values for key in mine)):
+                chosen = dict(zip((key.key for key in mine), values, strict=True))
+                varied = tuple((key, chosen[key]) for key in base.axes if key in chosen)
+                lines = [
+                    f"method={flow.strip() if shared else method}",
+                    *(f"{k}={v}" for k, v in chosen.items()),
+                ]
+                yield Cell(method, multiplier, varied), lines
+
+
+def _shared(own: Part, method: str) -> dict[str, Any]:
+    """What `method` takes over of the options that the recipe gives its own method: all that it has too.
+
+    Only between `Dynamic` methods: there, words such as ``stop_fraction`` mean the same.
+    """
+    defaults = {name: p.default for name, p in _parameters(own.name).items()}
+    given = {n: v for n, v in own.options.items() if n != "seed" and v != defaults.get(n)}
+    both = [find("method", Part(name=name)) for name in (own.name, method)]
+    if method != own.name and not all(inspect.isclass(one) and issubclass(one, Dynamic) for one in both):
+        return {}
+    has = _options(method)
+    return {name: value for name, value in given.items() if method == own.name or _fits(name, has)}
+
+
+def _parameters(method: str) -> dict[str, inspect.Parameter]:
+    """The arguments of a method's constructor and, where it hands on ``**options``, of those above it."""
+    function = find("method", Part(name=method))
+    chain = [function]
+    if inspect.isclass(function):
+        chain = [vars(c)["__init__"] for c in function.__mro__ if "__init__" in vars(c)]
+    found: dict[str, inspect.Parameter] = {}
+    for one in chain:
+        parameters = inspect.signature(one).parameters
+        found = dict(parameters) | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+            break
+    return found
+
+
+def _options(method: str) -> set[str] | None:
+    """The options of a method; None where it takes any."""
+    parameters = _parameters(method).values()
+    if not inspect.isclass(find("method", Part(name=method))) and any(
+        p.kind is p.VAR_KEYWORD for p in parameters
+    ):
+        return None
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+
+
+def _fits(option: str | None, has: set[str] | None) -> bool:
+    return has is None or (option or "").partition(".")[0] in has
+
+
+def _check_options(keys: list[Key], methods: Sequence[str]) -> None:
+    """An option that none of the methods it is meant for has is a mistake."""
+    for key in keys:
+        option = key.option()
+        if option and not any(_fits(option, _options(m)) for m in ([key.method] if key.method else methods)):
+            known = sorted(
+                set().union(*(_options(m) or set() for m in methods)) - {"model", "optimizer", "self"}
+            )
+            raise RegrowValueError(
+                f"`{key.key}` is no option of {key.method or ', '.join(methods)}\n"
+                f"Allowed are: {', '.join(f'`{n}`' for n in known)}."
+            )
+
+
+def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:
+    """The folder of a run: one that holds this very run, or else a free one."""
+    stem = re.sub(r"[^\w.,=+-]+", "-", name).strip("-")[:120]
+    for number in itertools.count(1):
+        path = root / (stem if number == 1 else f"{stem}-{number}")
+        if path not in taken and _same(path, recipe):
+            return path
+    raise AssertionError  # the numbers do not end
+
+
+def _same(folder: Path, recipe: Recipe) -> bool:
+    """Whether `folder` is free or holds a run of `recipe`."""
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return True
+    try:
+        there = _plain(read(config))
+    except RegrowError:  # of another version, or damaged
+        return False
+    wanted = _plain(recipe)
+    return there == wanted and (recipe.device == "auto" or read(config).device == recipe.device)
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return {key: value for key, value in recipe.plain().items() if key not in FREE}

@@ -1,0 +1,103 @@
+"""One line a run: plain text as each ends, and on a terminal a bar for each that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from regrow.compare.grid import Run
+
+
+class Show:
+    """Tells how the runs of a comparison stand.
+
+    Args:
+        console: where it goes.
+        runs: all of them.
+        bars: a live display, on a terminal.
+    """
+
+    def __init__(self, console: Console, runs: Sequence[Run], bars: Progress | None = None) -> None:
+        self.console, self.total, self.bars = console, len(runs), bars
+        self.several = len({run.recipe.name for run in runs}) > 1
+        self.done = 0
+        self.tasks: dict[Path, TaskID] = {}
+
+    def ended(self, run: Run, how: str) -> None:
+        """`run` is finished."""
+        accuracy = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))["accuracy"]
+        self._line(run, f"{accuracy:.2%}   ({how})")
+
+    def failed(self, run: Run, reason: str) -> None:
+        """`run` did not come to its end."""
+        self._line(run, f"failed: {reason.splitlines()[0]}")
+
+    def running(self, runs: Sequence[Run]) -> None:
+        """`runs` are those that train at this moment."""
+        if self.bars is None:
+            return
+        for run in runs:
+            if run.folder not in self.tasks:
+                self.tasks[run.folder] = self.bars.add_task(self._name(run), total=1.0, loss="-")
+            share, loss = _where(run)
+            self.bars.update(self.tasks[run.folder], completed=share, loss=loss)
+        for folder in self.tasks.keys() - {run.folder for run in runs}:
+            self.bars.remove_task(self.tasks.pop(folder))
+
+    def _name(self, run: Run) -> str:
+        return f"{run.recipe.name} {run}" if self.several else str(run)
+
+    def _line(self, run: Run, text: str) -> None:
+        self.done += 1
+        width = len(str(self.total))
+        self.console.print(
+            f"[{self.done:{width}}/{self.total}] {self._name(run)}: {text}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@contextmanager
+def shower(console: Console, runs: Sequence[Run]) -> Iterator[Show]:
+    """What shows `runs` on `console`."""
+    if not console.is_terminal:
+        yield Show(console, runs)
+        return
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("loss {task.fields[loss]}"),
+    ]
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield Show(console, runs, bars)
+
+
+def _where(run: Run) -> tuple[float, str]:
+    """The share of `run` that is done and its last loss, from the end of its log."""
+    for line in reversed(_tail(run.folder / "metrics.jsonl")):
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut at the front, or being written
+            continue
+        if record.get("kind") == "train":
+            length = run.recipe.steps or run.recipe.epochs or 1
+            done = record["step"] if run.recipe.steps else record["epoch"]
+            return min(1.0, done / length), f"{record['loss']:.3f}"
+    return 0.0, "-"
+
+
+def _tail(path: Path, size: int = 20_000) -> list[str]:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(-min(size, stream.seek(0, os.SEEK_END)), os.SEEK_END)
+            return stream.read().decode(errors="replace").splitlines()
+    except OSError:
+        return []

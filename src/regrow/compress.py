@@ -1,0 +1,80 @@
+"""`compress`: from masked to compressed storage in the middle of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from regrow.errors import RegrowRuntimeError
+from regrow.layers import Layer, why_not_compressed
+from regrow.nn import SparseLinear
+from regrow.sparsify import register
+from regrow.weights import MaskedWeight, hook_of, views
+from regrow.weights.views import adopt, release
+
+
+def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
+    """Store compressed, in place, every masked weight that can be; what `optimizer` holds of it moves along.
+
+    For pruning that has reached its density: detach it, compress, and train on, at the cost of the connections.
+
+    Args:
+        model: a sparse model.
+        optimizer: the optimizer that trains it; without one, make a new one afterwards.
+
+    Returns:
+        `model`.
+
+    Raises:
+        RegrowRuntimeError: a method is attached, or nothing can be compressed, with each weight's reason.
+    """
+    found = [
+        (Layer(name, module, weight.parameter_name, None), weight)
+        for name, module in model.named_modules()
+        for weight in views(module)
+        if isinstance(weight, MaskedWeight)
+    ]
+    for _, weight in found:
+        hook = hook_of(weight.parameter)
+        driver = None if hook is None or hook.driver is None else hook.driver()
+        if driver is not None:
+            raise RegrowRuntimeError(f"`model` is driven by a method: {driver!r}\nCall its detach() first.")
+    reasons = {layer.weight_name: why_not_compressed(layer, model) for layer, _ in found}
+    if all(reasons.values()):
+        raise RegrowRuntimeError(
+            f"`model` has no masked weight that can be compressed: {reasons or 'none is masked'}"
+        )
+    for layer, weight in found:
+        if reasons[layer.weight_name] is None:
+            _compress(model, layer, weight, optimizer)
+    register(model)
+    return model
+
+
+def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: Optimizer | None) -> None:
+    linear, old, record = layer.module, weight.parameter, weight.record
+    assert isinstance(linear, nn.Linear)
+    module = SparseLinear.from_linear(linear, weight.positions())
+    state = optimizer.state.get(old, {}) if optimizer is not None else {}
+    moved = {key: _taken(weight, value) for key, value in state.items()}
+    release(linear)
+    parent, _, child = layer.name.rpartition(".")
+    model.get_submodule(parent).register_module(child, module)
+    adopt(module, layer.parameter_name, replace(record, storage="compressed", reason=""))
+    register(module)
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        group["params"] = [module.weight_values if p is old else p for p in group["params"]]
+    if optimizer.state.pop(old, None) is not None:
+        optimizer.state[module.weight_values] = moved
+
+
+def _taken(weight: MaskedWeight, value: Any) -> Any:
+    """Optimizer state of the parameter's shape for the connections alone, [nnz, 1]; anything else as it is."""
+    if isinstance(value, Tensor) and tuple(value.shape) == weight.shape:
+        return weight.take(value)[:, None]
+    return value

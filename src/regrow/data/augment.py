@@ -1,0 +1,126 @@
+"""Random crops and flips of whole batches, on tensors, each batch a pure function of (seed, step)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from regrow.errors import RegrowValueError, require_count
+from regrow.topology import generator
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is done to the images of a training batch, in this order.
+
+    Args:
+        crop: pad each side by so many pixels, then cut out the original size at a random place. The padding is 0:
+            black where images are kept in bytes, the mean where they are kept normalised.
+        resized_crop: cut out a random part and resize it to so many pixels a side (bilinear); test images are
+            cut to their centre of that size.
+        scale: of that part, its share of the image's area, from and to.
+        ratio: of that part, width over height, from and to (even on a log scale).
+        flip: mirror left and right with probability 1/2.
+    """
+
+    crop: int = 0
+    resized_crop: int | None = None
+    scale: Sequence[float] = (0.08, 1.0)
+    ratio: Sequence[float] = (3 / 4, 4 / 3)
+    flip: bool = False
+
+    def __post_init__(self) -> None:
+        require_count("augment.crop", self.crop, least=0)
+        if self.resized_crop is not None:
+            require_count("augment.resized_crop", self.resized_crop)
+        if not isinstance(self.flip, bool):
+            raise RegrowValueError(f"`augment.flip` must be true or false, got {self.flip!r}")
+        for name, top in (("scale", 1.0), ("ratio", math.inf)):
+            pair = getattr(self, name)
+            numbers = isinstance(pair, list | tuple) and all(
+                isinstance(v, int | float) and not isinstance(v, bool) for v in pair
+            )
+            if not numbers or len(pair) != 2 or not 0 < pair[0] <= pair[1] <= top:
+                allowed = "two numbers above 0, the smaller first" + (", at most 1" if top == 1 else "")
+                raise RegrowValueError(f"`augment.{name}` must be {allowed}, got {pair!r}")
+
+    def __bool__(self) -> bool:
+        """Whether anything is done."""
+        return bool(self.crop or self.resized_crop or self.flip)
+
+    def check(self, shape: Sequence[int]) -> None:
+        """Refuse examples of `shape` that are no images [C, H, W], or smaller than `resized_crop`.
+
+        Raises:
+            RegrowValueError: with the shape.
+        """
+        if self and len(shape) != 3:
+            raise RegrowValueError(
+                f"`augment` is for images [C, H, W], got examples of shape {list(shape)}\nLeave it out: augment={{}}."
+            )
+        if self.resized_crop and min(shape[1:]) < self.resized_crop:
+            raise RegrowValueError(
+                f"`augment.resized_crop` must be at most the images' size, {min(shape[1:])}, got {self.resized_crop}"
+            )
+
+    def train(self, images: Tensor, seed: int, step: int) -> Tensor:
+        """Images [B, C, H, W] of the batch of `step`, changed; [B, C, S, S] where `resized_crop` is S."""
+        if not self:
+            return images
+        count, random = len(images), generator(seed, "augment", step)
+        if self.crop:
+            places = torch.randint(2 * self.crop + 1, (2, count), generator=random)
+            images = _crop(images, self.crop, places.to(images.device))
+        if self.resized_crop:
+            boxes = self._boxes(count, images.shape[2] / images.shape[3], random).to(images.device)
+            images = _resized(images, boxes, self.resized_crop)
+        if self.flip:
+            mirrored = torch.rand(count, generator=random) < 0.5
+            images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+        return images
+
+    def test(self, images: Tensor) -> Tensor:
+        """Images [B, C, H, W] of a test batch: their centre [B, C, S, S] where `resized_crop` is S."""
+        if not self.resized_crop:
+            return images
+        top, left = ((side - self.resized_crop) // 2 for side in images.shape[2:])
+        return images[:, :, top : top + self.resized_crop, left : left + self.resized_crop]
+
+    def _boxes(self, count: int, height_by_width: float, random: torch.Generator) -> Tensor:
+        """Centre (x, y) and half size (x, y) of `count` random parts, all in [-1, 1], [4, count].
+
+        A part that would be longer than the image is as long as the image.
+        """
+        draws = torch.rand(4, count, generator=random)
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]
+        low, high = (math.log(value) for value in self.ratio)
+        ratio = (
+            torch.exp(low + (high - low) * draws[1]) * height_by_width
+        )  # of the shares of width and height
+        size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_(max=1)
+        centre = (2 * draws[2:] - 1) * (1 - size)
+        return torch.cat([centre, size])
+
+
+def _crop(images: Tensor, padding: int, places: Tensor) -> Tensor:
+    """`images` [B, C, H, W] padded and cut at the rows and columns `places` [2, B], the original size."""
+    height, width = images.shape[2:]
+    padded = F.pad(images, [padding] * 4)
+    # every possible cut is a view, of which the index takes one an image
+    cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2p + 1, 2p + 1, H, W]
+    return cuts[torch.arange(len(images), device=images.device), :, places[0], places[1]]
+
+
+def _resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
+    """The part of each image [B, C, H, W] in its box, [B, C, size, size]; bytes stay bytes."""
+    line = (torch.arange(size, device=images.device) * 2 + 1) / size - 1  # the pixels' centres
+    x = boxes[0, :, None] + boxes[2, :, None] * line  # [B, size]
+    y = boxes[1, :, None] + boxes[3, :, None] * line
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
+    values = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return values.round_().to(torch.uint8) if images.dtype == torch.uint8 else values

@@ -1,0 +1,255 @@
+"""Folders of images, one folder a class: decoded once, kept as one array file in the user's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from regrow.data.dataset import Dataset, statistics
+from regrow.data.places import cache as user_cache
+from regrow.data.waiting import waiting
+from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+TESTS = ("test", "val")
+_FORMAT = 1
+"""Of the array file; another number makes older files unknown."""
+
+
+@dataclass(frozen=True)
+class _Split:
+    """The image files of train or test, by class, and the class number of each."""
+
+    files: list[Path]
+    targets: list[int]
+
+
+def image_folder(
+    folder: str,
+    size: int | None = None,
+    channels: int = 3,
+    limit: int | None = None,
+    cache: str | None = None,
+) -> Dataset:
+    """Images in ``folder/train/<class>/`` and ``folder/test/<class>/`` (or ``val``): png, jpg or jpeg.
+
+    They are decoded when they are first read, into one array file, which is mapped into memory from then on: a set
+    larger than the memory is read from disk batch by batch. The file is named after all that decides its
+    content: names, sizes and times of the image files, `size` and `channels`.
+
+    Args:
+        folder: the folder; ``~`` is the home directory.
+        size: resize the shorter side of each image to so many pixels (bilinear) and cut to the central square.
+            Default: as they are, which must be one size.
+        channels: 3 for colour, 1 for grey; images of the other kind are converted.
+        limit: take only so many training images, evenly spaced over the classes. Default: all.
+        cache: the folder of the array file. Default: ``$XDG_CACHE_HOME/regrow/images``.
+
+    Returns:
+        Images in bytes [N, C, H, W], classes numbered in the order of their names; batches are normalised by
+        each channel's mean and deviation.
+
+    Raises:
+        RegrowValueError: for a folder without these parts, a class that only the test has, a file that is no
+            image or is damaged, or images of two sizes where `size` is not given.
+        RegrowRuntimeError: where the array file cannot be written.
+    """
+    root = Path(folder).expanduser()
+    if size is not None:
+        require_count("data.size", size)
+    if channels not in (1, 3):
+        raise RegrowValueError(f"`data.channels` must be 1 (grey) or 3 (colour), got {channels!r}")
+    train, test, classes = _list(root)
+    if limit is not None:
+        every = len(train.files) / min(require_count("data.limit", limit), len(train.files))
+        kept = [int(i * every) for i in range(min(limit, len(train.files)))]
+        train = _Split([train.files[i] for i in kept], [train.targets[i] for i in kept])
+    place = Path(cache).expanduser() if cache is not None else user_cache() / "images"
+    files = [*train.files, *test.files]
+    path = place / f"{root.resolve().name}-{_key(root, files, size, channels)}.npy"
+    if not path.is_file():
+        _decode(files, path, size, channels)
+    images = torch.from_numpy(_mapped(path))
+    try:
+        mean, std = statistics(images[: len(train.files)])
+    except RegrowValueError as error:
+        raise RegrowValueError(f"{root}: {error}") from error
+    return Dataset(
+        root.resolve().name,
+        images[: len(train.files)],
+        torch.tensor(train.targets),
+        images[len(train.files) :],
+        torch.tensor(test.targets),
+        len(classes),
+        mean,
+        std,
+    )
+
+
+def _list(root: Path) -> tuple[_Split, _Split, list[str]]:
+    """Training and test files, and the classes by number."""
+    tests = [root / name for name in TESTS if (root / name).is_dir()]
+    if not (root / "train").is_dir() or not tests:
+        raise RegrowValueError(
+            f"{root} has no folders `train` and `test` (or `val`)\n"
+            "Name with `data.folder` a folder that holds train/<class>/*.png (or .jpg) and test/<class>/*.png."
+        )
+    if len(tests) > 1:
+        raise RegrowValueError(f"{root} has both `test` and `val`, allowed is one\nMove the other away.")
+    classes = sorted(path.name for path in (root / "train").iterdir() if _visible_folder(path))
+    if len(classes) < 2:
+        raise RegrowValueError(f"{root / 'train'} has {len(classes)} class folders, allowed are at least 2")
+    unknown = sorted(path.name for path in tests[0].iterdir() if _visible_folder(path))
+    unknown = [name for name in unknown if name not in classes]
+    if unknown:
+        raise RegrowValueError(
+            f"{tests[0]} has the class `{unknown[0]}`, which {root / 'train'} has not\n"
+            f"Its classes are: {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}."
+        )
+    return _split(root / "train", classes, True), _split(tests[0], classes, False), classes
+
+
+def _split(folder: Path, classes: list[str], all_: bool) -> _Split:
+    files: list[Path] = []
+    targets: list[int] = []
+    for number, name in enumerate(classes):
+        inside = folder / name
+        found = (
+            [path for path in inside.iterdir() if path.suffix.lower() in SUFFIXES] if inside.is_dir() else []
+        )
+        found = sorted(path for path in found if not path.name.startswith("."))
+        if not found and all_:
+            raise RegrowValueError(f"{inside} has no images, allowed are files {', '.join(SUFFIXES)}")
+        files += found
+        targets += [number] * len(found)
+    if not files:
+        raise RegrowValueError(
+            f"{folder} has no images, allowed are files {', '.join(SUFFIXES)} in its classes"
+        )
+    return _Split(files, targets)
+
+
+def _visible_folder(path: Path) -> bool:
+    return path.is_dir() and not path.name.startswith(".")
+
+
+def _key(root: Path, files: list[Path], size: int | None, channels: int) -> str:
+    """A digest of all that decides the decoded array."""
+    digest = hashlib.sha256(f"{_FORMAT} {size} {channels}".encode())
+    for path in files:
+        status = path.stat()
+        digest.update(f"\0{path.relative_to(root)}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _decode(files: list[Path], path: Path, size: int | None, channels: int) -> None:
+    """Write the array file at `path`, whole or not at all."""
+    first = _image(files[0], size, channels)
+    shape = (len(files), *first.shape)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path.parent)
+        require_room(path.parent, len(files) * first.nbytes)
+        array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        for number, image in enumerate(
+            waiting(_images(files, size, channels), len(files), f"decoding to {path}")
+        ):
+            if image.shape != first.shape:
+                raise RegrowValueError(
+                    f"{files[number]} has {_pixels(image)} pixels, {files[0]} {_pixels(first)}, allowed is one size\n"
+                    f"Resize and cut all of them with `data.size`, for example data.size={min(first.shape[1:])}."
+                )
+            array[number] = image
+        array.flush()
+        os.replace(partial, path)
+    except OSError as error:
+        raise RegrowRuntimeError(
+            f"cannot write {path}: {error.strerror or error}\n"
+            "Name another folder with `data.cache`, or free some space."
+        ) from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def require_room(folder: Path, needed: int) -> None:
+    """Refuse to begin what a disk has no room for, `needed` being in bytes.
+
+    Raises:
+        RegrowRuntimeError: with what is needed, what is free, and a remedy.
+    """
+    room = shutil.disk_usage(folder).free
+    if needed > room:
+        raise RegrowRuntimeError(
+            f"the decoded images take {needed / 1e9:,.1f} GB, but {folder} has {room / 1e9:,.1f} GB free\n"
+            "Name a folder with room with `data.cache`, or a smaller `data.size`."
+        )
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what decoding left that was killed and could remove nothing itself."""
+    for left in folder.glob(".*.npy.*.part"):
+        try:
+            os.kill(int(left.name.split(".")[-2]), 0)
+        except (ValueError, ProcessLookupError):
+            left.unlink(missing_ok=True)
+        except OSError:  # the process lives, and is another user's
+            continue
+
+
+def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDArray[np.uint8]]:
+    """The decoded files in order; Pillow decodes outside Python's lock, so threads help."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        for start in range(0, len(files), 512):
+            some = files[start : start + 512]
+            yield from pool.map(lambda file: _image(file, size, channels), some)
+
+
+def _image(path: Path, size: int | None, channels: int) -> NDArray[np.uint8]:
+    """One image, uint8 [C, H, W]."""
+    try:
+        with Image.open(path) as opened:
+            if size is not None:
+                opened.draft("RGB", (size, size))  # a JPEG is then decoded at the next larger size it offers
+            image: Image.Image = opened.convert("RGB" if channels == 3 else "L")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise RegrowValueError(
+            f"{path} cannot be decoded: {error}\nFetch the file again, or move it out of the folder."
+        ) from error
+    if size is not None:
+        width, height = image.size
+        scale = size / min(width, height)
+        sides = max(size, round(width * scale)), max(size, round(height * scale))
+        image = image.resize(sides, Image.Resampling.BILINEAR)
+        left, top = (sides[0] - size) // 2, (sides[1] - size) // 2
+        image = image.crop((left, top, left + size, top + size))
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _mapped(path: Path) -> NDArray[np.uint8]:
+    """The array file in memory as far as it is looked at; what is written to it stays in this process."""
+    try:
+        array: NDArray[np.uint8] = np.load(path, mmap_mode="c")
+    except (OSError, ValueError) as error:
+        raise RegrowRuntimeError(
+            f"cannot read {path}: {error}\nDelete the file; it is made again."
+        ) from error
+    return array
+
+
+def _pixels(image: NDArray[np.uint8]) -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"

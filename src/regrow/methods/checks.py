@@ -1,0 +1,96 @@
+"""What must hold before a method attaches to a model and an optimizer."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.weights import MaskedWeight, SparseWeight, hook_of, sparse_weights
+
+if TYPE_CHECKING:
+    from regrow.methods.base import Method
+
+DRIVER = "_regrow_driver"
+"""Attribute of an optimizer that refers, weakly, to the method that hooks it."""
+
+
+def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient: str, name: str) -> None:
+    """Refuse a model that cannot be driven by a method called `name`.
+
+    Raises:
+        RegrowRuntimeError: not sparse, frozen as a whole, overwritten, or driven already.
+        RegrowValueError: two weights of one name, or a storage on which the method does not run.
+    """
+    if not weights:
+        sparse = [weight.name for weight in sparse_weights(model)]
+        if sparse:
+            raise RegrowRuntimeError(
+                f"`model` is sparse, but all of {sparse} are frozen.\nSet requires_grad first."
+            )
+        raise RegrowRuntimeError(
+            "`model` has no sparse weight that is trained.\nDid you forget to call regrow.sparsify(model, ...)?"
+        )
+    twice = sorted(name for name, count in Counter(weight.name for weight in weights).items() if count > 1)
+    if twice:
+        raise RegrowValueError(
+            f"`model` has several sparse weights called {twice}, since its parts were made sparse one by one.\n"
+            "Call regrow.sparsify on the whole model, with `include` for its parts."
+        )
+    for weight in weights:
+        weight.check_unchanged(thorough=True)
+        driver = driver_of(weight)
+        if driver is not None:
+            raise RegrowRuntimeError(
+                f"`{weight.name}` is driven by a method already: {driver!r}\nCall its detach() first."
+            )
+        if needs_gradient == "always" and weight.storage == "compressed":
+            raise RegrowValueError(
+                f"{name} needs the dense gradient at every step, and `{weight.name}` is stored compressed so that it "
+                "never exists.\nUse regrow.sparsify(..., storage='masked')."
+            )
+
+
+def cut_inactive(weights: list[SparseWeight]) -> None:
+    """Set what is no connection to zero, with a warning where it was not (a model initialised after `sparsify`)."""
+    for weight in weights:
+        if isinstance(weight, MaskedWeight) and weight.cut():
+            warnings.warn(
+                f"`{weight.name}` had values where it has no connection (initialised after sparsify?): they are cut",
+                stacklevel=5,
+            )
+
+
+def driver_of(weight: SparseWeight) -> Any:
+    """The method that drives a weight, or None; one that is only garbage by now is collected first."""
+    for _ in range(2):
+        hook = hook_of(weight.parameter)
+        driver = None if hook is None or hook.driver is None else hook.driver()
+        if driver is None:
+            return None
+        del hook, driver
+        gc.collect()  # a method and its optimizer refer to each other: deleting both leaves them until then
+    hook = hook_of(weight.parameter)
+    return None if hook is None or hook.driver is None else hook.driver()
+
+
+def claim(optimizer: Optimizer, method: Method) -> None:
+    """Note that `method` hooks `optimizer`.
+
+    Raises:
+        RegrowRuntimeError: another one does, so that both would count every step.
+    """
+    reference = getattr(optimizer, DRIVER, None)
+    other = reference() if reference is not None else None
+    if other is not None:
+        raise RegrowRuntimeError(
+            f"`optimizer` is driven by a method already: {other!r}\n"
+            "Make one method for everything that it trains: RigL(nn.ModuleList([a, b]), optimizer, ...)."
+        )
+    setattr(optimizer, DRIVER, weakref.ref(method))

@@ -1,0 +1,85 @@
+"""Small-Dense: the width at which a dense network takes the memory of a sparse one."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import nn
+
+from regrow.costs import stored_size
+from regrow.errors import RegrowValueError
+
+STEPS = 1000
+
+
+def small_dense(build: Callable[..., nn.Module], size_megabytes: float, convention: str = "clean") -> float:
+    """The width, to three digits, whose stored size is closest to `size_megabytes`.
+
+    Compare with the size of the sparse network that `regrow.costs` gives: the masks' bits are in it.
+
+    Args:
+        build: a function with an argument ``width`` that returns a dense network, any of those here or your own;
+            it is called on the meta device where that works, with other options at their defaults
+            (`functools.partial` sets them).
+        size_megabytes: the size to match, below that of width 1.
+        convention: of `regrow.costs`; it matters for depthwise kernels.
+
+    Raises:
+        RegrowValueError: a size that no width below 1 has, or a `build` without ``width``.
+
+    Example:
+        >>> from regrow.models import mlp
+        >>> small_dense(mlp, size_megabytes=0.11)
+        0.116
+    """
+    given: object = size_megabytes
+    number = isinstance(given, int | float) and not isinstance(given, bool)
+    if not number or not 0 < size_megabytes < float("inf"):
+        raise RegrowValueError(f"`size_megabytes` must be a number above 0, got {size_megabytes!r}")
+
+    parameters = inspect.signature(build).parameters.values()
+    if not any(p.name == "width" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise RegrowValueError(
+            f"`build` must take an argument `width`, but has {', '.join(p.name for p in parameters) or 'none'}"
+        )
+
+    @cache
+    def size(step: int) -> float:
+        try:
+            model = _build(build, step / STEPS)
+        except RegrowValueError:
+            if step == STEPS:
+                raise
+            return 0.0  # no channel is left
+        return stored_size(model, {}, convention)
+
+    if size(STEPS) < size_megabytes:
+        raise RegrowValueError(
+            f"`size_megabytes` must be at most that of width 1, {size(STEPS):.4f}, got {size_megabytes:g}"
+        )
+    low, high = 0, STEPS  # size(low) < size_megabytes <= size(high)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) < size_megabytes else (low, middle)
+    if low and size(low) and size_megabytes - size(low) < size(high) - size_megabytes:
+        return low / STEPS
+    if size(high) > 2 * size_megabytes:
+        raise RegrowValueError(
+            f"`size_megabytes` {size_megabytes:g} is too small: the smallest width, {high / STEPS:g}, "
+            f"takes {size(high):.4f}"
+        )
+    return high / STEPS
+
+
+def _build(build: Callable[..., nn.Module], width: float) -> nn.Module:
+    """The network without memory for its weights, if it can be built so."""
+    try:
+        with torch.device("meta"):
+            return build(width=width)
+    except RegrowValueError:
+        raise
+    except Exception:
+        return build(width=width)

@@ -1,0 +1,66 @@
+"""From the method that a recipe names to the network that it starts with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+import regrow
+from regrow.errors import RegrowValueError
+from regrow.methods.registry import records
+from regrow.models import small_dense
+from regrow.recipes import Recipe, find
+from regrow.training.batches import Batches
+from regrow.training.loss import cross_entropy
+
+Build = Callable[..., nn.Module]
+"""Makes the recipe's network; takes further options of it, such as its ``width``."""
+
+
+DENSE = ("dense", "small-dense")
+"""Names of the methods that train a dense network."""
+
+
+def is_topology(name: str) -> bool:
+    """Whether a method is an initial topology, trained as Static."""
+    return name in records() and records()[name].kind == "topology"
+
+
+def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
+    """The network as the recipe's method starts with it.
+
+    Dense for ``dense``; narrower and dense for ``small-dense``, with the stored size that the recipe's sparse network
+    has; with a mask of ones in the recipe's sparse layers for ``pruning``; with a topology that one batch decides for
+    ``snip``; else as `regrow.sparsify` makes it.
+    """
+    name = recipe.method.name
+    if name == "dense":
+        return build()
+    if not recipe.sparsify:
+        raise RegrowValueError(
+            f"`sparsify` is missing: method {name} needs a sparse model\n"
+            "Add `sparsify: {sparsity: 0.9}`, or train without sparsity with `method: dense`."
+        )
+    if name == "small-dense":
+        sparse = regrow.sparsify(build(), **recipe.sparsify)
+        size = regrow.costs(sparse, batches.example().cpu()).size_megabytes["sparse"]
+        return build(width=small_dense(partial(find("model", recipe.model), **recipe.model.options), size))
+    if name == "pruning":
+        regrow.sparsify(model := build(), **recipe.sparsify)
+        distribution = dict.fromkeys(regrow.masks(model), 0.0)
+        return regrow.sparsify(
+            build(), distribution=distribution, storage=recipe.sparsify.get("storage", "auto")
+        )
+    if is_topology(name):
+        inputs, targets = (tensor.cpu() for tensor in batches.train(0))
+        init = records()[name].cls(cross_entropy, (inputs, targets), **recipe.method.options)
+        return regrow.sparsify(build(), **{**recipe.sparsify, "init": init})
+    return regrow.sparsify(build(), **recipe.sparsify)
+
+
+def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
+    """What the recipe's `sparsify` gives each layer: where pruning ends."""
+    rows = regrow.summary(regrow.sparsify(build(), **recipe.sparsify)).rows
+    return {row.name: 1 - row.density for row in rows if row.storage != "dense"}

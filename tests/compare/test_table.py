@@ -1,0 +1,81 @@
+import pytest
+
+from regrow.compare import Cell, Row, differences
+from regrow.compare.writing import _tex
+from regrow.report import draw_comparison
+
+
+def row(method, accuracies, *, multiplier=1.0, values=(), training=0.1):
+    return Row(
+        Cell(method, multiplier, values),
+        tuple(accuracies),
+        100,
+        training,
+        0.1,
+        multiplier,
+        1.0,
+        "masks",
+        300.0,
+        False,
+    )
+
+
+def test_differences_in_standard_errors():
+    rows = [
+        row("rigl", [80, 82, 84]),
+        row("static", [70, 71, 72]),
+        row("set", [75.0]),
+        row("dense", [90, 90, 90]),
+    ]
+    against = differences(rows)
+    assert [d.above.cell.method for d in against] == ["static", "dense"]  # one run has no deviation
+    assert against[0].points == -11
+    assert against[0].error == pytest.approx((2**2 / 3 + 1**2 / 3) ** 0.5)
+    assert str(against[0]) == "static against rigl: -11.00 points, -8.5 standard errors"
+    assert str(against[1]) == "dense against rigl: +8.00 points, +6.9 standard errors"
+
+
+def test_only_what_is_alike_is_compared():
+    rows = [
+        row("rigl", [80, 82]),
+        row("static", [70, 71], multiplier=5.0),
+        row("rigl", [85, 86], multiplier=5.0),
+    ]
+    (only,) = differences(rows)
+    assert (only.above.cell.multiplier, only.points) == (5.0, -15)
+    assert (
+        str(differences([row("a", [1, 1]), row("b", [2, 2])])[0]) == "b against a: +1.00 points, no deviation"
+    )
+
+
+def test_latex_is_escaped():
+    assert _tex(r"50% of a_b & {c} \ ~ ^ $ #") == (
+        r"50\% of a\_b \& \{c\} \textbackslash{} \textasciitilde{} \textasciicircum{} \$ \#"
+    )
+
+
+@pytest.mark.parametrize(
+    "values", [("0.01", "0.1", "1"), ("0.1", "0.2"), ("[300,100]", "[50]"), ("sgd", "adam")]
+)
+def test_a_plot_for_each_key(tmp_path, values):
+    rows = [
+        row(
+            method,
+            [80 + i, 81],
+            multiplier=m,
+            values=(("model.x", v),),
+            training=None if method == "odd" else 0.1 * m,
+        )
+        for method in ("rigl", "dense", "odd")
+        for i, v in enumerate(values)
+        for m in (1.0, 10.0)
+    ]
+    paths = draw_comparison([one.to_dict() for one in rows], ["model.x"], tmp_path / "name", "title")
+    assert [path.name for path in paths] == [
+        f"name-{plot}.{ending}" for plot in ("flops", "length", "model.x") for ending in ("png", "pdf")
+    ]
+    assert all(path.stat().st_size > 5000 for path in paths)
+
+
+def test_no_plot_where_there_is_nothing_to_see(tmp_path):
+    assert draw_comparison([row("dense", [80]).to_dict()], [], tmp_path / "name", "title") == []

@@ -1,0 +1,81 @@
+"""The formulas, on numbers that can be done by hand."""
+
+import pytest
+
+from regrow.costs import FORMULAS, METHODS, pruning_levels, training_multiple
+from regrow.errors import RegrowValueError
+from regrow.methods.registry import methods
+
+
+@pytest.mark.parametrize(
+    ("cost", "multiple"),
+    [
+        ("dense", 1.0),
+        ("sparse", 0.1),
+        ("rigl", (3 * 10 * 9 + 2 * 10 + 100) / 10 / 300),
+        ("snfs", (2 * 10 + 100) / 300),
+    ],
+)
+def test_by_hand(cost, multiple):
+    given = {"dense": 100.0, "sparse": 10.0, "update_every": 9}
+    assert training_multiple(cost, **given) == pytest.approx(multiple)
+    assert training_multiple(cost, **given, multiplier=5) == pytest.approx(5 * multiple)
+
+
+def test_pruning_by_hand():
+    # levels 0, 0, 1 - 1/8, 1: p = 0 at the begin, 1/2, 1
+    levels = pruning_levels(steps=30, begin=10, end=30, every=10)
+    assert levels == [0, 0, 0.875, 1]
+    given = {"dense": 100.0, "sparse": 20.0, "levels": levels}
+    assert training_multiple("pruning", **given) == pytest.approx((100 + 100 + 30 + 20) / 400)
+
+
+def test_published_pruning_has_33_samples():
+    levels = pruning_levels()
+    assert (len(levels), levels[10], levels[25], levels[32]) == (33, 0, 1, 1)
+    exact = pruning_levels(exact=True)
+    assert len(exact) == 32_000
+    assert sorted(set(exact)) == sorted(set(levels))
+    assert sum(exact) / len(exact) < sum(levels) / len(levels)
+
+
+def test_every_method_names_a_formula():
+    assert {record.cost for record in methods().values()} <= set(FORMULAS)
+    assert set(METHODS.values()) == set(FORMULAS) | {"small-dense"}
+    for name, record in methods().items():
+        assert METHODS.get(name, record.cost) == record.cost
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"cost": "rigel"}, r"`cost` must be one of dense, sparse, rigl, .*got 'rigel', did you mean `rigl`"),
+        ({"update_every": 0}, "`update_every` must be a whole number of at least 1, got 0"),
+        ({"dense": 0.0}, "`dense` must be above 0 and `sparse` at least 0, both finite, got 0.0 and 1.0"),
+        ({"sparse": -1.0}, "got 10.0 and -1.0"),
+        ({"dense": float("nan")}, "both finite, got nan"),
+        ({"multiplier": 0}, "`multiplier` must be above 0, got 0"),
+        ({"cost": "pruning", "levels": []}, "`levels` is empty"),
+    ],
+)
+def test_bad_arguments(arguments, text):
+    with pytest.raises(RegrowValueError, match=text):
+        training_multiple(**{"cost": "rigl", "dense": 10.0, "sparse": 1.0, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            {"begin": 25_000},
+            "`begin` must lie before `end`, and `end` within `steps` 32000, got 25000 and 25000",
+        ),
+        ({"end": 40_000}, "got 10000 and 40000"),
+        ({"begin": -1}, "`begin` must be a whole number of at least 0, got -1"),
+        ({"every": 0}, "`every` must be a whole number of at least 1, got 0"),
+        ({"steps": 1.5}, "`steps` must be a whole number of at least 1, got 1.5"),
+    ],
+)
+def test_bad_schedules(arguments, text):
+    with pytest.raises(RegrowValueError, match=text):
+        pruning_levels(**arguments)

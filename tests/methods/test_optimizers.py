@@ -1,0 +1,108 @@
+"""Which optimizers fit, and what is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adafactor, Adamax, Muon, Rprop
+
+import regrow
+from regrow.testing import Case, Run, network
+from regrow.weights import hook_of, sparse_weights
+
+storages = pytest.mark.parametrize("storage", ["masked", "compressed"])
+METHODS = (regrow.RigL, regrow.SET)
+both = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
+STEPS = 60
+
+
+def assert_same_run(one: Run, two: Run) -> None:
+    assert one.topology() == two.topology()
+    for a, b in zip(one.dense(), two.dense(), strict=True):
+        assert torch.equal(a, b)
+
+
+def plain(case: Case, steps: int = STEPS) -> Run:
+    run = Run(case)
+    for _ in run.train(0, steps):
+        pass
+    return run
+
+
+# --- optimizers that do not fit
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "message"),
+    [
+        (
+            lambda p: Muon([q for q in p if q.dim() == 2]),
+            "Muon cannot train sparse weights: it moves weights",
+        ),
+        (Rprop, "Rprop cannot train sparse weights: its state `step_size` is not zero for a fresh weight"),
+        (Adamax, "Adamax cannot train sparse weights: its state `exp_inf` is not zero for a fresh weight"),
+        (Adafactor, r"Adafactor cannot train sparse weights: its state `row_var` has shape"),
+    ],
+)
+def test_optimizers_that_do_not_fit_are_refused(optimizer: Any, message: str) -> None:
+    model = regrow.sparsify(
+        nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False)), 0.5
+    )
+    with pytest.raises(regrow.RegrowError, match=message):
+        regrow.RigL(model, optimizer(model.parameters()), total_steps=100)
+    assert all(hook.driver is None for w in sparse_weights(model) if (hook := hook_of(w.parameter)))
+
+
+@pytest.mark.parametrize(
+    "name", ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "ASGD", "Adadelta"]
+)
+@pytest.mark.parametrize("foreach", [True, False])
+def test_optimizers_that_fit_keep_inactive_weights_at_zero(name: str, foreach: bool) -> None:
+    run = Run(Case(regrow.RigL), attach=False)
+    run.optimizer = getattr(torch.optim, name)(
+        run.model.parameters(), lr=0.01, weight_decay=0.01, foreach=foreach
+    )
+    run.method = run.case.method(run.model, run.optimizer)
+    for _ in run.train(0, 20):
+        for weight in run.weights:
+            outside = ~weight.mask()
+            assert not weight.parameter.detach()[outside].any()
+            for key, value in run.optimizer.state[weight.parameter].items():
+                if isinstance(value, Tensor) and value.shape == weight.shape and not key.startswith("regrow"):
+                    assert not value[outside].any(), key
+
+
+def test_a_scheduler_built_before_or_after_goes_on() -> None:
+    run = Run(Case(regrow.RigL), attach=False)
+    before = torch.optim.lr_scheduler.StepLR(run.optimizer, 1, 0.5)
+    run.method = run.case.method(run.model, run.optimizer)
+    after = torch.optim.lr_scheduler.StepLR(run.optimizer, 1, 0.5)
+    for _ in run.train(0, 10):
+        before.step()
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.5**10)
+    assert run.method.step == 10
+    assert after.last_epoch == 0
+
+
+def test_an_optimizer_made_before_sparsify() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.sparsify(model, 0.5, storage="compressed")
+    with pytest.raises(
+        regrow.RegrowError, match=r"does not hold the sparse parameters \['0.weight', '2.weight'\].*made"
+    ):
+        regrow.RigL(model, optimizer, total_steps=10)
+
+
+def test_a_method_for_every_step_refuses_compressed_storage() -> None:
+    class Momentum(regrow.RigL):
+        needs_gradient = "always"
+
+    model = network("compressed")
+    with pytest.raises(
+        regrow.RegrowError, match="needs the dense gradient at every step.*\n.*storage='masked'"
+    ):
+        Momentum(model, SGD(model.parameters(), lr=0.1), total_steps=10)

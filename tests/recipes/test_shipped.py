@@ -1,0 +1,162 @@
+"""Every recipe that ships: it parses, builds its network and runs two steps on made data in its published format."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from published import write_cifar10, write_cifar100, write_images
+from tiny import write_folder
+
+import regrow
+from regrow.recipes import load, shipped
+from regrow.training import RunFolder, build, train
+
+IMAGENET = ["data.size=72", "augment.resized_crop=64", "batch_size=4", "accumulate=2"]
+SMALL = {
+    "mnist-mlp": [],
+    "lenet5": [],
+    "fashion-mlp": [],
+    "fashion-mlp-99": [],
+    "fashion-mlp-99.5": [],
+    "fashion-lenet": [],
+    "fashion-big-sparse": [],
+    "wrn-22-2-cifar10": ["data.limit=40", "batch_size=8", "validation=0.1"],
+    "wrn-22-2-jpeg": ["batch_size=8"],
+    "vgg-cifar": ["data.limit=40", "batch_size=8", "validation=0.1"],
+    "resnet50-cifar": ["data.limit=40", "batch_size=2", "validation=0.1"],
+    "vit-tiny": ["data.limit=40", "batch_size=4", "validation=0.1"],
+    "gpt-small": ["data.limit=40000", "batch_size=2"],
+    "resnet50-imagenet": IMAGENET,
+    "mobilenet-v1-imagenet": IMAGENET,
+}
+"""What makes two steps of each quick."""
+
+VARIANTS = [
+    (
+        "resnet50-imagenet",
+        ["sparsify.sparsity=0.99", "sparsify.distribution=erk", "sparsify.exclude=[conv1]"],
+    ),
+    ("mobilenet-v1-imagenet", ["model.width=1.98", "sparsify.distribution=uniform"]),
+]
+"""Other forms of an experiment whose networks differ, as the recipe's comment gives them."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A data set of each kind, by the name a recipe calls it."""
+    root = tmp_path_factory.mktemp("published")
+    made = {}
+
+    def folder(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = root / kind
+            if kind in ("idx", "fashion-mnist"):
+                write_folder(made[kind], size=28)
+            elif kind == "cifar10":
+                write_cifar10(made[kind])
+            elif kind == "cifar100":
+                write_cifar100(made[kind])
+            elif kind == "imagenet":
+                write_images(made[kind], train=6, sizes=[(90, 80), (75, 100), (72, 72)], test_name="val")
+            else:
+                write_images(made[kind], train=8, sizes=[(32, 32)])
+        return made[kind]
+
+    yield folder
+    shutil.rmtree(root)
+
+
+def test_every_recipe_is_here():
+    names = {name for name in shipped() if load(name).data.name in DATA}
+    assert names == set(SMALL)
+
+
+DATA = ("idx", "fashion-mnist", "cifar10", "cifar100", "image-folder", "python-source")
+
+
+def two_steps(name, keys, folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    data = load(name).data
+    kind = data.name
+    if kind == "image-folder":
+        kind = "imagenet" if "imagenet" in data.options["folder"] else "jpeg"
+    place = [] if kind == "python-source" else [f"data.folder={folders(kind)}"]
+    length = ["steps=2", "method.update_every=1", "method.stop_fraction=1", "device=cpu"]
+    recipe = load(name, [*place, *length, *SMALL[name], *keys, f"out={tmp_path / 'run'}"])
+    threads = torch.get_num_threads()
+    try:
+        setup = build(recipe)
+        folder = RunFolder.create("", recipe.out, name)
+        before = {name: mask.clone() for name, mask in regrow.masks(setup.model).items()}
+        result = train(setup, folder, lambda status, tested=False: None)
+    finally:
+        torch.set_num_threads(threads)
+    assert result["steps"] == 2
+    assert 0 <= result["accuracy"] <= 1
+    assert result["moved"] > 0
+    # connections moved, and none was lost
+    after = regrow.masks(setup.model)
+    assert {n: int(m.sum()) for n, m in before.items()} == {n: int(m.sum()) for n, m in after.items()}
+    return setup
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_two_steps(name, folders, tmp_path, monkeypatch):
+    two_steps(name, [], folders, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("name", "keys"), VARIANTS)
+def test_two_steps_of_a_variant(name, keys, folders, tmp_path, monkeypatch):
+    two_steps(name, keys, folders, tmp_path, monkeypatch)
+
+
+def test_layers_that_stay_dense(folders, tmp_path, monkeypatch):
+    setup = two_steps("mobilenet-v1-imagenet", [], folders, tmp_path, monkeypatch)
+    masked = regrow.masks(setup.model)
+    assert not any("depthwise" in name or name.startswith("conv1") for name in masked)
+    decayed, free = setup.optimizer.param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (1e-4, 0)
+    names = {id(p): n for n, p in setup.model.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {
+        n for n, p in setup.model.named_parameters() if p.dim() > 1 and "depthwise" not in n
+    }
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "erk"])
+@pytest.mark.parametrize("sparsity", [0.8, 0.9, 0.95, 0.965, 0.98, 0.99])
+def test_resnet50_in_all_its_forms(sparsity, distribution):
+    longer = ["steps=160000", "schedule.milestones=[46915,109475,140750]", "schedule.warmup_steps=7820"]
+    for keys in ([], longer):
+        recipe = load(
+            "resnet50-imagenet",
+            [*keys, f"sparsify.sparsity={sparsity}", f"sparsify.distribution={distribution}"],
+        )
+        assert (recipe.sparsify["sparsity"], recipe.sparsify["distribution"]) == (sparsity, distribution)
+        factor = 5 if keys else 1
+        assert recipe.steps == 32_000 * factor
+        assert recipe.schedule.options["milestones"] == [9383 * factor, 21895 * factor, 28150 * factor]
+
+
+def test_published_values():
+    """Of section 1.6 of the facts: batch, length, rate, decay, end of the updates."""
+    expected = {
+        "mnist-mlp": (100, 0.2, 1e-4, 50_000 / 120_000),
+        "wrn-22-2-cifar10": (128, 0.1, 5e-4, 75_000 / 97_656),
+        "resnet50-imagenet": (4096, 1.6, 1e-4, 25_000 / 32_000),
+    }
+    for name, (batch, rate, decay, stop) in expected.items():
+        recipe = load(name)
+        optimizer = recipe.optimizer.options
+        assert (recipe.batch_size, optimizer["lr"], optimizer["weight_decay"]) == (batch, rate, decay)
+        assert (optimizer["momentum"], optimizer["nesterov"]) == (0.9, True)
+        assert recipe.method.options["stop_fraction"] == pytest.approx(stop, abs=1e-6)
+        assert (recipe.method.options["drop_fraction"], recipe.method.options["update_every"]) == (0.3, 100)
+    assert load("resnet50-imagenet").label_smoothing == 0.1
+
+
+def test_big_and_sparse_has_the_connections_of_small_and_dense(folders):
+    recipe = load("fashion-big-sparse", [f"data.folder={folders('fashion-mnist')}", "device=cpu"])
+    summary = regrow.summary(build(recipe).model)
+    # 784-300-100-10 has 266,200 weights; each layer rounds its own share
+    assert abs(summary.connections - 266_200) <= 3

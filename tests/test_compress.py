@@ -1,0 +1,69 @@
+"""`compress`: the same run goes on in compressed storage."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW
+
+import regrow
+from regrow.weights import sparse_weights
+
+
+def mlp() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 10)).double()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, start: int, stop: int) -> None:
+    for step in range(start, stop):
+        optimizer.zero_grad()
+        x = torch.randn(8, 20, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        model(x).square().mean().backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_pruning_hands_over_to_compressed_storage(kind: type) -> None:
+    models = []
+    for hand_over in (False, True):
+        model = regrow.sparsify(mlp(), 0.0)
+        optimizer = kind(model.parameters(), lr=0.01, **({"momentum": 0.9} if kind is SGD else {}))
+        method = regrow.Pruning(
+            model,
+            optimizer,
+            total_steps=60,
+            final_sparsity=0.9,
+            update_every=5,
+            start_fraction=0.1,
+            stop_fraction=0.5,
+        )
+        train(model, optimizer, 0, 40)
+        method.detach()
+        if hand_over:
+            assert regrow.compress(model, optimizer) is model
+            assert {w.storage for w in sparse_weights(model)} == {"compressed"}
+        regrow.Static(model, optimizer)
+        train(model, optimizer, 40, 60)
+        models.append(model)
+    for masked, packed in zip(sparse_weights(models[0]), sparse_weights(models[1]), strict=True):
+        assert packed.nnz == masked.nnz == round(0.1 * masked.numel)
+        assert packed.parameter.numel() == packed.nnz
+        torch.testing.assert_close(packed.to_dense(), masked.to_dense())
+
+
+def test_what_cannot_be_compressed() -> None:
+    model = regrow.sparsify(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(64, 4)), 0.5)
+    regrow.compress(model)
+    assert [w.storage for w in sparse_weights(model)] == ["masked", "compressed"]
+    assert model(torch.randn(2, 1, 6, 6)).shape == (2, 4)
+    with pytest.raises(
+        regrow.RegrowError, match="no masked weight that can be compressed.*Conv2d has no compressed form"
+    ):
+        regrow.compress(model)
+    attached = regrow.sparsify(mlp(), 0.5)
+    method = regrow.RigL(attached, SGD(attached.parameters(), lr=0.1), total_steps=10)
+    with pytest.raises(regrow.RegrowError, match=r"`model` is driven by a method: RigL.*\nCall its detach"):
+        regrow.compress(attached)
+    method.detach()
