@@ -210,19 +210,14 @@ class Method:
             hook is not None and hook.has_gradient(w.parameter)
             for hook, w in zip(hooks, self.weights, strict=True)
         ]
-        any_ran = any(ran)
-        if (
-            self.distributed and not any_ran
-        ):  # another process has reached a sparse weight: its gradient is here too
-            any_ran = any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
-        if not any_ran:
+        if not any(ran) and (self._open or not (self.distributed and self._reached_elsewhere())):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
         self._check_parameters()
         found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
         for hook in hooks:
             if hook is not None:
-                hook.ran = False
+                hook.consume()
         self._ran = ran
         self._open = not (found_inf is not None and bool(found_inf))
         if self._open and self.skip_step and self._update():
@@ -234,6 +229,10 @@ class Method:
             ]
             for parameter, _ in self._hidden:
                 parameter.grad = None
+
+    def _reached_elsewhere(self) -> bool:
+        """Whether another process has reached a sparse weight: its gradient, averaged, is here too."""
+        return any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
 
     def _check_parameters(self) -> None:
         for weight, parameter in zip(self.weights, self._parameters, strict=True):

@@ -73,6 +73,10 @@ class GradientHook:
             self.accumulated(parameter)
         return self.ran
 
+    def consume(self) -> None:
+        """The step that the gradient was for has begun; the stash stays until it ends."""
+        self.ran = self._passed = False
+
     def __call__(self, gradient: Tensor) -> Tensor | None:
         module = self._module()
         if module is None or _paused:
