@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 from integration.loops import (
@@ -21,8 +22,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import regrow
-
-accelerate = pytest.importorskip("accelerate")
 
 STEPS, ACCUMULATE = 20, 2
 

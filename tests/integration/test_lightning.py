@@ -25,7 +25,7 @@ import regrow
 with warnings.catch_warnings():
     # lightning's own imports use what torch and python call old by now
     warnings.simplefilter("ignore")
-    lightning = pytest.importorskip("lightning")
+    import lightning
 
 HOOKS = ("configure_optimizers", "on_fit_start", "on_train_start")
 EPOCH, ACCUMULATE = 20, 2

@@ -7,6 +7,7 @@ import io
 
 import pytest
 import torch
+from runs import plain, storages
 from torch import nn
 from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -14,25 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import regrow
 from regrow.testing import Case, Run, batch, network
 from regrow.weights import sparse_weights
-
-storages = pytest.mark.parametrize("storage", ["masked", "compressed"])
-METHODS = (regrow.RigL, regrow.SET)
-both = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
-STEPS = 60
-
-
-def assert_same_run(one: Run, two: Run) -> None:
-    assert one.topology() == two.topology()
-    for a, b in zip(one.dense(), two.dense(), strict=True):
-        assert torch.equal(a, b)
-
-
-def plain(case: Case, steps: int = STEPS) -> Run:
-    run = Run(case)
-    for _ in run.train(0, steps):
-        pass
-    return run
-
 
 # --- copies
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import storages
 from torch import Tensor, nn
 from torch.optim import SGD, Muon
 from torch.optim.swa_utils import AveragedModel
@@ -16,8 +17,6 @@ from torch.optim.swa_utils import AveragedModel
 import regrow
 from regrow.testing import Case, Run, batch, network
 from regrow.weights import hook_of, sparse_weights
-
-storages = pytest.mark.parametrize("storage", ["masked", "compressed"])
 
 
 def two(storage: str = "masked", sparsity: float = 0.8) -> nn.Sequential:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import assert_same_run, plain, storages
 from torch import nn
 from torch.optim import LBFGS, SGD, AdamW
 
@@ -16,23 +17,9 @@ import regrow
 from regrow.testing import OPTIMIZERS, Case, Run, batch, network
 from regrow.weights import hook_of, sparse_weights
 
-storages = pytest.mark.parametrize("storage", ["masked", "compressed"])
 METHODS = (regrow.RigL, regrow.SET)
 both = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 STEPS = 60
-
-
-def assert_same_run(one: Run, two: Run) -> None:
-    assert one.topology() == two.topology()
-    for a, b in zip(one.dense(), two.dense(), strict=True):
-        assert torch.equal(a, b)
-
-
-def plain(case: Case, steps: int = STEPS) -> Run:
-    run = Run(case)
-    for _ in run.train(0, steps):
-        pass
-    return run
 
 
 # --- closures
