@@ -12,8 +12,8 @@ from regrow.errors import RegrowRuntimeError
 from regrow.layers import Layer, why_not_compressed
 from regrow.nn import SparseLinear
 from regrow.sparsify import register
-from regrow.weights import MaskedWeight, hook_of, views
-from regrow.weights.views import adopt, release
+from regrow.weights import MaskedWeight, views
+from regrow.weights.views import adopt, refuse_driven, release
 
 
 def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
@@ -37,11 +37,7 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         for weight in views(module)
         if isinstance(weight, MaskedWeight)
     ]
-    for _, weight in found:
-        hook = hook_of(weight.parameter)
-        driver = None if hook is None or hook.driver is None else hook.driver()
-        if driver is not None:
-            raise RegrowRuntimeError(f"`model` is driven by a method: {driver!r}\nCall its detach() first.")
+    refuse_driven(model)
     reasons = {layer.weight_name: why_not_compressed(layer, model) for layer, _ in found}
     if all(reasons.values()):
         raise RegrowRuntimeError(

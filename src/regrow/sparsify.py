@@ -23,10 +23,17 @@ from regrow.layers import (
 )
 from regrow.nn import SparseLinear
 from regrow.ops.select import top
-from regrow.weights import CompressedWeight, MaskedWeight, Record, hook_of, sparse_weights, views
+from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.base import RECORDS
 from regrow.weights.loading import after_load, before_load
-from regrow.weights.views import adopt, before_forward_of_reader, module_records, named_weights, release
+from regrow.weights.views import (
+    adopt,
+    before_forward_of_reader,
+    module_records,
+    named_weights,
+    refuse_driven,
+    release,
+)
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
@@ -345,12 +352,7 @@ def densify(model: nn.Module) -> nn.Module:
     Raises:
         RegrowRuntimeError: a method is attached.
     """
-    for weight in sparse_weights(model):
-        hook = hook_of(weight.parameter)
-        if hook is not None and hook.driver is not None and hook.driver() is not None:
-            raise RegrowRuntimeError(
-                f"`model` is driven by a method: {hook.driver()!r}\nCall its detach() first."
-            )
+    refuse_driven(model)
     for name, module in list(model.named_modules()):
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):

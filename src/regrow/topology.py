@@ -21,11 +21,15 @@ Shapes = Mapping[str, Shape]
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
 
 
+def whole_share(fraction: float, count: int) -> int:
+    """``floor(fraction * count)``, the product rounded to 6 digits first: 0.1 * 30 is 3.0000000000000004."""
+    return math.floor(round(fraction * count, 6))
+
+
 def connections(shape: Shape, sparsity: float) -> int:
     """Exact number of active connections: ``N - floor(sparsity * N)`` for a weight of N positions."""
     size = math.prod(shape)
-    # rounded to 6 digits first, since 0.1 * 30 is 3.0000000000000004 and 1 - 0.98 is not 0.02
-    return size - math.floor(round(sparsity * size, 6))
+    return size - whole_share(sparsity, size)
 
 
 def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
@@ -46,7 +50,7 @@ def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
 def _erdos_renyi(raw: Mapping[str, float], shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Solve ``sum(min(1, eps * raw) * N) = (1 - sparsity) * sum(N)``; what is capped stays at density 1."""
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    budget = sum(size - math.floor(round(sparsity * size, 6)) for size in sizes.values())
+    budget = sum(connections(shape, sparsity) for shape in shapes.values())
     capped: set[str] = set()
     while len(capped) < len(raw):
         rest = [name for name in raw if name not in capped]

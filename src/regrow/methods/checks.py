@@ -12,7 +12,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.weights import MaskedWeight, SparseWeight, hook_of, sparse_weights
+from regrow.weights import MaskedWeight, SparseWeight, sparse_weights
+from regrow.weights.hook import driver_of
 
 if TYPE_CHECKING:
     from regrow.methods.base import Method
@@ -45,7 +46,7 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient:
         )
     for weight in weights:
         weight.check_unchanged(thorough=True)
-        driver = driver_of(weight)
+        driver = living_driver(weight)
         if driver is not None:
             raise RegrowRuntimeError(
                 f"`{weight.name}` is driven by a method already: {driver!r}\nCall its detach() first."
@@ -67,17 +68,12 @@ def cut_inactive(weights: list[SparseWeight]) -> None:
             )
 
 
-def driver_of(weight: SparseWeight) -> Any:
+def living_driver(weight: SparseWeight) -> Any:
     """The method that drives a weight, or None; one that is only garbage by now is collected first."""
-    for _ in range(2):
-        hook = hook_of(weight.parameter)
-        driver = None if hook is None or hook.driver is None else hook.driver()
-        if driver is None:
-            return None
-        del hook, driver
-        gc.collect()  # a method and its optimizer refer to each other: deleting both leaves them until then
-    hook = hook_of(weight.parameter)
-    return None if hook is None or hook.driver is None else hook.driver()
+    if driver_of(weight.parameter) is None:
+        return None
+    gc.collect()  # a method and its optimizer refer to each other: deleting both leaves them until then
+    return driver_of(weight.parameter)
 
 
 def claim(optimizer: Optimizer, method: Method) -> None:

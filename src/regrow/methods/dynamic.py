@@ -13,6 +13,7 @@ from regrow import criteria, schedules
 from regrow.errors import require_count, require_fraction
 from regrow.methods.periodic import Move, Periodic
 from regrow.ops.select import top
+from regrow.topology import whole_share
 from regrow.weights import SparseWeight
 
 
@@ -83,7 +84,7 @@ class Dynamic(Periodic):
 
     def drop(self, weight: SparseWeight, fraction: float) -> Tensor:
         """Which of the active connections go: the `fraction` with the lowest score, rounded down."""
-        count = math.floor(round(fraction * weight.nnz, 6))
+        count = whole_share(fraction, weight.nnz)
         return top(-self.drop_score(weight), count, f"a drop score of `{weight.name}`")
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:

@@ -113,11 +113,9 @@ class Pruning(Periodic):
 
     def sparsity(self, weight: SparseWeight, step: int) -> float:
         """s(t) of one layer."""
-        span = self.stop_step - 1 - self.start_step
-        progress = (step - self.start_step) / span if span else 1.0
         connections = int(self.optimizer.param_groups[0][INITIAL + weight.name])
         initial, final = 1 - connections / weight.numel, self.final[weight.name]
-        return final + (initial - final) * (1 - schedules.cubic(progress))
+        return final + (initial - final) * (1 - self.fraction(step))
 
     def fraction(self, step: int) -> float:
         """The share of the way from the initial to the final sparsity that this update completes."""

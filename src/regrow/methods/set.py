@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from regrow import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
 from regrow.ops.select import top
+from regrow.topology import whole_share
 from regrow.weights import SparseWeight
 
 
@@ -76,7 +76,7 @@ class SET(Dynamic):
             return super().drop(weight, fraction)
         values = weight.values()
         signs = [(values >= 0).nonzero().view(-1), (values < 0).nonzero().view(-1)]
-        gone = [own[top(-values[own].abs(), math.floor(round(fraction * len(own), 6)))] for own in signs]
+        gone = [own[top(-values[own].abs(), whole_share(fraction, len(own)))] for own in signs]
         return torch.cat(gone).sort().values
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:

@@ -81,5 +81,5 @@ def _build(build: Callable[..., nn.Module], width: float) -> nn.Module:
             return build(width=width)
     except RegrowValueError:
         raise
-    except Exception:
+    except Exception:  # the user's network cannot be built on the meta device
         return build(width=width)

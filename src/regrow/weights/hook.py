@@ -41,7 +41,7 @@ class GradientHook:
         self._continues = False
         self._passed = False  # a gradient has been computed, accumulated or not
         self.driver: weakref.ref[Driver] | None = None
-        """The method that drives the parameter."""
+        """Set by the method that drives the parameter; `driving` says whether it is still there."""
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
         self.noted: Any = None
@@ -52,9 +52,14 @@ class GradientHook:
         """Operands that a backward operator has left for the stash (`regrow.ops.linear.Listener`)."""
 
     @property
+    def driving(self) -> Driver | None:
+        """The method that drives the parameter now, or None."""
+        return None if self.driver is None else self.driver()
+
+    @property
     def recording(self) -> bool:
         """Whether a backward pass that runs now is to be stashed."""
-        driver = self.driver() if self.driver is not None else None
+        driver = self.driving
         return driver is not None and not _paused and driver.wants_dense_gradient()
 
     def attach(self, parameter: Tensor) -> None:
@@ -111,6 +116,12 @@ def hook_of(parameter: Tensor) -> GradientHook | None:
     """The `GradientHook` attached to `parameter`, if there is one."""
     hooks = parameter._backward_hooks or {}
     return next((hook for hook in hooks.values() if isinstance(hook, GradientHook)), None)
+
+
+def driver_of(parameter: Tensor) -> Driver | None:
+    """The method that drives `parameter`, or None."""
+    hook = hook_of(parameter)
+    return None if hook is None else hook.driving
 
 
 def remove_hook(parameter: Tensor) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from regrow.errors import RegrowRuntimeError
 from regrow.weights.base import RECORDS, Record, SparseWeight
 from regrow.weights.compressed import CompressedWeight
-from regrow.weights.hook import GradientHook, hook_of, remove_hook
+from regrow.weights.hook import GradientHook, driver_of, hook_of, remove_hook
 from regrow.weights.masked import MaskedWeight
 
 STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
@@ -59,6 +60,18 @@ def views(module: nn.Module) -> Iterator[SparseWeight]:
 def sparse_weights(model: nn.Module) -> list[SparseWeight]:
     """All sparse weights of `model`, in the order of its modules."""
     return [weight for module in model.modules() for weight in views(module)]
+
+
+def refuse_driven(model: nn.Module) -> None:
+    """Refuse a model that a method drives.
+
+    Raises:
+        RegrowRuntimeError: naming the method.
+    """
+    for weight in sparse_weights(model):
+        driver = driver_of(weight.parameter)
+        if driver is not None:
+            raise RegrowRuntimeError(f"`model` is driven by a method: {driver!r}\nCall its detach() first.")
 
 
 def ensure_hooks(module: nn.Module) -> None:
