@@ -8,7 +8,8 @@ An HTML comment on the line before a block says more; the reader does not see it
 
 - `<!-- run -->` before a shell block: its `regrow` and `python` commands run for real;
   `<!-- run: steps=20 -->` gives `regrow train` more keys, so that it is cheap.
-- `<!-- file: mine.py -->` before a python block: it is also written to that file, for later commands.
+- `<!-- file: mine.py -->` before a python block: it is also written to that file, for later commands. A ```yaml block
+  with a file is a recipe: it is written, and must hold no key or value that is not allowed.
 - `<!-- skip: reason -->` before a python block: it is compiled, not run.
 - `<!-- before` ... code ... `-->` anywhere: python that runs at that point (what the reader's script has).
 
@@ -25,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from regrow import RegrowError, recipes
 from regrow.methods import registry
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +135,9 @@ def try_page(page: Path, text: str, folder: Path) -> None:
         where = f"{page.name}, line {block.line}"
         if block.language == "python":
             run_python(block, namespace, folder)
+        elif block.language == "yaml" and block.note.startswith("file"):
+            (folder / block.argument).write_text(block.code)
+            recipes.load(str(folder / block.argument))
         elif block.language in {"bash", "sh", "console", "shell"}:
             for words in commands(block):
                 try:
@@ -213,8 +218,9 @@ def test_the_check_itself(tmp_path: Path) -> None:
         "```bash\nregrow nothing\n```\n",
         "```bash\nregrow train no-recipe\n```\n",
         "```bash\nregrow methods --nothing\n```\n",
+        "<!-- file: mine.yaml -->\n```yaml\nnothing: 1\n```\n",
     ],
 )
 def test_the_check_finds_what_does_not_work(bad: str, tmp_path: Path) -> None:
-    with pytest.raises((NameError, AssertionError, pytest.fail.Exception)):
+    with pytest.raises((NameError, AssertionError, pytest.fail.Exception, RegrowError)):
         try_page(Path("page.md"), bad, tmp_path)
