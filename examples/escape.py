@@ -5,9 +5,11 @@ From there it is trained again, at the same rate and for as many steps, once wit
 training loss is followed along paths from a magnitude-pruned solution to the static one: the straight line,
 quadratic and cubic Bezier curves in the space that both topologies span, a quadratic one through the dense space.
 
-    python examples/escape.py [--seeds 3] [--epochs 20] [--sparsity 0.98] [--out runs/escape]
+    python examples/escape.py [--seeds 3] [--epochs 20] [--sparsity 0.98] [--limit 10000] [--out runs/escape]
 
-Leaves escape.json, escape.png and escape.pdf; seeds that are finished are not repeated.
+A run of 12,000 steps at 99.5% on 10,000 examples (--limit 10000 --epochs 120 --curve-epochs 30 --sparsity 0.995) shows
+the effect clearly, and takes four minutes a seed. Leaves escape.json, escape.png and escape.pdf; seeds that are
+finished are not repeated.
 """
 
 from __future__ import annotations
@@ -152,6 +154,7 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
         paths = [r["paths"][name]["losses"] for r in results]
         lines(right, [t for t, _ in paths[0]], [[loss for _, loss in path] for path in paths], colour, name)
     right.set(title="Training loss along paths", xlabel="pruned (0) to static (1)", yscale="log")
+    right.set_ylim(top=4 * right.get_ylim()[1])  # room for the legend
     for axes in (left, right):
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from regrow.data.augment import Augment
 from regrow.data.cifar import cifar10, cifar100
+from regrow.data.corruptions import CORRUPTIONS, MISSING, corrupt, corrupted
 from regrow.data.dataset import Dataset, Tensors, check_dataset, order, prepared, spread
 from regrow.data.idx import read_idx
 from regrow.data.images import image_folder
@@ -70,13 +71,17 @@ def datasets() -> dict[str, DataRecord]:
 
 __all__ = [
     "Augment",
+    "CORRUPTIONS",
     "DataRecord",
     "Dataset",
+    "MISSING",
     "Tensors",
     "Text",
     "check_dataset",
     "cifar10",
     "cifar100",
+    "corrupt",
+    "corrupted",
     "datasets",
     "fashion_mnist",
     "gcide",

@@ -74,6 +74,13 @@ class Dataset:
         mean, std = (torch.as_tensor(v, device=inputs.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return inputs.float().div_(255).sub_(mean).div_(std)
 
+    def in_bytes(self, images: Tensor) -> Tensor:
+        """Images of the set [N, C, H, W] as bytes, also where it keeps them normalised; `prepare` takes them back."""
+        if images.dtype == torch.uint8:
+            return images
+        mean, std = (torch.as_tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (images * std + mean).mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
 
 def prepared(data: Tensors, inputs: Tensor) -> Tensor:
     """A batch of `inputs` as the model takes it, by the method `prepare` where `data` has one."""
