@@ -30,13 +30,20 @@ def inverse_power(k: float) -> DropSchedule:
     return lambda progress: (1.0 - progress) ** k
 
 
+def cosine_to(k: float) -> DropSchedule:
+    """f = k + (1 - k) (1 + cos(pi t / T_end)) / 2: `cosine`, down to the share k of its start (arXiv 2102.02887)."""
+    k = require_fraction("schedule cosine-to-k", k, one=True)
+    return lambda progress: k + (1 - k) * cosine(progress)
+
+
 def cubic(progress: float) -> float:
     """Share of the way to the final sparsity, 1 - (1 - p)^3 (Zhu and Gupta, arXiv 1710.01878)."""
     return 1.0 - (1.0 - progress) ** 3
 
 
 SCHEDULES: dict[str, DropSchedule] = {"cosine": cosine, "linear": linear, "constant": constant}
-INVERSE_POWER = "inverse-power-"
+FAMILIES = {"inverse-power-": (inverse_power, "inverse-power-3"), "cosine-to-": (cosine_to, "cosine-to-0.01")}
+"""Prefixes of names that end in a number k: the function of k, and an example."""
 
 
 def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
@@ -51,17 +58,19 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
         for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
             require_fraction(f"schedule({progress})", schedule(progress), one=True)
         return schedule
-    if schedule.startswith(INVERSE_POWER):
-        try:
-            return inverse_power(float(schedule.removeprefix(INVERSE_POWER)))
-        except ValueError as error:
-            raise RegrowValueError(
-                f"`schedule` must be inverse-power-k with a number k, such as inverse-power-3, got {schedule!r}"
-            ) from error
+    for prefix, (family, example) in FAMILIES.items():
+        if schedule.startswith(prefix):
+            try:
+                k = float(schedule.removeprefix(prefix))
+            except ValueError as error:
+                raise RegrowValueError(
+                    f"`schedule` must be {prefix}k with a number k, such as {example}, got {schedule!r}"
+                ) from error
+            return family(k)
     if schedule not in SCHEDULES:
         raise RegrowValueError(
-            f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k or a function of t / T_end, "
-            f"got {schedule!r}{closest(schedule, SCHEDULES)}"
+            f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k, cosine-to-k or a function of "
+            f"t / T_end, got {schedule!r}{closest(schedule, SCHEDULES)}"
         )
     return SCHEDULES[schedule]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regrow.errors import RegrowValueError, closest, require_count
+from regrow.errors import RegrowValueError, closest, require_count, require_fraction
 
 FORMULAS = {
     "dense": "3 f_D",
@@ -16,6 +16,7 @@ FORMULAS = {
     "rigl": "(3 f_S dT + 2 f_S + f_D) / (dT + 1)",
     "snfs": "2 f_S + f_D",
     "pruning": "mean over the steps t of 3 f(s_t)",
+    "granet": "mean over the steps t of (3 f(s_t) dT + 2 f(s_t) + f_D) / (dT + 1)",
 }
 """The kinds of cost, and what each costs a step; a method's record names its kind."""
 
@@ -28,20 +29,29 @@ METHODS = {
     "rigl": "rigl",
     "snfs": "snfs",
     "pruning": "pruning",
+    "granet": "granet",
 }
-"""The eight methods of the RigL paper's tables, and the kind of cost of each."""
+"""The eight methods of the RigL paper's tables, and GraNet, with the kind of cost of each."""
 
 
 def pruning_levels(
-    steps: int = 32_000, begin: int = 10_000, end: int = 25_000, every: int = 1_000, *, exact: bool = False
+    steps: int = 32_000,
+    begin: int = 10_000,
+    end: int = 25_000,
+    every: int = 1_000,
+    *,
+    initial: float = 0.0,
+    exact: bool = False,
 ) -> list[float]:
-    """Sparsity over a run of gradual pruning, as shares of the final one: ``1 - (1 - p)^3``.
+    """Sparsity over a run of gradual pruning, as shares of the final one: ``i + (1 - i) (1 - (1 - p)^3)``.
 
     Args:
         steps: length of the run; the defaults are ResNet-50's in the RigL paper.
         begin: first step of pruning.
         end: last step of pruning.
         every: steps between two prunings.
+        initial: the share i at which the run starts: initial over final sparsity; GraNet's sparse to sparse is
+            0.5 / 0.9 of the way to 90% already.
         exact: a value for each step, 0 to ``steps - 1``. Default: one each `every` steps, both ends included, as
             the published figures were computed (33 values); it weighs the last step like a thousand others, which
             makes pruning look cheaper by about 0.01.
@@ -52,6 +62,7 @@ def pruning_levels(
     for name, value in (("steps", steps), ("every", every), ("end", end)):
         require_count(name, value)
     require_count("begin", begin, least=0)
+    initial = require_fraction("initial", initial, one=True)
     if not begin < end <= steps:
         raise RegrowValueError(
             f"`begin` must lie before `end`, and `end` within `steps` {steps}, got {begin} and {end}"
@@ -59,7 +70,7 @@ def pruning_levels(
 
     def level(step: int) -> float:
         progress = (step // every * every - begin) / (end - begin)
-        return 1 - (1 - min(max(progress, 0.0), 1.0)) ** 3
+        return 1 - (1 - initial) * (1 - min(max(progress, 0.0), 1.0)) ** 3
 
     return [level(step) for step in (range(steps) if exact else range(0, steps + 1, every))]
 
@@ -78,13 +89,14 @@ def training_multiple(
     Args:
         cost: kind of cost, a key of `FORMULAS`.
         dense: FLOPs of a dense forward pass, f_D.
-        sparse: FLOPs of a sparse one, f_S. For ``pruning`` also a function of the level, the share of the final
-            sparsity that is reached: 0 gives f_D and 1 gives f_S. A number means a straight line between, which
-            is exact where each layer's sparsity grows in proportion to its final one, as in `regrow.Pruning`.
+        sparse: FLOPs of a sparse one, f_S. For ``pruning`` and ``granet`` also a function of the level, the share
+            of the final sparsity that is reached: 0 gives f_D and 1 gives f_S. A number means a straight line
+            between, which is exact where each layer's sparsity grows in proportion to its final one, as in
+            `regrow.Pruning`.
         update_every: steps between two updates, dT. RigL's update cost is spread over the whole run, as the
             paper has it, though none comes after ``stop_fraction``.
         multiplier: length of the run as a multiple of dense training's; dT stays.
-        levels: the levels over a run of ``pruning``. Default: `pruning_levels()`.
+        levels: the levels over a run of ``pruning`` or ``granet``. Default: `pruning_levels()`.
 
     Raises:
         RegrowValueError: an unknown kind of cost, or numbers that cannot be.
@@ -118,5 +130,59 @@ def training_multiple(
         if not run:
             raise RegrowValueError("`levels` is empty, it must hold one level or more")
         forward = sparse if callable(sparse) else lambda level: dense - level * (dense - final)
-        step = 3 * sum(forward(level) for level in run) / len(run)
+        mean = sum(forward(level) for level in run) / len(run)
+        step = 3 * mean if cost == "pruning" else (3 * mean * every + 2 * mean + dense) / (every + 1)
     return multiplier * step / (3 * dense)
+
+
+TICKETS = {
+    "sup": "f_S/f_D (1 + M / (3 T))",
+    "edst": "f_S/f_D (E + R M) / T",
+    "dst": "f_S/f_D M",
+}
+"""What training with M tickets costs, as a multiple of dense training of T epochs (tables of FreeTickets)."""
+
+
+def ticket_multiples(
+    forward: float,
+    tickets: int,
+    *,
+    epochs: int = 250,
+    exploration: int = 150,
+    refinement: int = 100,
+    multiplier: float = 1.0,
+) -> dict[str, float]:
+    """FLOPs of training with several tickets, as multiples of those of dense training of `epochs` epochs.
+
+    As FreeTickets counts them (arXiv 2106.14568): dense gradients at updates are left out. Sup-tickets (arXiv
+    2205.15322) train as long as one network, and pass once over the training set for the batch norms of each
+    superposition; EDST explores, then refines each ticket; DST trains as many networks. A test of ``edst`` and ``dst``
+    costs `tickets` times one of a network.
+
+    Args:
+        forward: FLOPs of a sparse forward pass over those of the dense one, f_S / f_D.
+        tickets: M; of Sup-tickets those beside the pre-trained network.
+        epochs: T, of dense training. The defaults of all three are the paper's for CIFAR.
+        exploration: E, epochs before EDST's first ticket.
+        refinement: R, epochs of each of its tickets.
+        multiplier: of every length.
+
+    Raises:
+        RegrowValueError: numbers that cannot be.
+
+    Example:
+        >>> {name: round(cost, 3) for name, cost in ticket_multiples(0.33956, 3).items()}
+        {'sup': 0.341, 'edst': 0.611, 'dst': 1.019}
+    """
+    count = require_count("tickets", tickets)
+    for name, value in (("epochs", epochs), ("refinement", refinement)):
+        require_count(name, value)
+    require_count("exploration", exploration, least=0)
+    for name, number in (("forward", forward), ("multiplier", multiplier)):
+        if not 0 < number < float("inf"):
+            raise RegrowValueError(f"`{name}` must be above 0, got {number}")
+    return {
+        "sup": forward * (multiplier + count / (3 * epochs)),
+        "edst": multiplier * forward * (exploration + refinement * count) / epochs,
+        "dst": multiplier * forward * count,
+    }

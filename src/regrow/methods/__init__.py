@@ -2,6 +2,8 @@
 
 from regrow.methods.base import Method
 from regrow.methods.dynamic import Dynamic
+from regrow.methods.granet import GraNet
+from regrow.methods.itop import ITOP, SetITOP
 from regrow.methods.periodic import Periodic
 from regrow.methods.pruning import Pruning
 from regrow.methods.registry import MethodRecord, register
@@ -12,15 +14,18 @@ from regrow.methods.snip import SNIP
 from regrow.methods.static import Static
 
 __all__ = [
+    "ITOP",
     "SET",
     "SNFS",
     "SNIP",
     "Dynamic",
+    "GraNet",
     "Method",
     "MethodRecord",
     "Periodic",
     "Pruning",
     "RigL",
+    "SetITOP",
     "Static",
     "register",
 ]

@@ -25,7 +25,7 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
 from regrow.methods import checks, optimizers, processes
 from regrow.topology import generator
 from regrow.weights import GradientHook, NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
-from regrow.weights.views import ensure_hooks
+from regrow.weights.views import ensure_hooks, unwrapped
 
 STEP = f"{optimizers.PREFIX}step"
 UpdateRecord = dict[str, Any]
@@ -75,6 +75,8 @@ class Method:
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
+        self.model = unwrapped(model)
+        """The model itself, without the wrappers of torch."""
         self.optimizer = optimizers.unwrap(optimizer)
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
         self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
@@ -171,6 +173,11 @@ class Method:
             f"{type(self).__name__}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
             f"last update {self.last_update}, sparsity {1 - level:.4f})"
         )
+
+    @property
+    def steered(self) -> bool:
+        """Whether updates have been asked for beside the schedule: the run may then go on past `total_steps`."""
+        return False
 
     def is_update(self, step: int) -> bool:
         """Whether the topology is updated at this step."""
@@ -273,7 +280,7 @@ class Method:
         if record is not None:
             for call in list(self._update_hooks.values()):
                 call(record)
-        if self.total_steps is not None and step == self.total_steps:
+        if self.total_steps is not None and step == self.total_steps and not self.steered:
             warnings.warn(
                 f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests", stacklevel=2
             )

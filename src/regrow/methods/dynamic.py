@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import Any
 
 import torch
@@ -10,11 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import criteria, schedules
-from regrow.errors import require_count, require_fraction
+from regrow.errors import RegrowRuntimeError, require_count, require_fraction
+from regrow.methods.base import UpdateRecord
+from regrow.methods.optimizers import PREFIX
 from regrow.methods.periodic import Move, Periodic
 from regrow.ops.select import top
 from regrow.topology import whole_share
-from regrow.weights import SparseWeight
+from regrow.weights import SparseWeight, hook_of
+
+EXPLORE = f"{PREFIX}explore"
+"""Entry of ``param_groups[0]``: the fraction of the exploration step that is asked for, 0 once it is done."""
+EVOLVE = f"{PREFIX}evolve"
+"""Entry of ``param_groups[0]``: the constant fraction that has taken the schedule's place."""
+NEVER = -1.0  # a number, which every kind of checkpoint keeps
 
 
 class Dynamic(Periodic):
@@ -75,6 +84,8 @@ class Dynamic(Periodic):
             seed=seed,
             process_group=process_group,
         )
+        for entry in (EXPLORE, EVOLVE):
+            self.optimizer.param_groups[0].setdefault(entry, NEVER)
 
     # --- the parts of a method
 
@@ -95,22 +106,117 @@ class Dynamic(Periodic):
         """How many connections come in each layer, given how many go: as many, by default."""
         return dropped
 
+    # --- beside the schedule
+
+    def explore(self, fraction: float) -> None:
+        """At the coming step every layer drops and grows `fraction` of its connections, whatever the schedule says.
+
+        The large exploration step between two tickets (Sup-tickets, arXiv 2205.15322; FreeTickets, arXiv 2106.14568),
+        by the method's own criteria and with that step's own dense gradient, also past `total_steps`. The request is
+        part of the optimizer's state. It lasts until a step fulfils it: one whose gradient is not finite does not.
+
+        Args:
+            fraction: in [0, 1]; 0 takes the request back.
+
+        Raises:
+            RegrowValueError: a fraction outside [0, 1].
+            RegrowRuntimeError: a backward pass of the coming step has run already, so that its dense gradient is gone.
+        """
+        self._ask(EXPLORE, require_fraction("fraction", fraction, one=True))
+
+    def evolve(self, fraction: float | None) -> None:
+        """From now on, update every `update_every` steps with this constant fraction, past the schedule's end too.
+
+        The request is part of the optimizer's state.
+
+        Args:
+            fraction: in [0, 1]; at 0 the topology rests, but for `explore`. None is the method's own schedule again.
+
+        Raises:
+            RegrowValueError: a fraction outside [0, 1].
+            RegrowRuntimeError: as for `explore`, where the coming step becomes an update by this.
+        """
+        self._ask(EVOLVE, NEVER if fraction is None else require_fraction("fraction", fraction, one=True))
+
+    def _ask(self, entry: str, fraction: float) -> None:
+        group, wanted, before = (
+            self.optimizer.param_groups[0],
+            self.wants_dense_gradient(),
+            self._asked(entry),
+        )
+        group[entry] = fraction
+        if self.wants_dense_gradient() and not wanted and self._under_way():
+            group[entry] = before
+            raise RegrowRuntimeError(
+                f"step {self.step} is under way: its backward pass has run without leaving the dense gradient that "
+                f"{type(self).__name__} needs.\nAsk between optimizer.step() and the next backward pass."
+            )
+
+    def _asked(self, entry: str) -> float:
+        return float(self.optimizer.param_groups[0].get(entry, NEVER))
+
+    def _under_way(self) -> bool:
+        """Whether the coming step has accumulated gradients already; those set to zero since do not count."""
+        gradients = [
+            w.parameter.grad for w in self.weights if (hook := hook_of(w.parameter)) is not None and hook.ran
+        ]
+        return any(gradient is not None and bool(gradient.any()) for gradient in gradients)
+
+    @property
+    def steered(self) -> bool:
+        return self._asked(EXPLORE) != NEVER or self._asked(EVOLVE) != NEVER
+
+    @property
+    def end_step(self) -> int:
+        evolve = self._asked(EVOLVE)
+        if evolve == NEVER:
+            return self.stop_step
+        return sys.maxsize if evolve else 0
+
+    def is_update(self, step: int) -> bool:
+        return (step == self.step and self._asked(EXPLORE) > 0) or super().is_update(step)
+
+    @property
+    def next_update(self) -> int | None:
+        return self.step if self.is_update(self.step) else super().next_update
+
+    @property
+    def last_update(self) -> int | None:
+        """The step of the last topology update there will be, or None: also where `evolve` has left none the last."""
+        if self.end_step == sys.maxsize:
+            return None
+        last = super().last_update
+        return max(self.step, last or 0) if self._asked(EXPLORE) > 0 else last
+
     # --- one update
 
     def fraction(self, step: int) -> float:
-        return self.drop_fraction * self.schedule(step / self.end)
+        explore, evolve = self._asked(EXPLORE), self._asked(EVOLVE)
+        if step == self.step and explore > 0:
+            return explore
+        return self.drop_fraction * self.schedule(step / self.end) if evolve == NEVER else evolve
+
+    def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
+        record = super().update(step, weights)
+        if self._asked(EXPLORE) > 0:
+            self.optimizer.param_groups[0][EXPLORE] = 0.0
+        return record
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
         weights = [weight for weight in weights if weight.nnz < weight.numel]
         drops = [self.drop(weight, self.fraction(step)) for weight in weights]
         counts = self.redistribute(weights, [len(drop) for drop in drops])
-        moves = []
-        for weight, drop, count in zip(weights, drops, counts, strict=True):
-            stays = torch.ones(weight.nnz, dtype=torch.bool, device=drop.device)
-            stays[drop] = False
-            survivors = weight.positions()[stays]
-            moves.append((weight, drop, self.grow(weight, count, survivors, self.random(step, weight))))
-        return moves
+        return [
+            self.exchange(step, weight, drop, count)
+            for weight, drop, count in zip(weights, drops, counts, strict=True)
+        ]
+
+    def exchange(self, step: int, weight: SparseWeight, drop: Tensor, count: int) -> Move:
+        """The move in which `drop` goes and `count` positions come, none of them among the survivors."""
+        stays = torch.ones(weight.nnz, dtype=torch.bool, device=drop.device)
+        stays[drop] = False
+        survivors = weight.positions()[stays]
+        return weight, drop, self.grow(weight, count, survivors, self.random(step, weight))
 
     def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:
         if self.grow_init == "zeros":

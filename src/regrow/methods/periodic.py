@@ -69,16 +69,28 @@ class Periodic(Method):
         """The share of a layer's connections that is dropped at this step."""
         raise NotImplementedError(f"{type(self).__name__} must define fraction")
 
+    @property
+    def end_step(self) -> int:
+        """Updates stop before this step, as things stand now."""
+        return self.stop_step
+
+    @property
+    def explored(self) -> float:
+        """R_s of In-Time Over-Parameterization (arXiv 2102.02887): the share of all positions that were ever active."""
+        known = [(weight, self.remembered(weight, EXPLORED)) for weight in self.weights]
+        ever = sum(w.nnz if seen is None else w.numel * w.explored_share(seen) for w, seen in known)
+        return ever / sum(weight.numel for weight in self.weights)
+
     def is_update(self, step: int) -> bool:
-        return step >= self.start_step and schedules.is_update_step(step, self.update_every, self.stop_step)
+        return step >= self.start_step and schedules.is_update_step(step, self.update_every, self.end_step)
 
     @property
     def next_update(self) -> int | None:
-        return schedules.next_update(max(self.step, self.start_step), self.update_every, self.stop_step)
+        return schedules.next_update(max(self.step, self.start_step), self.update_every, self.end_step)
 
     @property
     def last_update(self) -> int | None:
-        last = schedules.last_update(self.update_every, self.stop_step)
+        last = schedules.last_update(self.update_every, self.end_step)
         return last if last is not None and last >= self.start_step else None
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
@@ -94,7 +106,7 @@ class Periodic(Method):
                 "grown": new,
                 "explored": weight.explored_share(explored),
             }
-        return {"step": step, "fraction": self.fraction(step), "layers": layers}
+        return {"step": step, "fraction": self.fraction(step), "explored": self.explored, "layers": layers}
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._after(optimizer, args, kwargs)

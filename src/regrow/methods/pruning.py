@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,16 +9,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow import criteria, schedules, topology
-from regrow.errors import RegrowValueError, require_count, require_fraction
-from regrow.methods.optimizers import PREFIX
+from regrow import criteria
+from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move, Periodic
 from regrow.methods.registry import register
 from regrow.ops.select import top
 from regrow.weights import SparseWeight
-
-INITIAL = f"{PREFIX}initial_"
-"""Prefix of the entries of ``param_groups[0]`` that hold the connections each weight started with."""
 
 
 @register(
@@ -65,67 +60,34 @@ class Pruning(Periodic):
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
-        first = require_fraction("start_fraction", start_fraction, one=True)
-        last = require_fraction("stop_fraction", stop_fraction, one=True)
-        if first > last:
-            raise RegrowValueError(f"`start_fraction` must be at most `stop_fraction` {last}, got {first}")
-        total, every = require_count("total_steps", total_steps), require_count("update_every", update_every)
-        start = max(every, math.ceil(first * total / every) * every)
-        stop = math.floor(last * total / every) * every
-        if stop < start:
-            raise RegrowValueError(
-                f"`update_every` {every} leaves no step to prune at between {first * total:g} and {last * total:g} of "
-                f"`total_steps` {total}"
-            )
         self.final_sparsity = final_sparsity
+        self.descent = Descent.of_run(total_steps, update_every, start_fraction, stop_fraction)
         super().__init__(
             model,
             optimizer,
-            total_steps=total,
-            update_every=every,
-            start_step=start,
-            stop_step=stop + 1,
+            total_steps=total_steps,
+            update_every=update_every,
+            start_step=self.descent.start,
+            stop_step=self.descent.stop + 1,
             skip_step=skip_step,
             seed=seed,
             process_group=process_group,
         )
-        for weight in self.weights:
-            self.optimizer.param_groups[0].setdefault(INITIAL + weight.name, weight.nnz)
+        self.final.remember_start(self.optimizer)
 
     def _check(self, model: nn.Module) -> None:
         super()._check(model)
-        given = self.final_sparsity
-        names = {weight.name for weight in self.weights}
-        if isinstance(given, Mapping) and given.keys() != names:
-            raise RegrowValueError(f"`final_sparsity` must name exactly {sorted(names)}, got {sorted(given)}")
-        self.final = {
-            weight.name: require_fraction(
-                "final_sparsity", given[weight.name] if isinstance(given, Mapping) else given
-            )
-            for weight in self.weights
-        }
-        for weight in self.weights:
-            if weight.nnz < topology.connections(weight.shape, self.final[weight.name]):
-                raise RegrowValueError(
-                    f"`final_sparsity` {self.final[weight.name]} of `{weight.name}` is below the sparsity that it has, "
-                    f"{1 - weight.density:.4f}"
-                )
-
-    def sparsity(self, weight: SparseWeight, step: int) -> float:
-        """s(t) of one layer."""
-        connections = int(self.optimizer.param_groups[0][INITIAL + weight.name])
-        initial, final = 1 - connections / weight.numel, self.final[weight.name]
-        return final + (initial - final) * (1 - self.fraction(step))
+        self.final = Final(self.weights, self.final_sparsity)
+        self.final.check([[weight] for weight in self.weights])
 
     def fraction(self, step: int) -> float:
         """The share of the way from the initial to the final sparsity that this update completes."""
-        span = self.stop_step - 1 - self.start_step
-        return schedules.cubic((step - self.start_step) / span if span else 1.0)
+        return self.descent.share(step)
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
         moves = []
         for weight in weights:
-            keep = topology.connections(weight.shape, self.sparsity(weight, step))
+            keep = self.final.connections(self.optimizer, [weight], self.fraction(step))
             drop = top(-criteria.magnitude(weight), max(0, weight.nnz - keep))
             moves.append((weight, drop, torch.empty(0, dtype=torch.int64, device=drop.device)))
         return moves

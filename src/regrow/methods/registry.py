@@ -23,7 +23,7 @@ class MethodRecord:
     grow: str
     redistribute: str
     cost: str
-    """Training cost: ``sparse`` (3 f_S a step), ``rigl``, ``snfs`` or ``pruning`` (RigL, appendix H)."""
+    """Training cost: ``sparse`` (3 f_S a step), ``rigl``, ``snfs`` or ``pruning`` (RigL, appendix H), or ``granet``."""
     kind: str
     """``method`` (a `Method`), or ``topology`` (an initial topology, trained as Static)."""
 

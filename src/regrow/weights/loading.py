@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from regrow.errors import RegrowValueError
 from regrow.weights.base import SparseWeight, as_matrix
@@ -33,11 +34,12 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
             base = f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name
             found = read(state, base, weight)
             if found is not None:
-                converted.append((weight, base, *found))
-    for weight, base, positions, values in converted:
+                padded = state.get(f"{base}_values")  # optimizer state has its length, beyond the connections too
+                converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
+    for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
-        state.update(_form(weight, base, positions, values))
+        state.update(_form(weight, base, positions, values, capacity))
 
 
 def after_load(module: nn.Module, incompatible: Any) -> None:
@@ -111,21 +113,29 @@ def from_csr(
     return positions, values.detach()[:nnz, 0]
 
 
-def to_csr(base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor) -> dict[str, Tensor]:
-    """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz]."""
+def to_csr(
+    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, capacity: int | None = None
+) -> dict[str, Tensor]:
+    """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
+
+    Values and columns are padded with zeros up to `capacity`, if given.
+    """
     rows, columns = as_matrix(shape)
     crow = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
     crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
-    column = (positions % columns).int()
-    return {f"{base}_values": values.reshape(-1, 1), f"{base}_crow": crow, f"{base}_col": column}
+    padding = (0, 0 if capacity is None else capacity - len(positions))
+    column = pad((positions % columns).int(), padding)
+    return {f"{base}_values": pad(values, padding).view(-1, 1), f"{base}_crow": crow, f"{base}_col": column}
 
 
-def _form(weight: SparseWeight, base: str, positions: Tensor, values: Tensor) -> dict[str, Tensor]:
+def _form(
+    weight: SparseWeight, base: str, positions: Tensor, values: Tensor, capacity: int
+) -> dict[str, Tensor]:
     """The entries of a state dict that `weight`'s storage loads."""
     if isinstance(weight, CompressedWeight):
-        if weight.capacity != len(positions):
-            weight.resize(len(positions))
-        return to_csr(base, weight.shape, positions, values)
+        if weight.capacity != capacity:
+            weight.resize(capacity)
+        return to_csr(base, weight.shape, positions, values, capacity)
     dense = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
     mask = torch.zeros(weight.numel, dtype=torch.bool, device=values.device)
     dense[positions], mask[positions] = values, True

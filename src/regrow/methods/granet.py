@@ -1,0 +1,145 @@
+"""GraNet: prune little by little, and let the network regenerate after each pruning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from regrow.errors import RegrowValueError, closest
+from regrow.methods.gradual import Descent, Final
+from regrow.methods.periodic import Move
+from regrow.methods.registry import register
+from regrow.methods.rigl import RigL
+from regrow.ops.select import top
+from regrow.schedules import DropSchedule
+from regrow.topology import whole_share
+from regrow.weights import SparseWeight
+
+SCOPES = ("global", "layer")
+
+
+@register(
+    name="granet",
+    paper="arXiv 2106.10404",
+    line="prunes little by little, regrows where the gradient is largest",
+    drop="magnitude",
+    grow="gradient",
+    redistribute="magnitude",
+    cost="granet",
+)
+class GraNet(RigL):
+    """Gradual pruning with zero-cost neuroregeneration (arXiv 2106.10404).
+
+    At each update, once the weights have taken their step: first the smallest |w| of all layers together go, down to
+    the sparsity ``s(t) = s_f + (s_i - s_f) (1 - p)^3``, where p goes from 0 to 1 between the update steps at
+    `prune_start_fraction` and `prune_stop_fraction` of the run; then each layer drops ``floor(f(t) * connections)`` of
+    what it has left by |w|, and grows as many where |dL/dw| is largest. s_i is the sparsity that `sparsify` gave: 0.5
+    is the paper's sparse-to-sparse training, 0.0 its dense-to-sparse. What is pruned may grow back at once, and
+    then counts as kept. Differs from the original code: counts are rounded down and exact, not by threshold, and the
+    last pruning reaches s_f.
+
+    Args:
+        model: a model that `sparsify` has made sparse, at any sparsity below the final one.
+        optimizer: the torch optimizer that trains it.
+        total_steps: optimizer steps of the whole run, T.
+        final_sparsity: s_f of all sparse weights together, in [0, 1), or ``{weight name: sparsity}``, of which
+            ``scope="global"`` takes the sum.
+        scope: ``"global"`` prunes all layers together, as the paper does, so that layers may end at other
+            sparsities than they were given; ``"layer"`` takes each to `final_sparsity` by itself.
+        drop_fraction: the initial share of a layer's connections that is regenerated.
+        update_every: steps between two updates; the paper's is 1000 on CIFAR and 4000 on ImageNet.
+        stop_fraction: regeneration stops before this share of the run.
+        schedule: as for `Dynamic`; the default falls from `drop_fraction` 0.5 to 0.005.
+        prune_start_fraction: where pruning starts, as a share of the run.
+        prune_stop_fraction: where it ends, or at the last update if that comes first; the default is the code's
+            for CIFAR, 110 of 160 epochs; on ImageNet 0.3.
+        options: further ones of `Dynamic`.
+
+    Raises:
+        RegrowValueError: a final sparsity below the initial one, or no update step to prune at.
+    """
+
+    skips_step = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        total_steps: int,
+        final_sparsity: float | Mapping[str, float],
+        scope: str = "global",
+        drop_fraction: float = 0.5,
+        update_every: int = 1000,
+        stop_fraction: float = 1.0,
+        schedule: str | DropSchedule = "cosine-to-0.01",
+        prune_start_fraction: float = 0.0,
+        prune_stop_fraction: float = 0.6875,
+        **options: Any,
+    ) -> None:
+        if scope not in SCOPES:
+            raise RegrowValueError(
+                f"`scope` must be one of {', '.join(SCOPES)}, got {scope!r}{closest(str(scope), SCOPES)}"
+            )
+        self.scope, self.final_sparsity = scope, final_sparsity
+        self._between = prune_start_fraction, prune_stop_fraction
+        super().__init__(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            drop_fraction=drop_fraction,
+            update_every=update_every,
+            stop_fraction=stop_fraction,
+            schedule=schedule,
+            **options,
+        )
+        self.final.remember_start(self.optimizer)
+
+    def _check(self, model: nn.Module) -> None:
+        super()._check(model)
+        self.descent = Descent.of_run(
+            self.total_steps or 0, self.update_every, *self._between, end=self.stop_step, prefix="prune_"
+        )
+        self.final = Final(self.weights, self.final_sparsity)
+        self.final.check(self._groups(self.weights))
+
+    def _groups(self, weights: list[SparseWeight]) -> list[list[SparseWeight]]:
+        """The weights that are pruned together."""
+        return [weights] if self.scope == "global" else [[weight] for weight in weights]
+
+    def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
+        pruned = {}
+        for group in self._groups(weights):
+            pruned.update(self._prunes(group, self.descent.share(step)))
+        moves = []
+        for weight in weights:
+            left = weight.nnz - pruned[weight.name]
+            if left < weight.numel:  # else there is nowhere to grow
+                regrown = whole_share(self.fraction(step), left)
+                score = self.drop_score(weight)
+                drop = top(-score, pruned[weight.name] + regrown, f"a drop score of `{weight.name}`")
+                moves.append(self.exchange(step, weight, drop, regrown))
+        return moves
+
+    def _prunes(self, group: list[SparseWeight], share: float) -> dict[str, int]:
+        """How many of each layer's connections are among the smallest of `group` that must go."""
+        held = [weight.nnz for weight in group]
+        count = max(0, sum(held) - self.final.connections(self.optimizer, group, share))
+        device = group[0].parameter.device
+        scores = torch.cat([self.drop_score(weight).to(device) for weight in group])
+        goes = torch.zeros(len(scores), dtype=torch.bool, device=device)
+        goes[top(-scores, count, "a drop score")] = True
+        counts = [int(part.count_nonzero()) for part in goes.split(held)]
+        for weight, before, gone in zip(group, held, counts, strict=True):
+            if before and gone == before:
+                warnings.warn(
+                    f"GraNet has pruned the last connection of `{weight.name}`: all its weights are smaller than those "
+                    "of other layers.\nscope='layer' prunes each layer by itself.",
+                    stacklevel=2,
+                )
+        return dict(zip([weight.name for weight in group], counts, strict=True))
