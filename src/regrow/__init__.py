@@ -1,30 +1,37 @@
 """regrow: sparse training for PyTorch that is really sparse."""
 
-from regrow import landscape, topology
+from regrow import landscape, tickets, topology
 from regrow.compact import compact
 from regrow.compress import compress
 from regrow.costs import Costs, costs
 from regrow.errors import RegrowError
-from regrow.methods import SET, SNFS, SNIP, Dynamic, Method, Pruning, RigL, Static
+from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import SparseLinear
 from regrow.saving import load, save
 from regrow.sparsify import densify, is_sparse, masks, sparsify
 from regrow.summary import summary
+from regrow.tickets import Ensemble, FreeTickets, SupTickets
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ITOP",
     "SET",
     "SNFS",
     "SNIP",
     "Costs",
     "Dynamic",
+    "Ensemble",
+    "FreeTickets",
+    "GraNet",
     "Method",
     "Pruning",
     "RegrowError",
     "RigL",
+    "SetITOP",
     "SparseLinear",
     "Static",
+    "SupTickets",
     "compact",
     "costs",
     "compress",
@@ -36,5 +43,6 @@ __all__ = [
     "save",
     "sparsify",
     "summary",
+    "tickets",
     "topology",
 ]

@@ -1,0 +1,42 @@
+"""Many tickets in one run: superposed into one network, or kept as an ensemble; and how to judge them."""
+
+from regrow.tickets.average import prune_back, superpose
+from regrow.tickets.copying import copied
+from regrow.tickets.ensemble import Ensemble
+from regrow.tickets.free import FreeTickets
+from regrow.tickets.metrics import (
+    accuracy,
+    disagreement,
+    expected_calibration_error,
+    kl_diversity,
+    negative_log_likelihood,
+    overlap,
+    probabilities,
+)
+from regrow.tickets.norms import reestimate
+from regrow.tickets.phases import Phases
+from regrow.tickets.rates import StepRestarts, Triangular, steps, triangular
+from regrow.tickets.sup import SupTickets, calendar
+
+__all__ = [
+    "Ensemble",
+    "FreeTickets",
+    "Phases",
+    "StepRestarts",
+    "SupTickets",
+    "Triangular",
+    "accuracy",
+    "calendar",
+    "copied",
+    "disagreement",
+    "expected_calibration_error",
+    "kl_diversity",
+    "negative_log_likelihood",
+    "overlap",
+    "probabilities",
+    "prune_back",
+    "reestimate",
+    "steps",
+    "superpose",
+    "triangular",
+]

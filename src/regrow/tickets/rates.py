@@ -1,0 +1,126 @@
+"""Learning rates of cycles: triangular within each, and steps that restart with each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from regrow.errors import RegrowValueError, require_count
+
+Rate = Callable[[float], float]
+"""The learning rate as a function of the progress within a cycle, in [0, 1)."""
+
+
+def triangular(progress: float, low: float, high: float) -> float:
+    """From `low` to `high` in the middle of the cycle and back (Sup-tickets, arXiv 2205.15322).
+
+    ``low (1 - 2t) + 2t high`` in the first half, ``low (2t - 1) + (2 - 2t) high`` in the second.
+
+    Args:
+        progress: t, the share of the cycle that is done, in [0, 1).
+        low, high: learning rates.
+    """
+    if progress < 0.5:
+        return low * (1 - 2 * progress) + high * 2 * progress
+    return low * (2 * progress - 1) + high * (2 - 2 * progress)
+
+
+def steps(progress: float, rates: Sequence[float]) -> float:
+    """Each of `rates` for an equal part of the cycle (FreeTickets, arXiv 2106.14568: 0.01, then 0.001).
+
+    Args:
+        progress: the share of the cycle that is done, in [0, 1).
+        rates: one after the other. A rate that holds longer than others stands there several times: ImageNet's 30, 30
+            and 10 of 70 epochs are ``3 * [0.01] + 3 * [0.001] + [0.0001]``.
+    """
+    return rates[int(round(progress * len(rates), 9))]  # 1 / 49 * 49 is 0.9999999999999999
+
+
+def require_rates(name: str, values: object, *, count: int | None = None) -> tuple[float, ...]:
+    """`values` as learning rates, `count` of them or any number.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    allowed = f"{count} positive numbers" if count else "positive numbers"
+    rates = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    good = all(isinstance(rate, int | float) and 0 < rate < float("inf") for rate in rates)
+    if not good or not rates or len(rates) != (count or len(rates)):
+        raise RegrowValueError(f"`{name}` must be {allowed}, got {values!r}")
+    return tuple(float(rate) for rate in rates)
+
+
+class _Cyclic(LRScheduler):
+    """A scheduler that gives every group the rate of the present step, as a pure function of it."""
+
+    def __init__(self, optimizer: Optimizer, cycle_steps: int, last_epoch: int) -> None:
+        self.cycle_steps = require_count("cycle_steps", cycle_steps)
+        super().__init__(optimizer, last_epoch)
+
+    def rate(self, progress: float) -> float:
+        """The learning rate at `progress`, in [0, 1), of a cycle."""
+        raise NotImplementedError
+
+    def get_lr(self) -> list[float | Tensor]:
+        lr = self.rate(self.last_epoch % self.cycle_steps / self.cycle_steps)
+        return [lr for _ in self.optimizer.param_groups]
+
+
+class Triangular(_Cyclic):
+    """`triangular` cycles without end, one scheduler step an optimizer step; the last stage of a `SequentialLR`.
+
+    Args:
+        optimizer: the optimizer.
+        cycle_steps: optimizer steps of a cycle.
+        low, high: learning rates at the ends and in the middle of a cycle.
+        last_epoch: the step to go on from, as in torch.
+
+    Raises:
+        RegrowValueError: a rate that is not positive, a cycle without steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        cycle_steps: int,
+        low: float = 0.001,
+        high: float = 0.005,
+        last_epoch: int = -1,
+    ) -> None:
+        self.low, self.high = require_rates("low, high", (low, high))
+        super().__init__(optimizer, cycle_steps, last_epoch)
+
+    def rate(self, progress: float) -> float:
+        return triangular(progress, self.low, self.high)
+
+
+class StepRestarts(_Cyclic):
+    """`steps` that restart with each cycle, one scheduler step an optimizer step.
+
+    Args:
+        optimizer: the optimizer.
+        cycle_steps: optimizer steps of a cycle.
+        rates: learning rates, each for an equal part of the cycle.
+        last_epoch: the step to go on from, as in torch.
+
+    Raises:
+        RegrowValueError: a rate that is not positive, a cycle without steps.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        cycle_steps: int,
+        rates: Sequence[float] = (0.01, 0.001),
+        last_epoch: int = -1,
+    ) -> None:
+        self.rates = require_rates("rates", rates)
+        super().__init__(optimizer, cycle_steps, last_epoch)
+
+    def rate(self, progress: float) -> float:
+        return steps(progress, self.rates)
