@@ -110,6 +110,20 @@ def test_five_times_the_steps(capsys):
     assert found["flops"]["inference_multiple"] == pytest.approx(0.2431, abs=1e-4)
 
 
+def test_tickets(capsys):
+    wrn = ["wrn", "depth=28", "widen=10"]
+    found = document(capsys, *wrn, "--sparsity", "0.8", "--tickets", "3")
+    training, one = found["training_multiple"], found["flops"]["inference_multiple"]
+    assert [round(training[name], 3) for name in ("sup", "edst", "dst")] == [0.341, 0.611, 1.019]
+    assert found["test_multiple"] == pytest.approx({"sup": one, "edst": 3 * one, "dst": 3 * one})
+    more = document(capsys, *wrn, "--sparsity", "0.9", "--tickets", "7")
+    assert round(more["training_multiple"]["edst"], 3) == 0.573
+    assert "sup" not in document(capsys, *wrn)["training_multiple"]
+    text = cli(capsys, "flops", *wrn, "--sparsity", "0.8", "--tickets", "3").out
+    assert "edst 0.6112  dst 1.0187" in text
+    assert "test of these, multiples of dense: sup 0.3397  edst 1.0192  dst 1.0192" in text
+
+
 def test_mobilenet_keeps_dense_what_the_paper_does(capsys):
     kept = {
         layer["name"]: layer["density"]
@@ -227,6 +241,7 @@ def test_your_own_file(capsys, tmp_path):
             "`include` and `exclude` were both given",
         ),
         (["mlp", "--update-every", "0"], "`update_every` must be a whole number of at least 1, got 0"),
+        (["mlp", "--tickets", "0"], "`tickets` must be a whole number of at least 1, got 0"),
         (["mlp", "--multiplier", "0"], "`multiplier` must be above 0, got 0"),
         (["mlp", "--import", "nothing.py"], "nothing.py: no such file"),
     ],

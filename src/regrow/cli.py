@@ -15,8 +15,8 @@ from rich.table import Table
 import regrow
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.methods.registry import records as known_records
-from regrow.recipes import as_yaml, load, read, shipped
-from regrow.training import Interrupted, RunFolder, bar, build, environment, lines, train
+from regrow.recipes import Recipe, as_yaml, load, read, shipped
+from regrow.training import Interrupted, RunFolder, bar, build, calendar, environment, lines, train
 
 app = typer.Typer(
     name="regrow",
@@ -47,8 +47,10 @@ def recipes(json_: Json = False) -> None:
         recipe = load(name)
         parts = {key: getattr(recipe, key).name for key in ("model", "data", "method")}
         length = {"epochs": recipe.epochs} if recipe.epochs else {"steps": recipe.steps}
-        rows.append({"name": name, **parts, "sparsify": recipe.sparsify, **length, "line": recipe.line})
-    _show(rows, ["name", "model", "data", "method", "line"], json_)
+        tickets = recipe.tickets.name if recipe.tickets else None
+        rest = {"tickets": tickets, "sparsify": recipe.sparsify, **length, "line": recipe.line}
+        rows.append({"name": name, **parts, **rest})
+    _show(rows, ["name", "model", "data", "method", "tickets", "line"], json_)
 
 
 @app.command("train")
@@ -87,8 +89,9 @@ def train_command(
     config = as_yaml(setup.recipe)
     console.print(config, markup=False, highlight=False, soft_wrap=True)
     console.print(str(regrow.summary(setup.model)), markup=False, highlight=False, soft_wrap=True)
+    console.print(calendar(setup), markup=False, highlight=False, soft_wrap=True, end="")
     if resume is None:
-        folder = RunFolder.create(config, setup.recipe.out, f"{setup.recipe.name}-{setup.recipe.method.name}")
+        folder = RunFolder.create(config, setup.recipe.out, _stem(setup.recipe))
         folder.write_json("environment.json", environment(context.obj))
     console.print(f"\nrun folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
     with bar(console) if console.is_terminal else lines(console) as progress:
@@ -106,7 +109,12 @@ def compare_command(
         ),
     ] = None,
     methods_: Annotated[
-        str, typer.Option("--methods", metavar="A,B,C", help="The methods; `dense` is one.")
+        str,
+        typer.Option(
+            "--methods",
+            metavar="A,B,C",
+            help="The methods; `dense` is one, sup-rigl, edst and dst are of tickets.",
+        ),
     ] = "static,set,rigl",
     seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each condition, seeds 0 to N-1.")] = 3,
     multiplier: Annotated[
@@ -161,6 +169,9 @@ def flops_command(
     exclude: Annotated[list[str] | None, typer.Option(metavar="GLOB", help="Layers kept dense.")] = None,
     update_every: Annotated[int, typer.Option(metavar="N", help="Steps between two updates of RigL.")] = 100,
     multiplier: Annotated[float, typer.Option(help="Length of training, relative to dense training.")] = 1.0,
+    tickets: Annotated[
+        int | None, typer.Option(metavar="M", help="Also sup, edst and dst, with M tickets.")
+    ] = None,
     import_: Annotated[
         list[str] | None, typer.Option("--import", metavar="FILE.py", help="A file with a network.")
     ] = None,
@@ -180,9 +191,16 @@ def flops_command(
         exclude=exclude or [],
         update_every=update_every,
         multiplier=multiplier,
+        tickets=tickets,
         files=import_ or [],
     )
     print(json.dumps(counted.to_dict(), indent=2) if json_ else counted)
+
+
+def _stem(recipe: Recipe) -> str:
+    """What run folders of `recipe` are called after."""
+    tickets = f"{recipe.tickets.name}-" if recipe.tickets else ""
+    return f"{recipe.name}-{tickets}{recipe.method.name}"
 
 
 def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:

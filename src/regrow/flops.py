@@ -13,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 
 from regrow.costs import Costs, costs_of
-from regrow.errors import RegrowValueError, closest
+from regrow.errors import RegrowValueError, closest, require_count
 from regrow.models import models, small_dense
 from regrow.recipes import Part, find, import_file
 from regrow.sparsify import asked_sparsities
@@ -72,6 +72,7 @@ def count(
     exclude: Sequence[str] = (),
     update_every: int = 100,
     multiplier: float = 1.0,
+    tickets: int | None = None,
     files: Sequence[str] = (),
 ) -> Flops:
     """Count a network; no weights are needed, and none are made where the network can be built without.
@@ -87,6 +88,7 @@ def count(
         exclude: globs of what is not. Default: what the RigL paper keeps dense in this network.
         update_every: as for `regrow.costs`.
         multiplier: as for `regrow.costs`.
+        tickets: also count Sup-tickets and FreeTickets' ensembles with so many.
         files: the user's Python files to import first.
 
     Raises:
@@ -94,6 +96,8 @@ def count(
     """
     for file in files:
         import_file(Path(file))
+    if tickets is not None:
+        require_count("tickets", tickets)
     build = find("model", Part(name=name))
     given = _options(name, build, options)
     record = models().get(name)
@@ -114,6 +118,7 @@ def count(
             update_every=update_every,
             multiplier=multiplier,
         )
+        costs = replace(costs, tickets=tickets)
         small = _small(name, build, given, costs, device, example)
         return (costs, None) if small is None else (replace(costs, small_dense=small[1]), small[0])
 

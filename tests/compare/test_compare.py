@@ -128,7 +128,7 @@ def test_files(compared):
     assert [row["method"] for row in rows] == [row["method"] for row in result["rows"]]
     assert [float(row["mean"]) for row in rows] == [row["mean"] for row in result["rows"]]
     assert [float(row["training"]) for row in rows] == [row["training"] for row in result["rows"]]
-    assert texts["md"].splitlines()[1] == "| " + " | ".join(["---"] * 11) + " |"
+    assert texts["md"].splitlines()[1] == "| " + " | ".join(["---"] * 13) + " |"
     assert texts["md"].count("**") == 4  # the best of each length
     assert r"own\_network:Largest & 1x & 1 & " in texts["tex"]
     assert texts["tex"].count(r"\\") == 5
@@ -230,3 +230,34 @@ def test_stopped_and_continued(tmp_path):
     ]
     assert steps == sorted(set(steps))
     assert json.loads((run / "summary.json").read_text())["steps"] == 2000
+
+
+def test_tickets_in_the_table(tmp_path, capsys, monkeypatch):
+    """Superposed, an ensemble of one run and one of two: what they came to and what a test of each costs."""
+    monkeypatch.setenv("PYTHONPATH", ENVIRONMENT["PYTHONPATH"])
+    recipe, out = write_recipe(tmp_path), tmp_path / "runs"
+    keys = [
+        "validation=0.1",
+        "test_on=test",
+        "tickets.tickets=2",
+        "tickets.share=0.5",
+        "tickets.cycle_steps=10",
+    ]
+    arguments = ["--methods", "rigl,sup-rigl,edst,dst", "--seeds", "1", "--out", out, "--json", *keys]
+    ended = cli(capsys, "compare", recipe, *arguments)
+    assert ended.code == 0, ended.err
+    rows = {row["method"]: row for row in json.loads(ended.out)["rows"]}
+    summaries = {name: json.loads((out / f"{name}-seed0/summary.json").read_text()) for name in rows}
+    assert {one["tested_on"] for one in summaries.values()} == {"test"}
+    for name, row in rows.items():
+        assert (row["nll"], row["ece"]) == (summaries[name]["nll"], summaries[name]["ece"])
+    assert [rows[name]["networks"] for name in rows] == [1, 1, 2, 2]
+    assert [rows[name]["length"] for name in rows] == [1, 1, 1, 2]
+    for name in ("edst", "dst"):
+        assert rows[name]["connections"] == 2 * rows["rigl"]["connections"]
+        assert rows[name]["test"] == pytest.approx(2 * rows["rigl"]["test"])
+    assert rows["sup-rigl"]["connections"] == rows["rigl"]["connections"]
+    assert rows["dst"]["training"] == pytest.approx(2 * rows["rigl"]["training"])
+    head = next(line for line in ended.err.splitlines() if line.startswith("method"))
+    assert all(word in head for word in ("nll", "ece", "networks"))
+    assert "networks: how many a test runs, an ensemble's members" in ended.err

@@ -91,6 +91,76 @@ def test_methods_of_one_family_share_the_options_of_the_recipe(recipe):
     assert [run.recipe.method.options["update_every"] for run in only.runs] == [7, 5]
 
 
+def test_tickets_are_methods(recipe):
+    names = ["rigl", "sup-rigl", "sup-set", "sup-granet", "edst", "edst-set", "dst"]
+    keys = ["validation=0.1", "tickets.tickets=2", "tickets.cycle_steps=4", "sup-set.tickets.explore=0.3"]
+    grid = plan(recipe, names, overrides=[*keys, "test_on=test"])
+    runs = {run.cell.method: run.recipe for run in grid.runs}
+    assert list(runs) == names
+    made = {name: (one.method.name, one.tickets.name if one.tickets else None) for name, one in runs.items()}
+    assert made == {
+        "rigl": ("rigl", None),
+        "sup-rigl": ("rigl", "sup"),
+        "sup-set": ("set", "sup"),
+        "sup-granet": ("granet", "sup"),
+        "edst": ("rigl", "edst"),
+        "edst-set": ("set", "edst"),
+        "dst": ("rigl", "dst"),
+    }
+    # each has the options that it knows, and all those of the recipe's method
+    assert runs["sup-rigl"].tickets.options["cycle_steps"] == 4
+    assert [runs[name].tickets.options["explore"] for name in names[1:6]] == [0.5, 0.3, 0.5, 0.8, 0.8]
+    assert [runs[name].tickets.options["tickets"] for name in names[4:]] == [2, 2, 2]
+    assert {one.method.options["update_every"] for one in runs.values()} == {5}
+    # EDST explores at a constant rate and by a constant fraction to the end
+    assert runs["edst"].schedule.name == "constant"
+    for name in names:
+        method = runs[name].method.options
+        assert (method["stop_fraction"] == 1.0) == (name in ("edst", "edst-set", "sup-granet"))
+        assert (method["schedule"] == "constant") == name.startswith("edst")
+    assert runs["sup-rigl"].schedule == runs["rigl"].schedule
+    kept = plan(recipe, ["edst"], overrides=["validation=0.1", "schedule=cosine"]).runs[0].recipe
+    assert kept.schedule.name == "cosine"
+
+
+def test_tickets_take_the_recipe_s_own_options(recipe):
+    grid = plan("fashion-tickets", ["rigl", "sup", "edst"], multipliers=[2])
+    plain, sup, edst = (run.recipe for run in grid.runs)
+    assert plain.tickets is None
+    own = load("fashion-tickets").tickets.options
+    assert sup.tickets.options == {**own, "cycle_epochs": 2 * own["cycle_epochs"]}
+    assert edst.tickets.options["start"] == 1 / 3
+    longer = plan("fashion-edst", ["edst"], multipliers=[2]).runs[0].recipe
+    assert (longer.epochs, longer.tickets.options["start_epochs"]) == (18, 6)
+    own = plan(recipe, ["sup-own_network:Largest"], imports=[str(OWN)]).runs[0].recipe
+    assert (own.method.name, own.tickets.name) == ("own_network:Largest", "sup")
+    grid = plan(recipe, ["set", "sup-set"], overrides=["tickets.cycle_steps=2,3"])
+    assert [str(run.cell) for run in grid.runs] == [
+        "set",
+        "sup-set tickets.cycle_steps=2",
+        "sup-set tickets.cycle_steps=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--methods", "supp-rigl"], "`method` must be one of dense, "),
+        (["--methods", "sup-rigle"], "got 'rigle', did you mean `rigl`?"),
+        (["--methods", "sup-static"], "`tickets.explore` needs a method that drops and grows"),
+        (["--methods", "edst"], "in a comparison, `edst.validation=0.1` is for edst alone"),
+        (["--methods", "sup", "tickets.shar=1"], "`tickets.shar` is no option of sup, did you mean `share`?"),
+        (["--methods", "sup,dst", "dst.tickets.share=1"], "`tickets.share` is no option of dst"),
+    ],
+)
+def test_tickets_that_cannot_be_compared(recipe, tmp_path, capsys, monkeypatch, arguments, text):
+    monkeypatch.chdir(tmp_path)
+    ended = cli(capsys, "compare", recipe, *arguments)
+    assert ended.code == 2
+    assert text in ended.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_every_moment_of_the_schedule_is_multiplied(recipe):
     words = [
         "schedule={name: step, milestones: [20, 40], warmup_steps: 5}",
@@ -162,7 +232,12 @@ def test_a_folder_that_holds_another_run_is_left_alone(recipe, tmp_path, capsys)
         (["method=set"], "`method` is set by `--methods` in a comparison, got 'method=set'"),
         (["rigl.seed=1,2"], "`seed` is set by `--seeds` in a comparison, got 'rigl.seed=1,2'"),
         (["out=there"], "`out` is set by `--out` in a comparison"),
-        (["method.update_evry=5"], "`method.update_evry` is no option of static, rigl\nAllowed are: "),
+        (
+            ["method.update_evry=5"],
+            "`method.update_evry` is no option of static, rigl, did you mean `update_every`?\nAllowed are: ",
+        ),
+        (["tickets=sup"], "`tickets` is set by `--methods` in a comparison, got 'tickets=sup'"),
+        (["tickets.share=0.5"], "`tickets.share` is no option of static, rigl\nAllowed are: none"),
         (["static.method.update_every=5"], "`method.update_every` is no option of static"),
     ],
 )

@@ -320,3 +320,39 @@ def test_size_of_a_sparse_network(sizes: tuple[int, int, int], connections: int,
 def test_mlp() -> None:
     counted = count("mlp", 0.98, "erk")
     assert counted.parameters["dense"] == counted.multiply_adds["dense"] == 266_200
+
+
+# --- WRN-28-10 on CIFAR: FreeTickets' table (`tickets-family.md`, section 2)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "tickets", "forward", "dense", "edst"),
+    [(0.8, 3, 0.33956, 6, 0.611), (0.9, 7, 0.16862, 5, 0.573)],
+)
+def test_freetickets(sparsity: float, tickets: int, forward: float, dense: int, edst: float) -> None:
+    with torch.device("meta"):
+        model = zoo.wrn(depth=28, widen=10)
+    counted = apply("wrn", model, asked_sparsities(model, sparsity, "erk"), "clean")
+    # the shortcuts of 1 x 1 are among the masked weights
+    assert counted.parameters["dense"] == 36_461_232
+    assert counted.multiply_adds["dense"] == 5_243_328_768
+    assert sum(layer.density == 1 for layer in counted.layers) == dense
+    products = counted.multiply_adds
+    assert products["sparse"] / products["dense"] == pytest.approx(forward, abs=5e-6)
+    for convention in ("clean", "rigl"):
+        multiples = replace(counted, convention=convention, tickets=tickets).training_multiple
+        assert multiples["edst"] == pytest.approx(edst, abs=5e-4)
+        assert multiples["dst"] == pytest.approx(tickets * forward, abs=5e-5)
+    assert replace(counted, tickets=3).training_multiple["dst"] == pytest.approx(3 * forward, abs=5e-5)
+    if sparsity == 0.8:
+        assert round(3 * products["sparse"] / products["dense"], 3) == 1.019
+
+
+def test_wrn_28_10_for_100_classes() -> None:
+    with torch.device("meta"):
+        model = zoo.wrn(depth=28, widen=10, classes=100)
+    for sparsity, forward in ((0.8, 0.33740), (0.9, 0.16628)):
+        counted = apply("wrn", model, asked_sparsities(model, sparsity, "erk"), "clean")
+        products = counted.multiply_adds
+        assert counted.parameters["dense"] == 36_518_832
+        assert products["sparse"] / products["dense"] == pytest.approx(forward, abs=1e-5)

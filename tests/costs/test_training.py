@@ -2,7 +2,7 @@
 
 import pytest
 
-from regrow.costs import FORMULAS, METHODS, pruning_levels, training_multiple
+from regrow.costs import FORMULAS, METHODS, TICKETS, pruning_levels, ticket_multiples, training_multiple
 from regrow.errors import RegrowValueError
 from regrow.methods.registry import methods
 
@@ -20,6 +20,31 @@ def test_by_hand(cost, multiple):
     given = {"dense": 100.0, "sparse": 10.0, "update_every": 9}
     assert training_multiple(cost, **given) == pytest.approx(multiple)
     assert training_multiple(cost, **given, multiplier=5) == pytest.approx(5 * multiple)
+
+
+def test_tickets_by_hand():
+    # sup: 3 forward passes over the training set beside 250 epochs of 3; edst: 150 + 3 x 100 epochs; dst: 3 runs
+    assert ticket_multiples(0.2, 3) == pytest.approx(
+        {"sup": 0.2 * (1 + 3 / 750), "edst": 0.2 * 450 / 250, "dst": 0.6}
+    )
+    assert ticket_multiples(0.2, 3).keys() == TICKETS.keys()
+    own = ticket_multiples(0.5, 2, epochs=10, exploration=4, refinement=3, multiplier=2)
+    assert own == pytest.approx({"sup": 0.5 * (2 + 2 / 30), "edst": 2 * 0.5 * 10 / 10, "dst": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"tickets": 0}, "`tickets` must be a whole number of at least 1, got 0"),
+        ({"forward": 0.0}, "`forward` must be above 0, got 0.0"),
+        ({"multiplier": -1.0}, "`multiplier` must be above 0, got -1.0"),
+        ({"epochs": 0}, "`epochs` must be a whole number of at least 1, got 0"),
+        ({"exploration": -1}, "`exploration` must be a whole number of at least 0, got -1"),
+    ],
+)
+def test_tickets_that_cannot_be(arguments, text):
+    with pytest.raises(RegrowValueError, match=text):
+        ticket_multiples(**{"forward": 0.5, "tickets": 3, **arguments})
 
 
 def test_pruning_by_hand():

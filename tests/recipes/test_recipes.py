@@ -4,7 +4,7 @@ import yaml
 from tiny import write_recipe
 
 from regrow.errors import RegrowValueError
-from regrow.recipes import Part, as_yaml, load, read, shipped
+from regrow.recipes import Part, as_yaml, find, load, read, shipped
 from regrow.recipes.rates import constant, cosine, step
 
 
@@ -62,8 +62,51 @@ def test_one_length_replaces_the_other(tiny):
         load(tiny, ["epochs=2", "steps=3"])
 
 
+def test_tickets_have_the_options_of_what_makes_them(tiny):
+    sup = load(tiny, ["tickets=sup"]).tickets
+    assert sup.options == {
+        "share": 0.1,
+        "cycle_epochs": 8,
+        "lr": [0.001, 0.005],
+        "explore": 0.5,
+        "evolve": None,
+        "average": "mean",
+        "factor": 0.5,
+        "rule": "running",
+        "divide": "tickets",
+        "scope": "global",
+        "density": None,
+    }
+    edst = load(tiny, ["tickets=edst", "validation=0.1"]).tickets
+    assert edst.options == {"start": 1 / 3, "tickets": 3, "lr": [0.01, 0.001], "explore": 0.8}
+    assert load(tiny, ["tickets=dst"]).tickets.options == {"tickets": 3}
+    # a length that is given replaces the recipe's, whatever its unit
+    assert load("fashion-tickets", ["tickets.cycle_steps=50"]).tickets.options["cycle_steps"] == 50
+    assert "cycle_epochs" not in load("fashion-tickets", ["tickets.cycle_steps=50"]).tickets.options
+    shorter = load("fashion-edst", ["tickets.ticket_steps=50"]).tickets.options
+    assert (shorter["ticket_steps"], "start_epochs" in shorter) == (50, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "start", "length"),
+    [
+        ({}, 30, 20),  # a third of 90 steps
+        ({"start": 0.5}, 45, 15),
+        ({"start_steps": 10}, 12, 26),  # what does not divide belongs to the exploration
+        ({"start_epochs": 2}, 21, 23),
+        ({"ticket_steps": 7}, 69, 7),
+        ({"ticket_epochs": 1}, 60, 10),
+    ],
+)
+def test_when_the_windows_of_edst_are(tiny, options, start, length):
+    keys = [f"tickets.{name}={value}" for name, value in options.items()]
+    part = load(tiny, ["tickets=edst", "validation=0.1", *keys]).tickets
+    plan = find("tickets", part)(90, 10, **part.options)
+    assert (plan.start, plan.count, plan.length) == (start, 3, length)
+
+
 def test_what_a_run_keeps_reads_back(tiny, tmp_path):
-    recipe = load(tiny, ["seed=4", "optimizer={name: AdamW, lr: 1e-3, betas: [0.9, 0.99]}"])
+    recipe = load(tiny, ["seed=4", "optimizer={name: AdamW, lr: 1e-3, betas: [0.9, 0.99]}", "tickets=sup"])
     path = tmp_path / "config.yaml"
     path.write_text(as_yaml(recipe))
     assert read(path) == recipe
@@ -128,6 +171,23 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("precision=float16", r"`precision`: input should be 'float32' or 'bfloat16', got 'float16'"),
         ("compile=2", r"`compile`: input should be a valid boolean, got 2"),
         ("method=3", r"`method`: .*got 3\nA name, or a mapping with `name` and options"),
+        ("tickets=supp", r"`tickets` must be one of sup, edst, dst, got 'supp', did you mean `sup`\?"),
+        ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, got 'own:tickets'"),
+        (
+            "tickets={name: sup, cycle_step: 3}",
+            r"`tickets.cycle_step` is no option of tickets sup, did you mean `cycle_steps`\?\nAllowed are: `share`",
+        ),
+        (
+            "tickets={name: sup, cycle_steps: 3, cycle_epochs: 1}",
+            r"give one of `tickets.cycle_epochs`, `tickets.cycle_steps`, got cycle_epochs 1 and cycle_steps 3",
+        ),
+        ("tickets={name: dst, start: 0.5}", r"`tickets.start` is no option of tickets dst"),
+        ("tickets=edst", r"`validation` is missing: tickets edst .*\nAdd `validation: 0.1`"),
+        ("tickets.share=0.2", r"`tickets.name` is missing"),
+        ("keep=best", r"`keep: best` needs examples that are held out\nAdd `validation: 0.1`."),
+        ("keep=first", r"`keep`: input should be 'last' or 'best', got 'first'"),
+        ("test_on=validation", r"`test_on: validation` needs examples that are held out"),
+        ("initial_sparsity=1", r"`initial_sparsity`: input should be less than 1, got 1"),
         ("steps=null", r"give `epochs` or `steps`, one of the two, got none"),
         ("seed.x=1", r"`seed.x`: `seed` is 3 and has no inner keys"),
         ("seed", r"an override must be key=value, for example optimizer.lr=0.05, got 'seed'"),

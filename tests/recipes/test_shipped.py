@@ -9,10 +9,13 @@ from published import write_cifar10, write_cifar100, write_images
 from tiny import write_folder
 
 import regrow
-from regrow.recipes import load, shipped
+from regrow.recipes import find, load, shipped
 from regrow.training import RunFolder, build, train
 
 IMAGENET = ["data.size=72", "augment.resized_crop=64", "batch_size=4", "accumulate=2"]
+CIFAR = ["data.limit=40", "batch_size=8", "test_on=validation"]  # not on 10,000 images
+SUP = ["tickets.cycle_steps=1", "tickets.share=0.5"]
+EDST = ["tickets.start_steps=1", "tickets.tickets=1"]
 SMALL = {
     "mnist-mlp": [],
     "lenet5": [],
@@ -21,6 +24,12 @@ SMALL = {
     "fashion-mlp-99.5": [],
     "fashion-lenet": [],
     "fashion-big-sparse": [],
+    "fashion-tickets": SUP,
+    "fashion-edst": EDST,
+    "sup-vgg16-cifar10": [*CIFAR, *SUP, "model.width=0.5"],
+    "sup-resnet50-cifar100": [*CIFAR, *SUP, "model.width=0.25"],
+    "sup-wrn-28-10-cifar10": [*CIFAR, *SUP, "model.widen=2"],
+    "freetickets-wrn-28-10": [*CIFAR, *EDST, "model.widen=2"],
     "wrn-22-2-cifar10": ["data.limit=40", "batch_size=8", "validation=0.1"],
     "wrn-22-2-jpeg": ["batch_size=8"],
     "vgg-cifar": ["data.limit=40", "batch_size=8", "validation=0.1"],
@@ -109,6 +118,33 @@ def test_two_steps(name, folders, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "keys"), VARIANTS)
 def test_two_steps_of_a_variant(name, keys, folders, tmp_path, monkeypatch):
     two_steps(name, keys, folders, tmp_path, monkeypatch)
+
+
+def test_published_values_of_tickets():
+    """Sections 1 and 2 of the facts: epochs, rates, cycles and windows, at 351 steps an epoch of 45,000 images."""
+    for name in ("sup-vgg16-cifar10", "sup-resnet50-cifar100", "sup-wrn-28-10-cifar10"):
+        recipe = load(name)
+        options, length = recipe.tickets.options, 250 * 351
+        plan = find("tickets", recipe.tickets)(length, 351, **options)
+        assert (plan.start, plan.count, plan.length) == (226 * 351, 3, 8 * 351)
+        assert (options["lr"], options["explore"], options["evolve"]) == ([0.001, 0.005], 0.5, None)
+        shorter = [at * plan.start // length for at in recipe.schedule.options["milestones"]]
+        assert shorter == [113 * 351, int(169.5 * 351)]
+        assert recipe.tested_on == "test"
+    recipe = load("freetickets-wrn-28-10")
+    plan = find("tickets", recipe.tickets)(450 * 351, 351, **recipe.tickets.options)
+    assert (plan.start, plan.count, plan.length) == (150 * 351, 3, 100 * 351)
+    assert (recipe.tickets.options["lr"], recipe.tickets.options["explore"]) == ([0.01, 0.001], 0.8)
+    for name in ("sup-vgg16-cifar10", "freetickets-wrn-28-10"):
+        recipe = load(name)
+        method, optimizer = recipe.method.options, recipe.optimizer.options
+        assert (method["drop_fraction"], method["update_every"], method["schedule"]) == (
+            0.5,
+            1000,
+            "constant",
+        )
+        assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.1, 0.9, 5e-4)
+        assert (recipe.batch_size, recipe.validation) == (128, 0.1)
 
 
 def test_layers_that_stay_dense(folders, tmp_path, monkeypatch):

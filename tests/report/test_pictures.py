@@ -54,3 +54,21 @@ def test_where_there_is_no_map(tmp_path, capsys, keys):
     assert ended.code == 0, ended.err
     assert "no map of the input pixels: it needs a sparse linear first layer on images" in ended.out
     assert mean_connections(tmp_path / "run") == {}
+
+
+@pytest.mark.parametrize("kind", ["sup", "edst", "dst"])
+def test_pictures_of_tickets(tmp_path, capsys, kind):
+    keys = {
+        "sup": ["tickets={name: sup, share: 0.4, cycle_steps: 8}"],
+        "edst": ["tickets=edst", "validation=0.1"],
+        "dst": ["tickets={name: dst, tickets: 2}", "steps=20"],
+    }
+    run = tmp_path / "run"
+    ended = cli(capsys, "train", write_recipe(tmp_path), f"out={run}", *keys[kind])
+    assert ended.code == 0, ended.err
+    for name in ("tickets", "overlap"):
+        assert str(run / f"{name}.png") in ended.out
+        assert (run / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+        with Image.open(run / f"{name}.png") as image:
+            assert min(image.size) > 300
+            assert len(set(np.asarray(image.convert("L")).ravel().tolist())) > 20

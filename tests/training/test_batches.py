@@ -33,7 +33,7 @@ def recipe(tmp_path):
 
 def test_a_batch_is_normalised_images_in_the_order_of_its_epoch(recipe):
     batches = Batches(DATA, recipe("seed=7"), CPU)
-    assert (batches.steps_per_epoch, batches.examples, batches.tested) == (5, 40, 10)
+    assert (batches.steps_per_epoch, batches.examples, len(batches.during)) == (5, 40, 10)
     for step in (0, 4, 5, 12, 3):  # forwards and back again
         inputs, targets = batches.train(step)
         wanted = order(7, step // 5, 40)[step % 5 * 8 :][:8]
@@ -54,13 +54,29 @@ def test_a_validation_set_is_held_out_and_the_same_for_every_seed(recipe):
     held_out = []
     for seed in (1, 2):
         batches = Batches(DATA, recipe(f"seed={seed}", "validation=0.25"), CPU)
-        assert (batches.examples, batches.steps_per_epoch, batches.tested) == (30, 3, 10)
+        assert (batches.examples, batches.steps_per_epoch, len(batches.during)) == (30, 3, 10)
         tested = torch.cat([inputs[:, 0, 0, 0] for inputs, _ in batches.test()])
         trained = {float(v) for step in range(30) for v in batches.train(step)[0][:, 0, 0, 0]}
         assert trained.isdisjoint(tested.tolist())
         assert len(trained) == 30
         held_out.append(tested)
     assert torch.equal(*held_out)
+
+
+def test_the_result_is_tested_on_what_the_recipe_says(recipe):
+    def tested(*keys):
+        batches = Batches(DATA, recipe(*keys), CPU)
+        values = [
+            torch.cat([i[:, 0, 0, 0] for i, _ in batches.test(e)]) for e in (batches.during, batches.final)
+        ]
+        return (batches.during.name, batches.final.name), torch.equal(*values)
+
+    held_out = "validation=0.25"
+    assert tested() == (("test", "test"), True)
+    assert tested(held_out) == (("validation", "validation"), True)
+    assert tested(held_out, "test_on=test") == (("validation", "test"), False)
+    assert tested(held_out, "tickets=edst") == (("validation", "test"), False)
+    assert tested(held_out, "tickets=sup", "test_on=validation") == (("validation", "validation"), True)
 
 
 def test_the_centre_is_tested_and_shown_to_the_network(recipe):

@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from regrow.compare.keys import Key, of_method, parse
 from regrow.compare.length import multiply
-from regrow.errors import RegrowError, RegrowValueError, require_count
-from regrow.methods import Dynamic
+from regrow.compare.ways import Way, is_dynamic, overrides, way_of
+from regrow.errors import RegrowError, RegrowValueError, closest, require_count
 from regrow.recipes import Part, Recipe, find, load, read
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
@@ -99,7 +97,7 @@ def plan(
 
     Args:
         recipe: a shipped recipe, or the path of a YAML file.
-        methods: names, or ``package.module:function``.
+        methods: names, or ``package.module:function``; ``sup-rigl``, ``edst`` and the like are runs of several tickets.
         seeds: runs of each condition, with seeds 0, 1, ...
         multipliers: lengths, relative to the recipe's.
         overrides: ``key=value``, ``key=a,b,c``, or ``method.key=...`` for one method.
@@ -119,10 +117,13 @@ def plan(
         raise RegrowValueError(f"`--multiplier` must be above 0, got {list(multipliers)}")
     keys = parse(overrides, methods)
     common = [
-        f"{k.key}={k.values[0]}" for k in keys if k.method is None and len(k.values) == 1 and not k.option()
+        f"{k.key}={k.values[0]}"
+        for k in keys
+        if k.method is None and len(k.values) == 1 and not k.option() and not k.option("tickets")
     ]
     own = load(recipe, common, imports)  # also runs the imported files, which may register methods
-    _check_options(keys, methods)
+    ways = {name: way_of(name, own.method) for name in methods}
+    _check_options(keys, ways)
     folder = folder or Path("runs") / f"compare-{own.name}"
     base = Base(
         own,
@@ -135,7 +136,7 @@ def plan(
         ),
     )
     runs: list[Run] = []
-    for cell, lines in _cells(base, keys, own.method):
+    for cell, lines in _cells(base, keys, ways):
         longer = multiply(load(recipe, lines, imports), cell.multiplier)
         for seed in range(seeds):
             given = [*lines, *longer, f"seed={seed}"]
@@ -156,24 +157,16 @@ def _axes(keys: list[Key]) -> dict[str, tuple[str, ...]]:
     return axes
 
 
-def _cells(base: Base, keys: list[Key], own: Part) -> Iterator[tuple[Cell, list[str]]]:
+def _cells(base: Base, keys: list[Key], ways: dict[str, Way]) -> Iterator[tuple[Cell, list[str]]]:
     """Each condition with the overrides that make it, but for length and seed."""
-    for method in base.methods:
-        has = _options(method)
-        mine = [key for key in of_method(keys, method) if key.option() is None or _fits(key.option(), has)]
-        shared = _shared(own, method)
-        flow = yaml.safe_dump(
-            {"name": method, **shared}, default_flow_style=True, width=10**6, sort_keys=False
-        )
+    for method, way in ways.items():
+        mine = [key for key in of_method(keys, method) if _is_for(key, way)]
+        made = overrides(way, base.recipe, _shared(base.recipe.method, way.method), mine)
         for multiplier in base.multipliers:
             for values in itertools.product(*(key.values for key in mine)):
                 chosen = dict(zip((key.key for key in mine), values, strict=True))
                 varied = tuple((key, chosen[key]) for key in base.axes if key in chosen)
-                lines = [
-                    f"method={flow.strip() if shared else method}",
-                    *(f"{k}={v}" for k, v in chosen.items()),
-                ]
-                yield Cell(method, multiplier, varied), lines
+                yield Cell(method, multiplier, varied), [*made, *(f"{k}={v}" for k, v in chosen.items())]
 
 
 def _shared(own: Part, method: str) -> dict[str, Any]:
@@ -183,8 +176,7 @@ def _shared(own: Part, method: str) -> dict[str, Any]:
     """
     defaults = {name: p.default for name, p in _parameters(own.name).items()}
     given = {n: v for n, v in own.options.items() if n != "seed" and v != defaults.get(n)}
-    both = [find("method", Part(name=name)) for name in (own.name, method)]
-    if method != own.name and not all(inspect.isclass(one) and issubclass(one, Dynamic) for one in both):
+    if method != own.name and not (is_dynamic(own.name) and is_dynamic(method)):
         return {}
     has = _options(method)
     return {name: value for name, value in given.items() if method == own.name or _fits(name, has)}
@@ -219,18 +211,33 @@ def _fits(option: str | None, has: set[str] | None) -> bool:
     return has is None or (option or "").partition(".")[0] in has
 
 
-def _check_options(keys: list[Key], methods: Sequence[str]) -> None:
+def _is_for(key: Key, way: Way) -> bool:
+    """Whether `key` sets no option of a method or of tickets, or one that `way` has."""
+    method, tickets = key.option(), key.option("tickets")
+    if tickets is not None:
+        return _fits(tickets, way.ticket_options())
+    return method is None or _fits(method, _options(way.method))
+
+
+def _check_options(keys: list[Key], ways: dict[str, Way]) -> None:
     """An option that none of the methods it is meant for has is a mistake."""
     for key in keys:
-        option = key.option()
-        if option and not any(_fits(option, _options(m)) for m in ([key.method] if key.method else methods)):
-            known = sorted(
-                set().union(*(_options(m) or set() for m in methods)) - {"model", "optimizer", "self"}
-            )
+        part = next((part for part in ("method", "tickets") if key.option(part)), None)
+        meant = {key.method: ways[key.method]} if key.method else ways
+        if part is not None and not any(_is_for(key, way) for way in meant.values()):
+            known = sorted(set().union(*(_known(part, way) for way in meant.values())))
+            word = (key.option(part) or "").partition(".")[0]
             raise RegrowValueError(
-                f"`{key.key}` is no option of {key.method or ', '.join(methods)}\n"
-                f"Allowed are: {', '.join(f'`{n}`' for n in known)}."
+                f"`{key.key}` is no option of {', '.join(meant)}{closest(word, known)}\n"
+                f"Allowed are: {', '.join(f'`{n}`' for n in known) or 'none'}."
             )
+
+
+def _known(part: str, way: Way) -> set[str]:
+    """The options of `way` that a key may set."""
+    if part == "tickets":
+        return way.ticket_options()
+    return (_options(way.method) or set()) - {"model", "optimizer", "self"}
 
 
 def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:

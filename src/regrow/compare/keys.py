@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from regrow.errors import RegrowValueError
 
 OPEN, CLOSE, QUOTES = "[{(", "]})", "\"'"
-TAKEN = {"method": "--methods", "seed": "--seeds", "out": "--out"}
+TAKEN = {"method": "--methods", "tickets": "--methods", "seed": "--seeds", "out": "--out"}
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Key:
     method: str | None = None
     """The only method it is meant for; None is all."""
 
-    def option(self) -> str | None:
-        """The option of the method that it sets, if it does."""
+    def option(self, part: str = "method") -> str | None:
+        """The option of the method, or of its tickets, that it sets, if it does."""
         first, _, option = self.key.partition(".")
-        return option if first == "method" and option else None
+        return option if first == part and option else None
 
 
 def parse(overrides: Iterable[str], methods: Sequence[str]) -> list[Key]:

@@ -11,8 +11,9 @@ from regrow.recipes import Part, Recipe
 def multiply(recipe: Recipe, multiplier: float) -> list[str]:
     """The overrides that make `recipe` `multiplier` times as long.
 
-    Length, milestones and warm-up of the learning rate and moments of the method (``..._step``, ``..._steps``) are
-    multiplied; T_end is a share of the length and so follows; ``update_every`` stays, as in the RigL article.
+    Length, milestones and warm-up of the learning rate, moments of the method (``..._step``, ``..._steps``) and the
+    windows of tickets are multiplied; T_end is a share of the length and so follows; ``update_every`` stays, as in the
+    RigL article.
 
     Raises:
         RegrowValueError: epochs that would be no whole number.
@@ -30,9 +31,9 @@ def multiply(recipe: Recipe, multiplier: float) -> list[str]:
         result.append(f"epochs={round(epochs)}")
     else:
         result.append(f"steps={max(1, round((recipe.steps or 0) * multiplier))}")
-    for key in ("schedule", "method"):
-        part: Part = getattr(recipe, key)
-        for name, value in part.options.items():
+    for key in ("schedule", "method", "tickets"):
+        part: Part | None = getattr(recipe, key)
+        for name, value in part.options.items() if part else ():
             longer = _longer(value, multiplier)
             if _is_moment(key, name) and longer is not None and longer != value:
                 result.append(f"{key}.{name}={longer}")
@@ -41,7 +42,7 @@ def multiply(recipe: Recipe, multiplier: float) -> list[str]:
 
 def _is_moment(part: str, option: str) -> bool:
     """Whether an option says when something happens, counted in steps or epochs."""
-    if part == "schedule":
+    if part != "method":
         return option == "milestones" or option.endswith(("_steps", "_epochs", "_step", "_epoch"))
     return option.endswith(("_steps", "_step"))
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from regrow.compare.grid import Run
+from regrow.recipes import Recipe
 
 
 class Show:
@@ -81,15 +82,28 @@ def shower(console: Console, runs: Sequence[Run]) -> Iterator[Show]:
 
 
 def _where(run: Run) -> tuple[float, str]:
-    """The share of `run` that is done and its last loss, from the end of its log."""
-    for line in reversed(_tail(run.folder / "metrics.jsonl")):
+    """The share of `run` that is done and its last loss, from the end of its log, or of its members' logs."""
+    tickets = run.recipe.tickets
+    if tickets is None or tickets.name != "dst":
+        return _read(run.folder / "metrics.jsonl", run.recipe)
+    count = tickets.options["tickets"]
+    read = [
+        _read(run.folder / "members" / str(index) / "metrics.jsonl", run.recipe) for index in range(count)
+    ]
+    losses = [loss for _, loss in read if loss != "-"]
+    return sum(share for share, _ in read) / count, losses[-1] if losses else "-"
+
+
+def _read(log: Path, recipe: Recipe) -> tuple[float, str]:
+    """The share of one run that is done, and its last loss."""
+    for line in reversed(_tail(log)):
         try:
             record = json.loads(line)
         except ValueError:  # cut at the front, or being written
             continue
         if record.get("kind") == "train":
-            length = run.recipe.steps or run.recipe.epochs or 1
-            done = record["step"] if run.recipe.steps else record["epoch"]
+            length = recipe.steps or recipe.epochs or 1
+            done = record["step"] if recipe.steps else record["epoch"]
             return min(1.0, done / length), f"{record['loss']:.3f}"
     return 0.0, "-"
 

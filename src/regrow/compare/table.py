@@ -38,6 +38,12 @@ class Row:
     memory: float | None
     """Peak memory of the process in megabytes, the largest of the runs."""
     needs_dense: bool
+    nll: float | None = None
+    """Negative log likelihood of what is tested, mean of the runs."""
+    ece: float | None = None
+    """Expected calibration error, mean of the runs."""
+    networks: int = 1
+    """How many networks a test runs: the members of an ensemble."""
 
     @property
     def n(self) -> int:
@@ -116,7 +122,16 @@ def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> 
         summaries[0]["time_is"],
         max(memory, default=None),
         needs_dense(runs[0].recipe.method),
+        _mean(summary.get("nll") for summary in summaries),
+        _mean(summary.get("ece") for summary in summaries),
+        summaries[0].get("networks", 1),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Of numbers that runs of an older version may not have."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def reference(base: Recipe, runs: Iterable[Run]) -> float | None:

@@ -42,6 +42,10 @@ def _multiple(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}x"
 
 
+def _decimal(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
 def columns(table: Table) -> dict[str, Callable[[Row], str]]:
     """Head of each column, and its text for a row."""
     base = table.grid.base
@@ -55,6 +59,9 @@ def columns(table: Table) -> dict[str, Callable[[Row], str]]:
         "n": lambda row: str(row.n),
         "accuracy %": lambda row: f"{row.mean:.2f}",
         "deviation": lambda row: "-" if row.deviation is None else f"{row.deviation:.2f}",
+        "nll": lambda row: _decimal(row.nll),
+        "ece": lambda row: _decimal(row.ece),
+        **({"networks": lambda row: str(row.networks)} if any(r.networks > 1 for r in table.rows) else {}),
         "connections": lambda row: _count(row.connections),
         "training FLOPs": lambda row: _multiple(row.training),
         "test FLOPs": lambda row: _multiple(row.test),
@@ -70,8 +77,13 @@ def notes(table: Table) -> list[str]:
     result = [
         "FLOPs: multiples of the dense network trained for the recipe's own length; of training measured (the density "
         "that the runs had over time, updates, dense gradients), of a test counted.",
+        "nll: negative log likelihood in nats; ece: expected calibration error, 15 bins; of what is tested, means.",
         "needs dense: memory or compute of the dense network at any time but an update, in the method itself.",
     ]
+    if any(row.networks > 1 for row in rows):
+        result.append(
+            "networks: how many a test runs, an ensemble's members; connections and FLOPs are those of all of them."
+        )
     marked = sorted({row.time_is for row in rows} & {"masks", "mixed"})
     result += [f"* time {TIMES[kind]}." for kind in marked]
     machine = table.machine
@@ -157,6 +169,9 @@ def as_csv(table: Table) -> str:
         "n",
         "mean",
         "deviation",
+        "nll",
+        "ece",
+        "networks",
         "connections",
         "training",
         "test",

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from regrow.costs.trace import Example, Work, trace
-from regrow.costs.training import METHODS, training_multiple
+from regrow.costs.training import METHODS, ticket_multiples, training_multiple
 from regrow.costs.units import Unit, require_convention, stored_megabytes, units
 from regrow.errors import RegrowValueError, closest, require_count
 from regrow.methods.registry import methods
@@ -54,6 +54,8 @@ class Costs:
     multiplier: float = 1.0
     small_dense: float | None = None
     """FLOPs of a dense network of the same stored size; None where there is none to compare with."""
+    tickets: int | None = None
+    """M of Sup-tickets and of FreeTickets' ensembles; None counts one network alone."""
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -83,10 +85,24 @@ class Costs:
         """FLOPs of training by each method, as a multiple of those of dense training of the plain length.
 
         Pruning ends at this network's sparsity and follows the published 33 samples of its schedule; Small-Dense is
-        None where no network was given to compare with. `regrow.costs.training_multiple` has the formulas.
+        None where no network was given to compare with. `regrow.costs.training_multiple` has the formulas. With
+        `tickets` also ``sup``, ``edst`` and ``dst`` (`regrow.costs.ticket_multiples`), of bare multiply-adds as in
+        their paper's tables, whatever the convention.
         """
         kinds = METHODS | {n: r.cost for n, r in methods().items() if n not in METHODS}
-        return {name: self._multiple(kind) for name, kind in kinds.items()}
+        found = {name: self._multiple(kind) for name, kind in kinds.items()}
+        if self.tickets is None:
+            return found
+        products = self.multiply_adds
+        forward = products["sparse"] / products["dense"]
+        return found | ticket_multiples(forward, self.tickets, multiplier=self.multiplier)
+
+    @property
+    def test_multiple(self) -> dict[str, float]:
+        """FLOPs of a test where there are `tickets`, as a multiple of a dense one's: an ensemble runs each member."""
+        one = self.flops["inference_multiple"]
+        count = self.tickets
+        return {} if count is None else {"sup": one, "edst": count * one, "dst": count * one}
 
     def _multiple(self, kind: str) -> float | None:
         flops = self.flops
@@ -131,6 +147,9 @@ class Costs:
             "training_multiple": self.training_multiple,
             "update_every": self.update_every,
             "multiplier": self.multiplier,
+            **(
+                {} if self.tickets is None else {"tickets": self.tickets, "test_multiple": self.test_multiple}
+            ),
             "size_megabytes": self.size_megabytes,
             "uncounted": list(self.uncounted),
         }
@@ -167,12 +186,23 @@ class Costs:
             f"test {flops['inference_multiple']:.4f}x",
             f"training{length}, multiples of dense, an update every {self.update_every} steps:",
             "  " + "  ".join(f"{name} {value}" for name, value in said.items()),
+            *self._of_tickets(),
             f"size        {size['dense']:.3f} MB dense, {size['sparse']:.3f} MB sparse",
             f"all counted, convention {self.convention}: {MEANING[self.convention]}",
         ]
         if self.uncounted:
             lines.append(f"without a rule, 0 FLOPs: {', '.join(self.uncounted)}")
         return lines
+
+    def _of_tickets(self) -> list[str]:
+        if self.tickets is None:
+            return []
+        said = "  ".join(f"{name} {multiple:.4f}" for name, multiple in self.test_multiple.items())
+        return [
+            f"  sup, edst and dst with {self.tickets} tickets; edst: 150 epochs of exploration and 100 for each "
+            "ticket, against 250 of dense training",
+            f"test of these, multiples of dense: {said}",
+        ]
 
 
 def costs(

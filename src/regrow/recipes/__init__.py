@@ -6,5 +6,19 @@ from regrow.recipes.loading import as_yaml, load, read, shipped
 from regrow.recipes.parts import find, import_file, resolve
 from regrow.recipes.rates import Rate
 from regrow.recipes.schema import Part, Recipe
+from regrow.recipes.tickets import KINDS, Plan
 
-__all__ = ["Part", "Rate", "Recipe", "as_yaml", "find", "import_file", "load", "read", "resolve", "shipped"]
+__all__ = [
+    "KINDS",
+    "Part",
+    "Plan",
+    "Rate",
+    "Recipe",
+    "as_yaml",
+    "find",
+    "import_file",
+    "load",
+    "read",
+    "resolve",
+    "shipped",
+]

@@ -14,6 +14,10 @@ from pydantic import BaseModel, ValidationError
 from regrow.errors import RegrowValueError, closest
 from regrow.recipes.parts import resolve
 from regrow.recipes.schema import Recipe
+from regrow.recipes.tickets import ALTERNATIVES
+
+LENGTHS = [["steps", "epochs"], *([f"tickets.{name}" for name in units] for units in ALTERNATIVES.values())]
+"""Keys of which a recipe gives one."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -64,9 +68,10 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
     files = [str(path.parent / Path(f).expanduser()) for f in raw.get("imports") or []] + list(imports)
     raw["imports"] = [str(Path(file).resolve()) for file in files]
     given = [_override(raw, override) for override in overrides]
-    for length, other in (("steps", "epochs"), ("epochs", "steps")):
-        if length in given and other not in given:
-            raw.pop(other, None)  # the length asked for replaces the recipe's, whatever its unit
+    for lengths in LENGTHS:
+        if any(length in given for length in lengths):
+            for other in set(lengths) - set(given):
+                _remove(raw, other)  # the length asked for replaces the recipe's, whatever its unit
     return resolve(_validate(raw, name))
 
 
@@ -112,6 +117,14 @@ def _override(raw: dict[str, Any], text: str) -> str:
     except yaml.YAMLError as error:
         raise RegrowValueError(f"`{key}`: {value!r} is no YAML: {error}") from error
     return key
+
+
+def _remove(raw: dict[str, Any], key: str) -> None:
+    """Take ``a.b`` out of `raw`, if it is there."""
+    outer, _, inner = key.rpartition(".")
+    holder = raw.get(outer) if outer else raw
+    if isinstance(holder, dict):
+        holder.pop(inner, None)
 
 
 def _validate(raw: dict[str, Any], where: str) -> Recipe:

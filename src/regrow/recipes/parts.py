@@ -16,10 +16,12 @@ import torch
 import regrow
 from regrow.data import Augment, datasets
 from regrow.errors import RegrowValueError, closest
+from regrow.methods import Dynamic
 from regrow.methods.registry import records
 from regrow.models import models
 from regrow.recipes.rates import RATES
 from regrow.recipes.schema import Part, Recipe
+from regrow.recipes.tickets import KINDS, chosen
 
 
 def dense() -> None:
@@ -31,7 +33,7 @@ def small_dense() -> None:
 
 
 def choices(key: str) -> dict[str, Callable[..., Any]]:
-    """What the recipe key `model`, `data`, `method`, `optimizer` or `schedule` may name."""
+    """What the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
     if key == "model":
         return {name: record.build for name, record in models().items()}
     if key == "data":
@@ -43,7 +45,7 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
         kinds = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
         # one is the base class, one needs a closure, one gradients that are sparse tensors
         return {n: kinds[n] for n in sorted(kinds) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
-    return dict(RATES)
+    return dict(KINDS if key == "tickets" else RATES)
 
 
 # what the training loop gives itself, so that no recipe may
@@ -53,6 +55,7 @@ _SUPPLIED = {
     "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
     "optimizer": {"params"},
     "schedule": {"total_steps"},
+    "tickets": {"total", "epoch"},
 }
 
 
@@ -62,12 +65,12 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     Raises:
         RegrowValueError: for an unknown name, or a ``package.module:function`` that cannot be imported.
     """
-    if ":" in part.name:
+    known, own = choices(key), key != "tickets"
+    if own and ":" in part.name:
         return _import(key, part.name)
-    known = choices(key)
     if part.name not in known:
         raise RegrowValueError(
-            f"`{key}` must be one of {', '.join(known)} or package.module:function, "
+            f"`{key}` must be one of {', '.join(known)}{' or package.module:function' if own else ''}, "
             f"got {part.name!r}{closest(part.name, known)}"
         )
     return known[part.name]
@@ -85,17 +88,45 @@ def resolve(recipe: Recipe) -> Recipe:
         import_file(Path(file))
     parts: dict[str, Part] = {}
     for key in _SUPPLIED:
-        part: Part = getattr(recipe, key)
+        part: Part | None = getattr(recipe, key)
+        if part is None:
+            continue
         options = _check(f"{key}.", f"{key} {part.name}", find(key, part), part.options, _SUPPLIED[key])
         if key == "optimizer":
             options = part.options
         elif key == "method" and "seed" in options:
             options["seed"] = part.options.get("seed", recipe.seed)
+        elif key == "tickets":
+            options = chosen(part.name, options)
         parts[key] = Part(name=part.name, **options)
+    _check_tickets(recipe.model_copy(update=parts))
     augment = _check("augment.", "augment", Augment, recipe.augment, set()) if recipe.augment else {}
     _check("sparsify.", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {**recipe.sparsify, "seed": recipe.sparsify.get("seed", recipe.seed)} if recipe.sparsify else {}
     return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
+
+
+def _check_tickets(recipe: Recipe) -> None:
+    """What tickets need of the rest of the recipe."""
+    if recipe.tickets is None:
+        return
+    kind, method = recipe.tickets.name, recipe.method.name
+    if kind == "edst" and recipe.validation is None:
+        raise RegrowValueError(
+            "`validation` is missing: tickets edst are the best checkpoints of their windows, and the test set must "
+            "choose nothing\nAdd `validation: 0.1`; in a comparison, `edst.validation=0.1` is for edst alone."
+        )
+    if kind != "dst" and method in ("dense", "small-dense"):
+        raise RegrowValueError(
+            f"`tickets` {kind} needs a sparse network, and method {method} has none\n"
+            "Take another method, or tickets: dst, which are an ensemble of any networks."
+        )
+    record = records().get(method)
+    if record is not None and recipe.tickets.options.get("explore") and not issubclass(record.cls, Dynamic):
+        raise RegrowValueError(
+            f"`tickets.explore` needs a method that drops and grows, such as rigl or set, and {method} does not\n"
+            "Take another method, or give `tickets.explore: null`."
+        )
 
 
 def _check(

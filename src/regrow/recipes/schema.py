@@ -52,9 +52,27 @@ class Recipe(BaseModel):
         lt=1,
         description="share of the training examples held out, and tested instead of the test set",
     )
+    test_on: Literal["validation", "test"] | None = Field(
+        None,
+        description="what the result is tested on where `validation` holds examples out: these, or the test set; "
+        "default: these, but the test set for tickets",
+    )
+    keep: Literal["last", "best"] = Field(
+        "last",
+        description="the weights that are the result: the last, or those with the best accuracy in `validation`",
+    )
     sparsify: dict[str, Any] = Field({}, description="the arguments of `regrow.sparsify`")
     method: Part = Field(
         Part(name="rigl"), description="how the topology evolves; `dense` for a dense network"
+    )
+    initial_sparsity: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="what a method that prunes in training starts from: by default 0 for pruning, 0.5 for granet",
+    )
+    tickets: Part | None = Field(
+        None, description="several networks in one run: sup, edst or dst; milestones of `schedule` move along"
     )
     optimizer: Part = Field(description="a class of torch.optim, and its options")
     no_decay: list[str] = Field(
@@ -99,6 +117,24 @@ class Recipe(BaseModel):
                 f"`batch_size` must be a multiple of `accumulate`, got {self.batch_size} and {self.accumulate}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Recipe:
+        for key in ("keep", "test_on"):
+            if self.validation is None and getattr(self, key) in ("best", "validation"):
+                raise ValueError(
+                    f"`{key}: {getattr(self, key)}` needs examples that are held out\nAdd `validation: 0.1`."
+                )
+        if self.keep == "best" and self.tickets is not None:
+            raise ValueError("`keep: best` is not for `tickets`, which say themselves what they keep")
+        return self
+
+    @property
+    def tested_on(self) -> str:
+        """What the result is tested on: ``validation`` or ``test``."""
+        if self.validation is None:
+            return "test"
+        return self.test_on or ("validation" if self.tickets is None else "test")
 
     @property
     def dense(self) -> bool:

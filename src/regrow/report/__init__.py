@@ -6,6 +6,7 @@ from regrow.report.comparison import draw_comparison
 from regrow.report.curves import draw_curves
 from regrow.report.maps import CentreAndBorder, centre_and_border, draw_maps, mean_connections
 from regrow.report.pictures import draw
+from regrow.report.tickets import draw_tickets
 
 __all__ = [
     "CentreAndBorder",
@@ -14,5 +15,6 @@ __all__ = [
     "draw_comparison",
     "draw_curves",
     "draw_maps",
+    "draw_tickets",
     "mean_connections",
 ]

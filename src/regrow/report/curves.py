@@ -28,7 +28,8 @@ def draw_curves(run: Path, title: str) -> Path | None:
 
     accuracy = [100 * record["accuracy"] for record in test]
     axes[1].plot([record["step"] for record in test], accuracy, color=style.GREEN, marker="o", markersize=4)
-    axes[1].set(title="Test accuracy", ylabel="correct (%)")
+    what = test[-1].get("on", "test") if test else "test"
+    axes[1].set(title=f"{what.capitalize()} accuracy", ylabel="correct (%)")
     if test:
         axes[1].annotate(
             f"{accuracy[-1]:.2f}%",

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from regrow.training.build import Setup, build
+from regrow.training.build import Setup, build, calendar
 from regrow.training.folder import RunFolder
-from regrow.training.loop import Interrupted, train
+from regrow.training.loop import Interrupted
+from regrow.training.members import train
 from regrow.training.progress import Progress, bar, lines
 from regrow.training.summary import environment
 
-__all__ = ["Interrupted", "Progress", "RunFolder", "Setup", "bar", "build", "environment", "lines", "train"]
+__all__ = [
+    "Interrupted",
+    "Progress",
+    "RunFolder",
+    "Setup",
+    "bar",
+    "build",
+    "calendar",
+    "environment",
+    "lines",
+    "train",
+]

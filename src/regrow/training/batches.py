@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,11 +17,30 @@ AT_ONCE = 2**22
 """A test batch holds about so many input values, but at least as many examples as a training batch."""
 
 
+@dataclass(frozen=True)
+class Examples:
+    """What a network is tested on."""
+
+    name: str
+    """``validation`` or ``test``."""
+    inputs: Tensor
+    targets: Tensor
+    chosen: Tensor
+    """Which of `inputs` and `targets`, ascending."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
 class Batches:
     """Training batches, each a pure function of (seed, step), and the batches of a test.
 
-    With `validation` in the recipe, the share of training examples that it names is kept out of training and
-    tested instead of the test set; which ones does not depend on the seed. `tested` is how many are tested.
+    With `validation` in the recipe, the share of training examples that it names is kept out of training; which ones
+    does not depend on the seed.
+
+    Attributes:
+        during: what is tested during the run: the examples held out, or the test set where there are none.
+        final: what its result is tested on, as the recipe says.
 
     Raises:
         RegrowValueError: for an augmentation that does not fit the data, or too few examples.
@@ -32,18 +52,20 @@ class Batches:
         self.augment.check(data.train_inputs.shape[1:])
         self.inputs, self.targets = _resident(data.train_inputs, data.train_targets, device)
         count = len(self.inputs)
-        self.validation = recipe.validation is not None
         self._chosen: Tensor | None = None  # of the training examples, those that train
+        held_out = None
         if recipe.validation is not None:
-            held_out = max(1, round(count * recipe.validation))
+            share = max(1, round(count * recipe.validation))
             shuffled = torch.randperm(count, generator=generator(0, "validation", count))
-            self._chosen, self._tested = shuffled[held_out:], shuffled[:held_out].sort().values
-            self.test_inputs, self.test_targets = self.inputs, self.targets
+            self._chosen = shuffled[share:]
+            held_out = Examples("validation", self.inputs, self.targets, shuffled[:share].sort().values)
+        if held_out is None or recipe.tested_on == "test":
+            tested = _resident(data.test_inputs, data.test_targets, device)
+            self.final = Examples("test", *tested, torch.arange(len(data.test_inputs)))
         else:
-            self._tested = torch.arange(len(data.test_inputs))
-            self.test_inputs, self.test_targets = _resident(data.test_inputs, data.test_targets, device)
+            self.final = held_out
+        self.during = held_out or self.final
         self.examples = count if self._chosen is None else len(self._chosen)
-        self.tested = len(self._tested)
         self.steps_per_epoch = self.examples // self.size
         if self.steps_per_epoch == 0:
             raise RegrowValueError(
@@ -62,13 +84,18 @@ class Batches:
         inputs = self.augment.train(self.inputs[batch].to(self.device), self.seed, step)
         return prepared(self.data, inputs), self.targets[batch].to(self.device, torch.int64)
 
-    def test(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All that is tested, in order, on the run's device."""
-        values = self.test_inputs[0].numel()
-        size = min(1000, max(self.size, AT_ONCE // values))
-        for some in self._tested.to(self.test_inputs.device).split(size):
-            inputs = self.augment.test(self.test_inputs[some].to(self.device))
-            yield prepared(self.data, inputs), self.test_targets[some].to(self.device, torch.int64)
+    def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All `examples` (default: `during`) in order, on the run's device."""
+        tested = examples or self.during
+        size = min(1000, max(self.size, AT_ONCE // tested.inputs[0].numel()))
+        for some in tested.chosen.to(tested.inputs.device).split(size):
+            inputs = self.augment.test(tested.inputs[some].to(self.device))
+            yield prepared(self.data, inputs), tested.targets[some].to(self.device, torch.int64)
+
+    def epoch(self, step: int) -> Iterator[Tensor]:
+        """Inputs of an epoch of training batches, beginning with that of `step`."""
+        for later in range(step, step + self.steps_per_epoch):
+            yield self.train(later)[0]
 
     def example(self, count: int = 1) -> Tensor:
         """`count` test inputs as the model takes them, on the run's device."""

@@ -15,10 +15,11 @@ from torch import nn
 import regrow
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowError, RegrowValueError
-from regrow.recipes import Part, Rate, Recipe, find
+from regrow.recipes import Part, Plan, Rate, Recipe, find
 from regrow.training import ways
 from regrow.training.batches import Batches
 from regrow.training.groups import parameter_groups
+from regrow.training.tickets import Keeper, keeper
 
 
 @dataclass
@@ -32,6 +33,9 @@ class Setup:
     optimizer: torch.optim.Optimizer
     method: Any
     """None for a dense network."""
+    plan: Plan | None
+    """When tickets are made; None where none are."""
+    keeper: Keeper
     rate: Rate
     device: torch.device
     total_steps: int
@@ -40,8 +44,13 @@ class Setup:
     """What the run continues from."""
 
 
-def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None) -> Setup:
+def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensors | None = None) -> Setup:
     """All that `recipe` names, as it was in `checkpoint`; sets seeds and threads.
+
+    Args:
+        recipe: resolved.
+        checkpoint: of the run that is to go on.
+        data: what the recipe's data part makes, where it is at hand.
 
     Raises:
         RegrowError: for anything in the recipe that cannot be, before anything is written.
@@ -49,11 +58,11 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None) -> Setup:
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
     device = _device(recipe.device)
-    data = check_dataset(_make("data", recipe.data), recipe.data.name)
+    data = check_dataset(_make("data", recipe.data), recipe.data.name) if data is None else data
     batches = Batches(data, recipe, device)
     steps_per_epoch = batches.steps_per_epoch
     total = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
-    rate = _make("schedule", recipe.schedule, total)
+    plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
     build_network = partial(_network, recipe, data, batches)
     model = ways.network(recipe, batches, build_network).to(device)
     if checkpoint:
@@ -61,11 +70,54 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None) -> Setup:
     optimizer = _make("optimizer", recipe.optimizer, parameter_groups(model, recipe.no_decay))
     if checkpoint:
         optimizer.load_state_dict(checkpoint["optimizer"])
-    method = _method(recipe, model, optimizer, total, build_network)
-    filled = recipe.model_copy(update={"device": str(device), "threads": torch.get_num_threads()})
+    method = _method(recipe, model, optimizer, _schedule_end(recipe, plan, total), build_network)
+    kept = keeper(recipe, batches, model, method, plan)
+    if checkpoint:
+        kept.load_state_dict(checkpoint.get("keeper", {}))
     return Setup(
-        filled, data, batches, model, optimizer, method, rate, device, total, steps_per_epoch, checkpoint
+        recipe=recipe.model_copy(update={"device": str(device), "threads": torch.get_num_threads()}),
+        data=data,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        method=method,
+        plan=plan,
+        keeper=kept,
+        rate=_rate(recipe, plan, total),
+        device=device,
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        checkpoint=checkpoint,
     )
+
+
+def calendar(setup: Setup) -> str:
+    """A line on when the tickets of a run are made; nothing where none are."""
+    plan, part = setup.plan, setup.recipe.tickets
+    if plan is None or part is None:
+        return ""
+    if part.name == "dst":
+        return f"tickets dst: {plan.count} runs of {plan.length:,} steps\n"
+    return (
+        f"tickets {part.name}: {plan.count} windows of {plan.length:,} steps after the first {plan.start:,} of "
+        f"{setup.total_steps:,}\n"
+    )
+
+
+def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
+    """The schedule up to the first window, which has rates of its own; milestones keep their share of the way."""
+    end = total if plan is None else plan.start
+    options = recipe.schedule.options
+    milestones = options.get("milestones")
+    if end < total and isinstance(milestones, list) and all(isinstance(at, int) for at in milestones):
+        options["milestones"] = [at * end // total for at in milestones]
+    rate: Rate = _make("schedule", Part(name=recipe.schedule.name, **options), end)
+    return rate
+
+
+def _schedule_end(recipe: Recipe, plan: Plan | None, total: int) -> int:
+    """The `total_steps` of the method: its schedule ends before the cycles of Sup-tickets."""
+    return plan.start if plan is not None and recipe.tickets and recipe.tickets.name == "sup" else total
 
 
 def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
@@ -85,7 +137,7 @@ def _method(recipe: Recipe, model: nn.Module, optimizer: Any, total: int, networ
         return None
     if ways.is_topology(name):
         return regrow.Static(model, optimizer, total_steps=total)
-    further = {"final_sparsity": ways.final_sparsities(recipe, network)} if name == "pruning" else {}
+    further = {"final_sparsity": ways.final_sparsities(recipe, network)} if name in ways.PRUNING else {}
     return _make("method", recipe.method, model, optimizer, total_steps=total, **further)
 
 

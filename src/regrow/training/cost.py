@@ -60,7 +60,7 @@ def measure(
                 now -= 2 * layer.uses * (moved["grown"] - moved["dropped"])
         end = after
         seen.append(now)
-        if kind == "rigl":
+        if kind in ("rigl", "granet"):
             extra += dense - now
     forward += now * end
     total = 2 * forward + steps * dense if kind == "snfs" else 3 * forward + extra
@@ -72,4 +72,13 @@ def measure(
         "most": max(seen),
         "training": total / steps,
         "connections": connections,
+    }
+
+
+def tested(networks: Sequence[nn.Module], example: Tensor) -> dict[str, float]:
+    """FLOPs of a ``test`` of one example by all `networks`, and their ``connections``, dense layers included."""
+    counted = [regrow.costs(network, example) for network in networks]
+    return {
+        "test": float(sum(costs.flops["sparse"] for costs in counted)),
+        "connections": float(sum(costs.parameters["sparse"] for costs in counted)),
     }

@@ -6,7 +6,9 @@ data.json          what the data is
 metrics.jsonl      what was measured, one record a line
 maps.jsonl         connections that leave each input pixel, at the start and after each update
 checkpoint.pt      everything that a resumed run needs
-model.safetensors  the final model
+model.safetensors  the network that is the result; an ensemble has none, only its tickets
+tickets/0.safetensors, ...  the tickets of a run that makes several
+members/0, ...     the run folders of the members of an ensemble of independent runs
 summary.txt/.json  the result; the last to be written, so their presence means that the run is finished
 """
 
@@ -22,7 +24,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
 
+import regrow
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.saving import write_atomically
 
@@ -119,6 +124,24 @@ class RunFolder:
             rest = memoryview((json.dumps(record) + "\n").encode())
             while rest:  # a disk that fills up takes a part first, and refuses the next
                 rest = rest[self._logs[name].write(rest) :]
+
+    def save_model(self, name: str, model: nn.Module) -> None:
+        """Write `model`, sparse or dense, to the safetensors file `name`."""
+        path = self.path / name
+        with self.disk(path):
+            path.parent.mkdir(exist_ok=True)
+            if regrow.is_sparse(model):
+                regrow.save(model, path)
+            else:
+                state = {key: value.cpu().contiguous().clone() for key, value in model.state_dict().items()}
+                write_atomically(path, lambda beside: save_file(state, beside))
+
+    def load_model(self, name: str, into: nn.Module) -> nn.Module:
+        """Read what `save_model` wrote `into` a network of the same architecture; returns it."""
+        if regrow.is_sparse(into):
+            return regrow.load(self.path / name, into)
+        into.load_state_dict(load_file(self.path / name))
+        return into
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         """Write `state` and how long the logs are at this moment; the old checkpoint stays until that is done."""

@@ -7,24 +7,25 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import regrow
 from regrow.errors import RegrowError, RegrowRuntimeError
-from regrow.saving import write_atomically
+from regrow.tickets import Ensemble
 from regrow.training.build import Setup, seed_everything
+from regrow.training.evaluation import Evaluation, evaluate
 from regrow.training.folder import RunFolder
 from regrow.training.loss import cross_entropy
 from regrow.training.pixels import PixelMap, describe
 from regrow.training.progress import Progress, Status
-from regrow.training.summary import summarize
+from regrow.training.summary import as_text, judge, summarize
+from regrow.training.tickets import Outcome
 
 
 class Interrupted(RegrowError):
@@ -54,7 +55,7 @@ class _Run:
     def __init__(self, setup: Setup, folder: RunFolder, progress: Progress) -> None:
         self.setup, self.folder, self.progress = setup, folder, progress
         recipe, device = setup.recipe, setup.device
-        self.model, self.optimizer = setup.model, setup.optimizer
+        self.model, self.optimizer, self.keeper = setup.model, setup.optimizer, setup.keeper
         self.log_every = recipe.log_every
         self.evaluate_every = recipe.evaluate_every or setup.steps_per_epoch
         self.checkpoint_every = recipe.checkpoint_every or setup.steps_per_epoch
@@ -80,24 +81,24 @@ class _Run:
 
     def to_the_end(self) -> dict[str, Any]:
         """Train what is left, test, and write the final model and the summary."""
-        status = self.status
         with _stop_signals() as stop:
             self.steps(stop)
-        if status.accuracy is None:
-            self.evaluate()
-        final = self.folder.path / "model.safetensors"
-        with self.folder.disk(final):
-            if regrow.is_sparse(self.model):
-                regrow.save(self.model, final)
-            else:
-                state = {
-                    name: value.cpu().contiguous().clone() for name, value in self.model.state_dict().items()
-                }
-                write_atomically(final, lambda path: save_file(state, path))
-        result = summarize(self.setup, self.model, status, self.folder.records("metrics.jsonl"))
-        self.folder.write("summary.txt", (result["text"] + "\n").encode())
-        self.folder.write_json("summary.json", {key: value for key, value in result.items() if key != "text"})
+        outcome = self.keeper.finish(self.folder)
+        if not isinstance(outcome.network, Ensemble):
+            self.folder.save_model("model.safetensors", outcome.network)
+        verdict = judge(outcome, self.setup, self.known(outcome))
+        records = self.folder.records("metrics.jsonl")
+        result = summarize(self.setup, outcome, verdict, self.status, records)
+        self.folder.write("summary.txt", (as_text(result) + "\n").encode())
+        self.folder.write_json("summary.json", result)
         return result
+
+    def known(self, outcome: Outcome) -> Evaluation | None:
+        """The last test, where it was the one that the result is of."""
+        status, batches = self.status, self.setup.batches
+        if outcome.network is not self.model or batches.during is not batches.final or status.ece is None:
+            return None
+        return Evaluation(status.accuracy or 0.0, status.test_loss or 0.0, status.ece)
 
     def steps(self, stop: threading.Event) -> None:
         """The loop itself."""
@@ -109,8 +110,9 @@ class _Run:
             status.step += 1
 
             end = status.step == status.total
-            log = end or status.step % self.log_every == 0
-            test = end or status.step % self.evaluate_every == 0
+            due = self.keeper.due(status.step)
+            log = end or status.step % self.log_every == 0 or self.keeper.logs(status.step)
+            test = end or status.step % self.evaluate_every == 0 or due
             save = end or status.step % self.checkpoint_every == 0 or stop.is_set()
             if log or test or save:
                 self.check_losses()  # waits for the device, so that the time below is all of it
@@ -119,6 +121,8 @@ class _Run:
                     self.log()
                 if test:
                     self.evaluate()
+                if due:
+                    status.seconds += self.keeper.collect(status.step, self.folder)
                 if save:
                     self.save_checkpoint()
                 clock = time.perf_counter()
@@ -183,12 +187,15 @@ class _Run:
         )
 
     def evaluate(self) -> None:
-        """Test the model on all test examples, and write what came out."""
-        loss, accuracy = evaluate(self.model, self.setup.batches.test(), self.setup.recipe.precision)
-        self.status.test_loss, self.status.accuracy = loss, accuracy
+        """Test the model on all that is tested during the run, and write what came out."""
+        status, setup = self.status, self.setup
+        found = evaluate(self.model, setup.batches.test(), setup.recipe.precision)
+        status.test_loss, status.accuracy, status.ece = found.nll, found.accuracy, found.ece
+        record = {"kind": "test", "step": status.step, "on": setup.batches.during.name}
         self.folder.append(
-            "metrics.jsonl", {"kind": "test", "step": self.status.step, "loss": loss, "accuracy": accuracy}
+            "metrics.jsonl", {**record, "loss": found.nll, "accuracy": found.accuracy, "ece": found.ece}
         )
+        self.keeper.tested(status.step, found)
 
     def check_losses(self) -> None:
         """Read the losses since the last log all at once.
@@ -224,31 +231,9 @@ class _Run:
                 "status": vars(self.status),
                 "losses": [float(loss) for loss in self.losses],
                 "random": _get_random(),
+                "keeper": self.keeper.state_dict(),
             }
         )
-
-
-def evaluate(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], precision: str
-) -> tuple[float, float]:
-    """Mean cross entropy and accuracy (0 to 1) of `model`, which is in training mode afterwards.
-
-    Args:
-        model: gives logits [N, C], or [N, T, C].
-        batches: inputs and targets [N] or [N, T], on the model's device.
-        precision: ``float32``, or ``bfloat16`` for torch.autocast.
-    """
-    losses, corrects, count = [], [], 0
-    model.eval()
-    with torch.inference_mode():
-        for inputs, targets in batches:
-            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = model(inputs)
-                losses.append(cross_entropy(logits, targets, reduction="sum"))
-            corrects.append((logits.argmax(-1) == targets).sum())
-            count += targets.numel()
-    model.train()
-    return float(torch.stack(losses).sum()) / count, int(torch.stack(corrects).sum()) / count
 
 
 @contextmanager

@@ -26,6 +26,8 @@ class Status:
     """Of the last test, 0 to 1."""
     test_loss: float | None = None
     """Of the last test: mean cross entropy in nats."""
+    ece: float | None = None
+    """Of the last test: expected calibration error."""
     moved: int = 0
     """Connections grown since the beginning, each of which replaced a dropped one."""
     seconds: float = 0.0

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shlex
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +19,10 @@ from torch import nn
 
 import regrow
 from regrow.training.build import Setup
-from regrow.training.cost import measure
+from regrow.training.cost import measure, tested
+from regrow.training.evaluation import Evaluation, differences, evaluate, mean, probabilities
 from regrow.training.progress import Status
+from regrow.training.tickets import Outcome
 
 TIMES = {
     "dense": "of dense training",
@@ -28,62 +32,161 @@ TIMES = {
 }
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """How good a result is, and the tickets that it was made of, on what the result is tested on."""
+
+    result: Evaluation
+    tickets: Sequence[Evaluation]
+    differences: dict[str, Any]
+    """``overlap``, ``disagreement``, ``kl``."""
+
+
+def judge(outcome: Outcome, setup: Setup, known: Evaluation | None = None) -> Verdict:
+    """Test the network of `outcome` and each of its tickets.
+
+    Args:
+        outcome: of the run.
+        setup: of the run.
+        known: how good the network is, where that has been tested before.
+    """
+    batches, precision = setup.batches, setup.recipe.precision
+    result = known or evaluate(outcome.network, batches.test(batches.final), precision)
+    each, found = [], []
+    for ticket in outcome.tickets:
+        each.append(evaluate(ticket, batches.test(batches.final), precision))
+        if len(outcome.tickets) > 1:
+            found.append(probabilities(ticket, batches.test(batches.final), precision))
+    return Verdict(result, each, differences(outcome.tickets, found) if each else {})
+
+
 def summarize(
-    setup: Setup, model: nn.Module, status: Status, records: Sequence[Mapping[str, Any]] = ()
+    setup: Setup,
+    outcome: Outcome,
+    verdict: Verdict,
+    status: Status,
+    records: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of ``summary.json``, and under ``text`` that of ``summary.txt``.
+    """The content of ``summary.json``.
 
     Args:
         setup: of the run.
-        model: as it is at the end.
+        outcome: what it has come to.
+        verdict: how good that is.
         status: at the end.
         records: of ``metrics.jsonl``.
     """
     recipe = setup.recipe
-    summary = regrow.summary(model)
-    storages = {row.storage for row in summary.rows} & {"masked", "compressed"}
-    kinds = {"masked": "masks", "compressed": "real sparsity"}
-    time_is = "mixed" if len(storages) == 2 else kinds[storages.pop()] if storages else "dense"
-    result: dict[str, Any] = {
+    flops = measure(setup.model, setup.batches.example(), setup.method, records, status.step)
+    if flops is not None:
+        flops |= tested(outcome.parts, setup.batches.example())
+        flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / status.step
+    return {
         "recipe": recipe.name,
         "method": recipe.method.name,
         "seed": recipe.seed,
-        "accuracy": status.accuracy,
-        "test_loss": status.test_loss,
-        "tested_on": _tested(setup),
-        "connections": summary.connections,
-        "parameters": summary.parameters,
-        "sparsity": summary.sparsity,
+        **verdict.result.to_dict(),
+        "test_loss": verdict.result.nll,
+        "tested_on": setup.batches.final.name,
+        "tested": len(setup.batches.final),
+        **size(outcome.parts),
         "steps": status.step,
         "steps_per_epoch": setup.steps_per_epoch,
         "moved": status.moved,
         "seconds": round(status.seconds, 2),
-        "time_is": time_is,
         "device": recipe.device,
         "threads": recipe.threads,
         "precision": recipe.precision,
         "peak_memory_megabytes": peak_memory(),
-        "flops": measure(model, setup.batches.example(), setup.method, records, status.step),
+        "flops": flops,
+        "networks": len(outcome.parts),
+        "tickets": about_tickets(setup, outcome, verdict),
     }
-    threads = f"{recipe.threads} thread" + ("s" if recipe.threads != 1 else "")
-    result["text"] = "\n".join(
-        [
-            f"accuracy     {status.accuracy:.2%} of {setup.batches.tested:,} {_tested(setup)} examples, "
-            f"loss {status.test_loss:.4f}",
-            f"connections  {summary.connections:,} in the sparse layers, {summary.sparsity:.2%} of whose weights "
-            f"are absent; {summary.parameters:,} parameters with everything",
-            f"moved        {status.moved:,} connections over the run",
-            f"time         {status.seconds:.1f} s of training, measured, {TIMES[time_is]}",
-            f"             {status.step:,} steps on {recipe.device}, {threads}, {recipe.precision}",
-            *_costs(result),
-        ]
-    )
-    return result
 
 
-def _tested(setup: Setup) -> str:
-    """What was tested."""
-    return "validation" if setup.batches.validation else "test"
+def size(networks: Sequence[nn.Module]) -> dict[str, Any]:
+    """Of all that a test runs."""
+    found = [regrow.summary(network) for network in networks]
+    storages = {row.storage for row in found[0].rows} & {"masked", "compressed"}
+    kinds = {"masked": "masks", "compressed": "real sparsity"}
+    return {
+        "connections": sum(one.connections for one in found),
+        "parameters": sum(one.parameters for one in found),
+        "sparsity": found[0].sparsity if len(found) == 1 else statistics.fmean(one.sparsity for one in found),
+        "time_is": "mixed" if len(storages) == 2 else kinds[storages.pop()] if storages else "dense",
+    }
+
+
+def about_tickets(setup: Setup, outcome: Outcome, verdict: Verdict) -> dict[str, Any] | None:
+    """What is known of the tickets; None where there are none."""
+    plan, part = setup.plan, setup.recipe.tickets
+    if plan is None or part is None or not verdict.tickets:
+        return None
+    each = [
+        {
+            "index": index,
+            "taken": step,
+            **found.to_dict(),
+            "connections": regrow.summary(ticket).connections,
+        }
+        for index, (ticket, step, found) in enumerate(
+            zip(outcome.tickets, outcome.steps, verdict.tickets, strict=True)
+        )
+    ]
+    return {
+        "kind": part.name,
+        "start": plan.start,
+        "windows": plan.count,
+        "length": plan.length,
+        "each": each,
+        "mean": mean(verdict.tickets).to_dict(),
+        **verdict.differences,
+        "norm_passes": outcome.norm_passes,
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """The content of ``summary.txt``."""
+    threads = f"{result['threads']} thread" + ("s" if result["threads"] != 1 else "")
+    several = f" of {result['networks']} networks" if result["networks"] > 1 else ""
+    lines = [
+        f"accuracy     {result['accuracy']:.2%} of {result['tested']:,} {result['tested_on']} examples, "
+        f"loss {result['nll']:.4f}, calibration error {result['ece']:.4f}",
+        *_ticket_lines(result),
+        f"connections  {result['connections']:,} in the sparse layers{several}, {result['sparsity']:.2%} of whose "
+        f"weights are absent; {result['parameters']:,} parameters with everything",
+        f"moved        {result['moved']:,} connections over the run",
+        f"time         {result['seconds']:.1f} s of training, measured, {TIMES[result['time_is']]}",
+        f"             {result['steps']:,} steps on {result['device']}, {threads}, {result['precision']}",
+        *_costs(result),
+    ]
+    return "\n".join(lines)
+
+
+MADE = {
+    "sup": "of {0} tickets, superposed",
+    "edst": "of an ensemble of {0} tickets from one run",
+    "dst": "of an ensemble of {0} independent runs",
+}
+
+
+def _ticket_lines(result: Mapping[str, Any]) -> list[str]:
+    tickets = result["tickets"]
+    if tickets is None:
+        return []
+    each = " ".join(f"{one['accuracy']:.2%}" for one in tickets["each"])
+    means = tickets["mean"]
+    lines = [
+        f"             {MADE[tickets['kind']].format(len(tickets['each']))}",
+        f"tickets      {each}; mean {means['accuracy']:.2%}, loss {means['nll']:.4f}, "
+        f"calibration error {means['ece']:.4f}",
+    ]
+    said = []
+    if tickets["disagreement"] is not None:
+        said.append(f"disagreement {tickets['disagreement']:.2%}, KL {tickets['kl']:.4f} between two of them")
+    if tickets["norm_passes"]:
+        said.append(f"{tickets['norm_passes']} extra passes over the training set for batch norms")
+    return lines + ([f"             {'; '.join(said)}"] if said else [])
 
 
 def _costs(result: Mapping[str, Any]) -> list[str]:

@@ -15,12 +15,17 @@ from regrow.recipes import Recipe, find
 from regrow.training.batches import Batches
 from regrow.training.loss import cross_entropy
 
+WHERE = ("include", "exclude")
+
 Build = Callable[..., nn.Module]
 """Makes the recipe's network; takes further options of it, such as its ``width``."""
 
 
 DENSE = ("dense", "small-dense")
 """Names of the methods that train a dense network."""
+
+PRUNING = {"pruning": 0.0, "granet": 0.5}
+"""Methods that end at the recipe's sparsity, and the published one that they start from."""
 
 
 def is_topology(name: str) -> bool:
@@ -32,7 +37,8 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
     """The network as the recipe's method starts with it.
 
     Dense for ``dense``; narrower and dense for ``small-dense``, with the stored size that the recipe's sparse network
-    has; with a mask of ones in the recipe's sparse layers for ``pruning``; with a topology that one batch decides for
+    has; in the recipe's sparse layers with its `initial_sparsity` for ``pruning`` (0, so a mask of ones) and
+    ``granet`` (0.5); with a topology that one batch decides for
     ``snip``; else as `regrow.sparsify` makes it.
     """
     name = recipe.method.name
@@ -47,12 +53,9 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
         sparse = regrow.sparsify(build(), **recipe.sparsify)
         size = regrow.costs(sparse, batches.example().cpu()).size_megabytes["sparse"]
         return build(width=small_dense(partial(find("model", recipe.model), **recipe.model.options), size))
-    if name == "pruning":
-        regrow.sparsify(model := build(), **recipe.sparsify)
-        distribution = dict.fromkeys(regrow.masks(model), 0.0)
-        return regrow.sparsify(
-            build(), distribution=distribution, storage=recipe.sparsify.get("storage", "auto")
-        )
+    if name in PRUNING:
+        further = {k: v for k, v in recipe.sparsify.items() if k not in ("sparsity", "distribution", *WHERE)}
+        return regrow.sparsify(build(), distribution=initial_sparsities(recipe, build), **further)
     if is_topology(name):
         inputs, targets = (tensor.cpu() for tensor in batches.train(0))
         init = records()[name].cls(cross_entropy, (inputs, targets), **recipe.method.options)
@@ -64,3 +67,21 @@ def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
     """What the recipe's `sparsify` gives each layer: where pruning ends."""
     rows = regrow.summary(regrow.sparsify(build(), **recipe.sparsify)).rows
     return {row.name: 1 - row.density for row in rows if row.storage != "dense"}
+
+
+def initial_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
+    """What each layer starts with where a method prunes on the way to `final_sparsities`.
+
+    The recipe's distribution at the initial sparsity; a layer that it leaves dense there has a mask of ones.
+    """
+    start = PRUNING[recipe.method.name] if recipe.initial_sparsity is None else recipe.initial_sparsity
+    final = final_sparsities(recipe, build)
+    if start > recipe.sparsify.get("sparsity", 1.0):
+        raise RegrowValueError(
+            f"`initial_sparsity` {start} of {recipe.method.name} is above `sparsify.sparsity` "
+            f"{recipe.sparsify['sparsity']}, where it is to end\nGive a lower `initial_sparsity`."
+        )
+    if not start or "sparsity" not in recipe.sparsify:  # a distribution that names every layer's
+        return {name: min(start, sparsity) for name, sparsity in final.items()}
+    rows = regrow.summary(regrow.sparsify(build(), **{**recipe.sparsify, "sparsity": start})).rows
+    return {row.name: 1 - row.density for row in rows if row.name in final}

@@ -34,7 +34,9 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
             base = f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name
             found = read(state, base, weight)
             if found is not None:
-                padded = state.get(f"{base}_values")  # optimizer state has its length, beyond the connections too
+                padded = state.get(
+                    f"{base}_values"
+                )  # optimizer state has its length, beyond the connections too
                 converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):

@@ -1,0 +1,67 @@
+"""A finished run read back from its folder: its data, its network, its tickets."""
+
+from __future__ import annotations
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import regrow
+from regrow.data import Tensors, check_dataset
+from regrow.errors import RegrowValueError
+from regrow.recipes import find, read
+from regrow.tickets import Ensemble
+from regrow.training.folder import RunFolder
+
+
+class Finished:
+    """A run that came to its end.
+
+    Args:
+        path: its folder.
+
+    Raises:
+        RegrowValueError: where there is no run, one that is not finished, or one of a small dense network, whose width
+            the recipe does not say.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder = RunFolder.open(path)
+        if not self.folder.finished:
+            raise RegrowValueError(
+                f"the run in {path} is not finished\nContinue it with `regrow train --resume {path}`."
+            )
+        self.recipe = read(path / "config.yaml")
+        if self.recipe.method.name == "small-dense":
+            raise RegrowValueError(f"the run in {path} is one of small-dense, allowed are all other methods")
+        self.summary: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+
+    @cached_property
+    def data(self) -> Tensors:
+        """The data set that the recipe names."""
+        part = self.recipe.data
+        return check_dataset(find("data", part)(**part.options), part.name)
+
+    def tickets(self) -> list[nn.Module]:
+        """The tickets in the order in which they were taken, in evaluation mode; none where the run made none."""
+        files = (self.folder.path / "tickets").glob("*.safetensors")
+        return [self._load(file) for file in sorted(files, key=lambda file: int(file.stem))]
+
+    def network(self) -> nn.Module:
+        """What the run came to, in evaluation mode: one network, or the ensemble of its tickets."""
+        file = self.folder.path / "model.safetensors"
+        return self._load(file) if file.is_file() else Ensemble(self.tickets()).eval()
+
+    def _load(self, file: Path) -> nn.Module:
+        part, state = self.recipe.model, torch.get_rng_state()
+        model: nn.Module = find("model", part)(**part.options)
+        torch.set_rng_state(state)  # the initial weights are overwritten: nobody's random numbers are used up
+        if self.summary["sparsity"]:
+            return regrow.load(file, into=model).eval()
+        model.load_state_dict(load_file(file))
+        return model.eval()
