@@ -64,7 +64,9 @@ def draw(found: dict[str, Any], out: Path) -> None:
         colour = style.ORANGE if run is None else COLOURS[run]
         left.plot(*zip(*line["losses"], strict=True), color=colour, label=None if label in seen else label)
         seen.add(label)
-    left.set(title="Training loss on the line", xlabel="from one ticket (0) to the other (1)", yscale="log")
+    left.set(title="Training loss on the line", xlabel="from one ticket (0) to the other (1)")
+    left.set_ylabel("cross entropy (nats)")
+    style.logarithmic(left)
     left.legend(frameon=False)
     image = right.imshow(found["overlap"], vmin=0, vmax=1, cmap="viridis")
     right.set(title="Share of connections in common")

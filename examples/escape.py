@@ -148,17 +148,16 @@ def draw(results: list[dict[str, Any]], out: Path) -> None:
         ("RigL", "RigL from there", style.ORANGE),
     ):
         lines(left, [before[-1] + x for x in before], [r[name]["losses"] for r in results], colour, label)
-    left.set(title="Training loss", xlabel="optimizer step", ylabel="cross entropy (nats)", yscale="log")
+    left.set(title="Training loss", xlabel="optimizer step", ylabel="cross entropy (nats)")
     style.thousands(left)
     for name, colour in zip(PATHS, (style.INK, style.BLUE, style.GREEN, style.ORANGE), strict=True):
         paths = [r["paths"][name]["losses"] for r in results]
         lines(right, [t for t, _ in paths[0]], [[loss for _, loss in path] for path in paths], colour, name)
-    right.set(title="Training loss along paths", xlabel="pruned (0) to static (1)", yscale="log")
-    right.set_ylim(top=4 * right.get_ylim()[1])  # room for the legend
+    right.set(title="Training loss along paths", xlabel="pruned (0) to static (1)")
     for axes in (left, right):
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+        style.logarithmic(axes)
         axes.legend(frameon=False, fontsize=9)
+    right.set_ylim(top=4 * right.get_ylim()[1])  # room for the legend
     for ending in ("png", "pdf"):
         print(style.save(figure, out / f"escape.{ending}"))
 

@@ -48,7 +48,7 @@ def measure(runs: dict[str, Finished], examples: int) -> dict[str, Any]:
     note("none", 0, images)
     for corruption, severity, inputs in corrupted(images):
         note(corruption, severity, inputs)
-        print(f"{corruption} {severity}", end="\r", flush=True)
+        print(f"{corruption} {severity}", flush=True)
     return found
 
 

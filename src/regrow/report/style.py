@@ -43,6 +43,13 @@ def thousands(axes: Axes) -> None:
     axes.set_xlim(left=0)
 
 
+def logarithmic(axes: Axes) -> None:
+    """A logarithmic y axis with plain numbers, at most three a decade."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write `figure` to `path`, beside it first, and return `path`."""
     beside = path.with_name(f"{path.stem}.writing{path.suffix}")
