@@ -123,7 +123,7 @@ def test_tickets_are_methods(recipe):
     assert kept.schedule.name == "cosine"
 
 
-def test_tickets_take_the_recipe_s_own_options(recipe):
+def test_tickets_take_the_recipe_s_own_options(recipe, tmp_path):
     grid = plan("fashion-tickets", ["rigl", "sup", "edst"], multipliers=[2])
     plain, sup, edst = (run.recipe for run in grid.runs)
     assert plain.tickets is None
@@ -132,8 +132,10 @@ def test_tickets_take_the_recipe_s_own_options(recipe):
     assert edst.tickets.options["start"] == 1 / 3
     longer = plan("fashion-edst", ["edst"], multipliers=[2]).runs[0].recipe
     assert (longer.epochs, longer.tickets.options["start_epochs"]) == (18, 6)
-    own = plan(recipe, ["sup-own_network:Largest"], imports=[str(OWN)]).runs[0].recipe
-    assert (own.method.name, own.tickets.name) == ("own_network:Largest", "sup")
+    copy = tmp_path / "own_method.py"  # under a name that no other test imports in this process
+    copy.write_text(OWN.read_text())
+    own = plan(recipe, ["sup-own_method:Largest"], imports=[str(copy)]).runs[0].recipe
+    assert (own.method.name, own.tickets.name) == ("own_method:Largest", "sup")
     grid = plan(recipe, ["set", "sup-set"], overrides=["tickets.cycle_steps=2,3"])
     assert [str(run.cell) for run in grid.runs] == [
         "set",
