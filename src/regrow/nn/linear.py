@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops.linear import ACTIVATIONS, csr, linear, mirror
+from regrow.ops.index import mirror
+from regrow.ops.linear import ACTIVATIONS, csr, linear
 from regrow.weights.loading import to_csr
 
 LIMIT = 2**31 - 1
+INDEX = ("weight_crow", "weight_col", "weight_crow_t", "weight_row_t", "weight_order")
 
 
 class SparseLinear(nn.Module):
@@ -54,7 +56,9 @@ class SparseLinear(nn.Module):
             )
         _check_positions(positions, in_features * out_features)
         if activation is not None and activation not in ACTIVATIONS:
-            raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}")
+            raise RegrowValueError(
+                f"`activation` must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}"
+            )
         self.activation = activation
         self.in_features = in_features
         self.out_features = out_features
@@ -110,18 +114,9 @@ class SparseLinear(nn.Module):
             raise RegrowRuntimeError(
                 f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}"
             )
-        output: Tensor = linear(
-            input,
-            values,
-            bias,
-            self.weight_crow,
-            self.weight_col,
-            self.weight_crow_t,
-            self.weight_row_t,
-            self.weight_order,
-            self.activation or "none",
-        )
-        return output
+        crow, col, crow_t, row_t, order = (self._buffers[name] for name in INDEX)
+        index = (crow, col, crow_t, row_t, order)
+        return linear(input, values, bias, *index, self.activation or "none")  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         weight = self.weight

@@ -48,19 +48,6 @@ def listen(crow: Tensor, listener: Listener) -> None:
     _listeners[crow.data_ptr()] = listener
 
 
-def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The index of the transposed matrix: ``crow_t, row_t, order`` (int32), padded like `col`."""
-    nnz = int(crow[-1])
-    rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
-    used = col[:nnz].long()
-    by_column = used.argsort(stable=True)
-    crow_t = torch.zeros(columns + 1, dtype=torch.int32, device=crow.device)
-    crow_t[1:] = used.bincount(minlength=columns).cumsum(0)
-    row_t, order = torch.zeros_like(col), torch.zeros_like(col)
-    row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
-    return crow_t, row_t, order
-
-
 @cache
 def _accept_beta() -> None:
     """CSR tensors warn once that they are beta: take that warning here, where it tells nobody anything."""
@@ -145,9 +132,7 @@ def _backward(
     if output is not None:
         gradient = _through_relu(gradient, output)
     return (
-        _input_gradient(gradient, input, values, crow_t, row_t, order)
-        if need_input
-        else input.new_empty(0),
+        _input_gradient(gradient, input, values, crow_t, row_t, order) if need_input else input.new_empty(0),
         _values_gradient(gradient, input, values, crow, col) if need_values else values.new_empty(0),
         gradient.sum(0) if need_bias else input.new_empty(0),
     )
@@ -292,7 +277,7 @@ class _Direct(torch.autograd.Function):
 
 
 def _is_laid_out(input: Tensor) -> bool:
-    return input.stride(0) == 1 and input.stride(1) % ROUND == 0 or input.dtype == torch.bfloat16
+    return (input.stride(0) == 1 and input.stride(1) % ROUND == 0) or input.dtype == torch.bfloat16
 
 
 def linear(

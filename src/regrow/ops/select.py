@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
+from regrow.ops import native
+
+ROOM = 1 << 16
+"""Candidates that may wait beside the best, before the worst of all are dropped."""
 
 
 def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
@@ -20,9 +24,78 @@ def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     threshold = torch.topk(scores, count, sorted=False).values.min()
     if threshold.isnan():
-        raise RegrowRuntimeError(
-            f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
-        )
+        raise _nan(what)
     above = (scores > threshold).nonzero().view(-1)
     tied = (scores == threshold).nonzero().view(-1)[: count - len(above)]
     return torch.cat([above, tied]).sort().values
+
+
+def _nan(what: str) -> RegrowRuntimeError:
+    return RegrowRuntimeError(
+        f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
+    )
+
+
+class Best:
+    """The `count` best of scores that come in tiles of ascending positions; ties go to the lower position.
+
+    Exactly what `top` would choose from all of them at once, in memory of `count` and a tile.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count = count
+        self._native = device.type == "cpu" and native.available()
+        self._filled = 0
+        self._best = torch.empty(
+            (2 * count + ROOM, 2) if self._native else 0, dtype=torch.int64, device=device
+        )
+        self._scores: Tensor | None = None
+
+    def add(self, scores: Tensor, excluded: Tensor, offset: int) -> None:
+        """Take in a tile.
+
+        Args:
+            scores: of any shape; their positions are `offset` and on.
+            excluded: positions of the tile that may not be chosen, ascending, int64.
+            offset: the position of the first score.
+
+        Raises:
+            RegrowRuntimeError: a score is nan.
+        """
+        if self._native and scores.dtype in (torch.float32, torch.float64):
+            if self.count and not self._scan(scores, excluded, offset, False):
+                raise _nan("a score")
+            return
+        scores = scores.reshape(-1)
+        free = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        free[excluded - offset] = False
+        positions = free.nonzero().view(-1)
+        scores, positions = scores[positions], positions + offset
+        if self._scores is not None:
+            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._best, positions])
+        chosen = top(scores, min(self.count, len(scores)))
+        self._native, self._scores, self._best = False, scores[chosen], positions[chosen]
+
+    def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
+        """Take in the magnitudes of a tile; whether all of it is finite, otherwise nothing is to be chosen."""
+        if self._native and tile.dtype in (torch.float32, torch.float64):
+            return self._scan(tile, excluded, offset, True)
+        if not tile.isfinite().all():
+            return False
+        self.add(tile.abs(), excluded, offset)
+        return True
+
+    def _scan(self, tile: Tensor, excluded: Tensor, offset: int, magnitude: bool) -> bool:
+        filled: int = torch.ops.regrow_native.scan.default(
+            tile.contiguous(), excluded.contiguous(), offset, magnitude, self.count, self._best, self._filled
+        )
+        if filled >= 0:
+            self._filled = filled
+        return filled >= 0
+
+    def positions(self) -> Tensor:
+        """The chosen ones, ascending, int64 [count] or fewer."""
+        if self._native:
+            chosen: Tensor = torch.ops.regrow_native.chosen.default(self._best, self._filled, self.count)
+            return chosen
+        return self._best

@@ -14,14 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops.linear import listen, mirror
-from regrow.ops.select import top
-from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.ops.index import mirror, move, rewire
+from regrow.ops.linear import listen
+from regrow.ops.select import Best
+from regrow.weights.base import (
+    NonFiniteGradientError,
+    Reduce,
+    Score,
+    SparseWeight,
+    as_matrix,
+    gradient_magnitude,
+)
 from regrow.weights.hook import hook_of
 
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
-TILE = 1 << 20  # elements of the dense gradient that exist at a time
+TILE = 1 << 18  # elements of the dense gradient that exist at a time
 
 Operands = list[tuple[Tensor, Tensor]]
 """Inputs [batch, columns] and output gradients [batch, rows] of the backward passes of a step."""
@@ -106,23 +114,26 @@ class CompressedWeight(SparseWeight):
         operands: Operands = self.stashed
         device = self.parameter.device
         column = torch.arange(columns, device=device)[None, :]
-        best_scores: Tensor | None = None
-        best_positions = torch.empty(0, dtype=torch.int64, device=device)
+        found = Best(count, device)
         height = max(1, TILE // columns)
         for start in range(0, rows, height):
             stop = min(start + height, rows)
-            tile = require_finite(self._dense_gradient(operands, start, stop, reduce))
-            scores = score(tile, torch.arange(start, stop, device=device)[:, None], column).reshape(-1)
-            free = torch.ones(len(scores), dtype=torch.bool, device=device)
+            tile = self._dense_gradient(operands, start, stop, reduce)
             first, last = torch.searchsorted(survivors, torch.tensor([start, stop], device=device) * columns)
-            free[survivors[first:last] - start * columns] = False
-            positions = free.nonzero().view(-1)
-            scores, positions = scores[positions], positions + start * columns
-            if best_scores is not None:
-                scores, positions = torch.cat([best_scores, scores]), torch.cat([best_positions, positions])
-            chosen = top(scores, min(count, len(scores)))
-            best_scores, best_positions = scores[chosen], positions[chosen]
-        return best_positions
+            excluded, offset = survivors[first:last], start * columns
+            if score is gradient_magnitude:
+                finite = found.add_magnitude(tile, excluded, offset)
+            else:
+                finite = bool(tile.isfinite().all())
+                if finite:
+                    found.add(
+                        score(tile, torch.arange(start, stop, device=device)[:, None], column),
+                        excluded,
+                        offset,
+                    )
+            if not finite:
+                raise NonFiniteGradientError("the dense gradient is not finite")
+        return found.positions()
 
     def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, float32 or better."""
@@ -134,23 +145,19 @@ class CompressedWeight(SparseWeight):
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
-        before = self.positions()
-        stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
-        stays[drop] = False
-        after = torch.cat([before[stays], grow]).sort().values
-        if len(after) > self.capacity:
+        crow, col = self._buffer("crow"), self._buffer("col")
+        new_crow, new_col, source = rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
+        if len(source) > self.capacity:
             raise RegrowRuntimeError(
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
-                f"{len(after)}: a method whose count grows needs storage='masked'"
+                f"{len(source)}: a method whose count grows needs storage='masked'"
             )
-        source = torch.searchsorted(before, after)
-        known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
         for tensor in (self.parameter.detach(), *companions):
-            moved = torch.zeros_like(tensor)
-            moved[: len(after)][known] = tensor[source[known]]
-            tensor.copy_(moved)
-        self._write_index(after)
-        return int((~known).sum())
+            move(source, tensor)
+        crow.copy_(new_crow)
+        col.zero_()[: len(source)] = new_col
+        self.rebuild_mirror()
+        return int((source < 0).sum())
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
         self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
