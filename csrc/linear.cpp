@@ -104,7 +104,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const double dense = density(crow_t, columns, rows);
     const Backward<T> work{
         read(crow_t), read(row_t), read(order), read<T>(w), x.operand(tile), g.operand(tile),
-        dx ? dx->operand(tile) : Operand<T>{}, dw, rows, backward_block(rows, dense), batch, dense > 0.03};
+        dx ? dx->operand(tile) : Operand<T>{}, dw, rows, backward_block(rows, dense), batch,
+        dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
     const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
     torch::stable::parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; part++) {
