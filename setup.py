@@ -48,7 +48,7 @@ def extension() -> dict[str, Any]:
         depends=HEADERS,
         py_limited_api=True,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized"],
+        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized"],
     )
     return {
         "ext_modules": [kernels],

@@ -21,7 +21,10 @@ from regrow.ops import native
 
 def mlp(width: int, sparsity: float) -> tuple[nn.Module, nn.Module]:
     """A sparse network, its ReLUs fused, and the dense one."""
-    (first, dense_first), (second, dense_second) = layers(784, width, sparsity), layers(width, width, sparsity)
+    (first, dense_first), (second, dense_second) = (
+        layers(784, width, sparsity),
+        layers(width, width, sparsity),
+    )
     first.activation = second.activation = "relu"
     return (
         nn.Sequential(first, second, nn.Linear(width, 10)),
@@ -54,11 +57,17 @@ def main() -> None:
     print(f"torch {torch.__version__}, kernels {native.isa()}, threads {arguments.threads}, load {load:.1f}")
     print("width sparsity   dense us  sparse us  ratio")
     for width in arguments.width:
-        x, y = torch.rand(100 if width == 1024 else 128, 784), torch.randint(10, (100 if width == 1024 else 128,))
+        x, y = (
+            torch.rand(100 if width == 1024 else 128, 784),
+            torch.randint(10, (100 if width == 1024 else 128,)),
+        )
         for sparsity in arguments.sparsity:
             sparse, dense = mlp(width, sparsity)
             slow, fast = best_of([training_step(dense, x, y), training_step(sparse, x, y)], arguments.seconds)
-            print(f"{width:5d} {sparsity:8.2f} {slow * 1e6:10.0f} {fast * 1e6:10.0f} {slow / fast:6.1f}", flush=True)
+            print(
+                f"{width:5d} {sparsity:8.2f} {slow * 1e6:10.0f} {fast * 1e6:10.0f} {slow / fast:6.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

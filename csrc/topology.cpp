@@ -92,6 +92,24 @@ std::tuple<Tensor, Tensor, Tensor> rewire(Tensor crow_, Tensor col_, int64_t col
     return {new_crow_, new_col_, source_};
 }
 
+// The sum of the hashes of the positions; the hash is `mix` of regrow.ops.sketch.
+int64_t fingerprint(Tensor crow_, Tensor col_, int64_t columns) {
+    check_index(crow_, 1, "crow");
+    const int32_t* const crow = read(crow_);
+    const int64_t rows = crow_.numel() - 1;
+    check_index(col_, crow[rows], "col");
+    const int32_t* const col = read(col_);
+    uint64_t sum = 0;
+    for (int64_t r = 0; r < rows; r++) {
+        for (int32_t j = crow[r]; j < crow[r + 1]; j++) {
+            uint64_t mixed = uint64_t(r * columns + col[j]) * 0x9E3779B97F4A7C1ull + 0x632BE59BD9B4E019ull;
+            mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653ull;
+            sum += mixed ^ (mixed >> 32);
+        }
+    }
+    return int64_t(sum);
+}
+
 template <class T>
 void move_as(const int32_t* source, int64_t count, T* data, int64_t capacity) {
     const std::vector<T> before(data, data + capacity);
@@ -119,11 +137,13 @@ void move(Tensor source, Tensor tensor) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("mirror(Tensor crow, Tensor col, int columns) -> (Tensor, Tensor, Tensor)");
+    m.def("fingerprint(Tensor crow, Tensor col, int columns) -> int");
     m.def("rewire(Tensor crow, Tensor col, int columns, Tensor drop, Tensor grow) -> (Tensor, Tensor, Tensor)");
     m.def("move(Tensor source, Tensor(a!) tensor) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
     m.impl("mirror", TORCH_BOX(&regrow::mirror));
+    m.impl("fingerprint", TORCH_BOX(&regrow::fingerprint));
     m.impl("rewire", TORCH_BOX(&regrow::rewire));
     m.impl("move", TORCH_BOX(&regrow::move));
 }

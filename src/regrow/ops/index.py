@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regrow.ops import native
+from regrow.ops import native, sketch
 
 
 def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,6 +31,13 @@ def positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
     """Flat positions of the connections, ascending, int64 [nnz]."""
     row = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
     return row * columns + col[: len(row)]
+
+
+def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
+    """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
+    if crow.device.type == "cpu" and native.available():
+        return int(torch.ops.regrow_native.fingerprint.default(crow, col, columns))
+    return int(sketch.mix(positions(crow, col, columns)).sum())
 
 
 def rewire(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import native
 
+EXACT = (torch.float32, torch.float64)
 ROOM = 1 << 16
 """Candidates that may wait beside the best, before the worst of all are dropped."""
 
@@ -22,6 +25,11 @@ def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
+    if scores.device.type == "cpu" and native.available() and scores.dtype in EXACT:
+        chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count)
+        if len(chosen) < count:
+            raise _nan(what)
+        return chosen
     threshold = torch.topk(scores, count, sorted=False).values.min()
     if threshold.isnan():
         raise _nan(what)
@@ -40,16 +48,27 @@ class Best:
     """The `count` best of scores that come in tiles of ascending positions; ties go to the lower position.
 
     Exactly what `top` would choose from all of them at once, in memory of `count` and a tile.
+
+    Args:
+        count: how many.
+        device: of the scores.
+        floor: scores below it are left out, which is faster where `filled` turns out to be `count` after all.
     """
 
-    def __init__(self, count: int, device: torch.device) -> None:
+    def __init__(self, count: int, device: torch.device, floor: float = -math.inf) -> None:
         self.count = count
+        self._floor = floor
         self._native = device.type == "cpu" and native.available()
-        self._filled = 0
-        self._best = torch.empty(
-            (2 * count + ROOM, 2) if self._native else 0, dtype=torch.int64, device=device
-        )
         self._scores: Tensor | None = None
+        self._positions = torch.empty(
+            2 * count + ROOM if self._native else 0, dtype=torch.int64, device=device
+        )
+        self._filled = 0
+
+    @property
+    def filled(self) -> int:
+        """How many have been found, at most `count`."""
+        return min(self._filled, self.count)
 
     def add(self, scores: Tensor, excluded: Tensor, offset: int) -> None:
         """Take in a tile.
@@ -62,8 +81,12 @@ class Best:
         Raises:
             RegrowRuntimeError: a score is nan.
         """
-        if self._native and scores.dtype in (torch.float32, torch.float64):
-            if self.count and not self._scan(scores, excluded, offset, False):
+        if (
+            self._native
+            and (self._scores is None or scores.dtype == self._scores.dtype)
+            and scores.dtype in EXACT
+        ):
+            if not self._scan(scores.clone(memory_format=torch.contiguous_format), excluded, offset, False):
                 raise _nan("a score")
             return
         scores = scores.reshape(-1)
@@ -72,13 +95,14 @@ class Best:
         positions = free.nonzero().view(-1)
         scores, positions = scores[positions], positions + offset
         if self._scores is not None:
-            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._best, positions])
+            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._positions, positions])
         chosen = top(scores, min(self.count, len(scores)))
-        self._native, self._scores, self._best = False, scores[chosen], positions[chosen]
+        self._native, self._scores, self._positions = False, scores[chosen], positions[chosen]
+        self._filled = len(chosen)
 
     def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
-        """Take in the magnitudes of a tile; whether all of it is finite, otherwise nothing is to be chosen."""
-        if self._native and tile.dtype in (torch.float32, torch.float64):
+        """Take in the magnitudes of a tile, which is used up; whether all of it is finite, else nothing is taken."""
+        if self._native and tile.dtype in EXACT and tile.is_contiguous():
             return self._scan(tile, excluded, offset, True)
         if not tile.isfinite().all():
             return False
@@ -86,16 +110,26 @@ class Best:
         return True
 
     def _scan(self, tile: Tensor, excluded: Tensor, offset: int, magnitude: bool) -> bool:
+        if self._scores is None:
+            self._scores = tile.new_empty(len(self._positions))
         filled: int = torch.ops.regrow_native.scan.default(
-            tile.contiguous(), excluded.contiguous(), offset, magnitude, self.count, self._best, self._filled
+            tile,
+            excluded.contiguous(),
+            offset,
+            magnitude,
+            max(self.count, 1),
+            self._floor,
+            self._scores,
+            self._positions,
+            self._filled,
         )
-        if filled >= 0:
-            self._filled = filled
-        return filled >= 0
+        if filled < 0:
+            return False
+        self._filled = filled
+        return True
 
     def positions(self) -> Tensor:
-        """The chosen ones, ascending, int64 [count] or fewer."""
-        if self._native:
-            chosen: Tensor = torch.ops.regrow_native.chosen.default(self._best, self._filled, self.count)
-            return chosen
-        return self._best
+        """The chosen ones, ascending, int64 [filled]."""
+        if self._native and self._scores is not None:
+            torch.ops.regrow_native.settle.default(self._scores, self._positions, self._filled, self.count)
+        return self._positions[: self.filled].clone()

@@ -7,6 +7,7 @@ A module with a compressed weight ``weight`` owns the parameter ``weight_values`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops.index import mirror, move, rewire
+from regrow.ops.index import fingerprint, mirror, move, rewire
 from regrow.ops.linear import listen
-from regrow.ops.select import Best
+from regrow.ops.select import Best, top
 from regrow.weights.base import (
     NonFiniteGradientError,
     Reduce,
@@ -110,30 +111,51 @@ class CompressedWeight(SparseWeight):
             raise RegrowRuntimeError(
                 f"`{self.name}` is stored compressed: there is no dense tensor beside it"
             )
+        return self.best_of(self.stashed, count, survivors, score, reduce)
+
+    def best_of(
+        self, operands: Operands, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
+    ) -> Tensor:
+        """`best` by the dense gradient that these operands have."""
         rows, columns = as_matrix(self.shape)
-        operands: Operands = self.stashed
         device = self.parameter.device
+        floor = -math.inf
+        if score is gradient_magnitude and rows * columns > TILE:
+            floor = self._floor(operands, count, survivors, reduce)
+        found = Best(count, device, floor)
         column = torch.arange(columns, device=device)[None, :]
-        found = Best(count, device)
         height = max(1, TILE // columns)
         for start in range(0, rows, height):
             stop = min(start + height, rows)
             tile = self._dense_gradient(operands, start, stop, reduce)
-            first, last = torch.searchsorted(survivors, torch.tensor([start, stop], device=device) * columns)
-            excluded, offset = survivors[first:last], start * columns
+            excluded, offset = _between(survivors, start * columns, stop * columns), start * columns
             if score is gradient_magnitude:
                 finite = found.add_magnitude(tile, excluded, offset)
             else:
                 finite = bool(tile.isfinite().all())
                 if finite:
-                    found.add(
-                        score(tile, torch.arange(start, stop, device=device)[:, None], column),
-                        excluded,
-                        offset,
-                    )
+                    row = torch.arange(start, stop, device=device)[:, None]
+                    found.add(score(tile, row, column), excluded, offset)
             if not finite:
                 raise NonFiniteGradientError("the dense gradient is not finite")
+        if found.filled < count and floor > -math.inf:  # the sample was no good guide
+            return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce)
         return found.positions()
+
+    def _floor(self, operands: Operands, count: int, survivors: Tensor, reduce: Reduce | None) -> float:
+        """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
+        rows, columns = as_matrix(self.shape)
+        height, sample = max(1, rows // 512), []
+        for start in range(0, max(rows - height, 1), max(height, rows // 8)):
+            tile = self._dense_gradient(operands, start, start + height, reduce).abs_().view(-1)
+            offset = start * columns
+            tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
+            sample.append(tile)
+        magnitudes = torch.cat(sample)
+        share = 1.2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
+        if share >= len(magnitudes) or not magnitudes.isfinite().all():
+            return -math.inf
+        return float(magnitudes[top(magnitudes, int(share))].min())
 
     def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, float32 or better."""
@@ -183,6 +205,9 @@ class CompressedWeight(SparseWeight):
         col.zero_()[: len(positions)] = positions % columns
         self.rebuild_mirror()
 
+    def fingerprint(self) -> int:
+        return fingerprint(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
+
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
         columns = as_matrix(self.shape)[1]
@@ -194,3 +219,9 @@ class CompressedWeight(SparseWeight):
             else:
                 self.module._buffers[f"{self.parameter_name}_{part}"] = tensor
         self.remember()
+
+
+def _between(positions: Tensor, first: int, end: int) -> Tensor:
+    """Those of the ascending `positions` that are in [first, end)."""
+    low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
+    return positions[low:high]
