@@ -16,6 +16,7 @@ from torch import nn
 
 import regrow
 from regrow.criteria import gradient_magnitude
+from regrow.ops.select import top
 from regrow.weights import sparse_weights
 
 
@@ -44,7 +45,7 @@ def main() -> None:
 
             def update(weight=weight, x=x, g=g, momentum=momentum) -> None:  # type: ignore[no-untyped-def]
                 values = weight.values().abs()
-                drop = values.topk(int(0.3 * len(values)), largest=False).indices
+                drop = top(-values, int(0.3 * len(values)))
                 stays = torch.ones(len(values), dtype=torch.bool)
                 stays[drop] = False
                 grow = weight.best_of([(x, g)], len(drop), weight.positions()[stays], gradient_magnitude)

@@ -31,7 +31,7 @@ void lay_out(const From* from, int64_t batch_stride, int64_t feature_stride, T* 
             for (int64_t f = f0; f < f1; f++) {
                 for (int64_t b = b0; b < b1; b++)
                     to[f * stride + b] = T(from[b * batch_stride + f * feature_stride]);
-                for (int64_t b = std::max(b0, b1); b < b0 + SIDE; b++) to[f * stride + b] = T(0);
+                for (int64_t b = std::max(b0, b1); b < std::min(b0 + SIDE, stride); b++) to[f * stride + b] = T(0);
             }
         }
     }
@@ -40,13 +40,13 @@ void lay_out(const From* from, int64_t batch_stride, int64_t feature_stride, T* 
 } // namespace
 
 template <class T>
-Input<T>::Input(const Tensor& given, bool fresh) : tensor_(given) {
+Input<T>::Input(const Tensor& given, int64_t tile, bool fresh) : tensor_(given) {
     STD_TORCH_CHECK(given.dim() == 2 && given.is_cpu(), "activations must be two-dimensional, on the CPU");
     const int64_t batch = given.size(0), features = given.size(1);
     const int64_t batch_stride = batch == 1 ? 1 : given.stride(0), feature_stride = given.stride(1);
     const bool same = given.scalar_type() == TYPE<T>;
-    if (same && !fresh && batch_stride == 1 && feature_stride % ROUND == 0 && feature_stride >= rounded(batch) &&
-        reinterpret_cast<uintptr_t>(given.const_data_ptr()) % 64 == 0) {
+    if (same && !fresh && batch <= tile && batch_stride == 1 && feature_stride % ROUND == 0 &&
+        feature_stride >= rounded(batch) && reinterpret_cast<uintptr_t>(given.const_data_ptr()) % 64 == 0) {
         int64_t room;
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(given.get(), &room));
         const int64_t last = given.storage_offset() + (features - 1) * feature_stride + rounded(batch);
@@ -56,46 +56,54 @@ Input<T>::Input(const Tensor& given, bool fresh) : tensor_(given) {
             return;
         }
     }
-    stride_ = rounded(batch);
-    tensor_ = empty(given, {features, stride_}, TYPE<T>);
+    stride_ = std::min(rounded(batch), tile);
+    tile_stride_ = features * stride_;
+    const int64_t tiles = (batch + tile - 1) / tile, groups = (features + 15) / 16;
+    tensor_ = empty(given, {tiles, features, stride_}, TYPE<T>);
     T* const to = write<T>(tensor_);
     data_ = to;
-    const void* const from = given.const_data_ptr();
-    torch::stable::parallel_for(0, (features + 15) / 16, 1 + (1 << 11) / (stride_ + 1),
-        [&](int64_t begin, int64_t end) {
-            begin *= 16;
-            end = std::min(end * 16, features);
-            if (same)
-                lay_out(static_cast<const T*>(from), batch_stride, feature_stride, to, stride_, batch, begin, end);
-            else
-                lay_out(static_cast<const BFloat16*>(from), batch_stride, feature_stride, to, stride_, batch, begin, end);
+    const auto convert = [&](const auto* from) {
+        torch::stable::parallel_for(0, tiles * groups, 1 + (1 << 11) / (stride_ + 1), [&](int64_t begin, int64_t end) {
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t t = i / groups, f = i % groups * 16;
+                lay_out(from + t * tile * batch_stride, batch_stride, feature_stride, to + t * tile_stride_, stride_,
+                        std::min(batch - t * tile, tile), f, std::min(f + 16, features));
+            }
         });
+    };
+    const void* const from = given.const_data_ptr();
+    if (same) convert(static_cast<const T*>(from));
+    else convert(static_cast<const BFloat16*>(from));
 }
 
 template <class T>
-Output<T>::Output(const Tensor& like, int64_t batch, int64_t features)
-    : batch_(batch), features_(features), direct_(like.scalar_type() == TYPE<T> && stride_of(batch) == rounded(batch)) {
+Output<T>::Output(const Tensor& like, int64_t batch, int64_t features, int64_t tile)
+    : batch_(batch), features_(features), stride_(std::min(rounded(batch), tile)),
+      direct_(like.scalar_type() == TYPE<T> && stride_of(batch) == stride_) {
     result_ = empty(like, {features, stride_of(batch)}, like.scalar_type());
-    buffer_ = direct_ ? result_ : empty(like, {features, rounded(batch)}, TYPE<T>);
+    const int64_t tiles = (batch + tile - 1) / tile;
+    buffer_ = direct_ ? result_ : empty(like, {tiles, features, stride_}, TYPE<T>);
 }
 
 template <class T>
 Tensor Output<T>::finish() const {
     Tensor result = result_;
     if (!direct_) {
-        const int64_t stride = stride_of(batch_);
         const T* const from = read<T>(buffer_);
-        const bool same = result_.scalar_type() == TYPE<T>;
-        torch::stable::parallel_for(0, features_, 1 + (1 << 14) / (stride + 1), [&](int64_t begin, int64_t end) {
-            for (int64_t f = begin; f < end; f++)
-                for (int64_t b = 0; b < stride; b++) {
-                    const T x = from[f * rounded(batch_) + b];
-                    if (same)
-                        write<T>(result_)[f * stride + b] = x;
-                    else
-                        write<BFloat16>(result_)[f * stride + b] = BFloat16(float(x));
-                }
-        });
+        const auto convert = [&](auto* to) {
+            const int64_t stride = stride_of(batch_);
+            torch::stable::parallel_for(0, features_, 1 + (1 << 14) / (stride + 1), [&](int64_t begin, int64_t end) {
+                for (int64_t f = begin; f < end; f++)
+                    for (int64_t start = 0; start < batch_; start += stride_) {
+                        const T* const part = from + (start / stride_ * features_ + f) * stride_;
+                        auto* const whole = to + f * stride + start;
+                        for (int64_t b = 0; b < std::min(stride_, stride - start); b++)
+                            whole[b] = std::remove_reference_t<decltype(*to)>(part[b]);
+                    }
+            });
+        };
+        if (result_.scalar_type() == TYPE<T>) convert(write<T>(result_));
+        else convert(write<BFloat16>(result_));
     }
     if (stride_of(batch_) != batch_) result = torch::stable::narrow(result, 1, 0, batch_);
     return torch::stable::transpose(result, 0, 1);
@@ -128,8 +136,9 @@ namespace {
 
 template <class T>
 Tensor laid_out(const Tensor& input) {
-    Tensor copy = Input<T>(input, true).tensor();
-    copy = torch::stable::narrow(copy, 1, 0, input.size(0));
+    const int64_t batch = input.size(0), stride = rounded(batch);
+    Tensor copy = torch::stable::view(Input<T>(input, std::max(stride, ROUND), true).tensor(), {input.size(1), stride});
+    copy = torch::stable::narrow(copy, 1, 0, batch);
     return torch::stable::transpose(copy, 0, 1);
 }
 Tensor lay_out_op(Tensor input) {

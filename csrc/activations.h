@@ -13,35 +13,37 @@ inline int64_t rounded(int64_t batch) { return (batch + ROUND - 1) / ROUND * ROU
 // The distance of two features in what operators return: whole lines, but for small batches.
 inline int64_t stride_of(int64_t batch) { return batch < ROUND ? batch : rounded(batch); }
 
-// An input of an operator, read in place where its layout allows it, else through a copy.
+// An input of an operator, read in place where its layout allows it, else through a copy. More than one tile are always
+// copied, tile by tile: features far apart in memory would fall upon the same few lines of the caches.
 template <class T>
 class Input {
 public:
     // fresh: take a copy in any case
-    Input(const Tensor& given, bool fresh = false);
+    Input(const Tensor& given, int64_t tile, bool fresh = false);
     const T* data() const { return data_; }
     T* copy() const { return const_cast<T*>(data_); } // where there is one
     int64_t stride() const { return stride_; }
-    const Tensor& tensor() const { return tensor_; } // [features, stride] where there is a copy
-    Operand<const T> operand(int64_t tile) const { return {data_, stride_, tile}; }
+    int64_t tile_stride() const { return tile_stride_; }
+    const Tensor& tensor() const { return tensor_; } // [tiles, features, stride] where there is a copy
+    Operand<const T> operand() const { return {data_, stride_, tile_stride_}; }
 
 private:
     Tensor tensor_;
     const T* data_;
-    int64_t stride_;
+    int64_t stride_, tile_stride_ = 0;
 };
 
 // An output of an operator: written in place where type and batch allow it, else through a copy.
 template <class T>
 class Output {
 public:
-    Output(const Tensor& like, int64_t batch, int64_t features);
-    Operand<T> operand(int64_t tile) const { return {write<T>(buffer_), rounded(batch_), tile}; }
+    Output(const Tensor& like, int64_t batch, int64_t features, int64_t tile);
+    Operand<T> operand() const { return {write<T>(buffer_), stride_, features_ * stride_}; }
     Tensor finish() const; // [batch, features]
 
 private:
     Tensor result_, buffer_;
-    int64_t batch_, features_;
+    int64_t batch_, features_, stride_;
     bool direct_;
 };
 

@@ -15,7 +15,7 @@ inline void finish_rows(const Finish<T>& args, int64_t begin, int64_t end) {
             }
             sum[0] += a.batch - b < L ? keep(v, int(a.batch - b)) : v;
         }
-        if (a.bias) a.bias[f] = sums<T>(sum)[0];
+        if (a.bias) a.bias[f] = sums<T>(sum)[0] + (a.add ? a.bias[f] : T(0));
     }
 }
 

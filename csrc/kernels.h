@@ -60,6 +60,7 @@ struct Finish {
     T* bias;           // [features] or null
     int64_t gradient_stride, y_stride, out_stride;
     int64_t batch;
+    bool add; // to `bias`
 };
 
 template <class T>

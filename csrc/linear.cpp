@@ -33,12 +33,12 @@ Tensor forward(const Tensor& input, const Tensor& values, const std::optional<Te
     const Kernels<T>& kernels = isa().kernels<T>();
     const Tensor w = as<T>(values);
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
-    const Input<T> x(input);
-    const Output<T> y(input, batch, rows);
     const int64_t tile = kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+    const Input<T> x(input, tile);
+    const Output<T> y(input, batch, rows, tile);
     const Forward<T> work{
         read(crow), read(col), read<T>(w), order ? read(*order) : nullptr, b ? read<T>(*b) : nullptr,
-        x.operand(tile), y.operand(tile), columns, forward_block(columns, density(crow, rows, columns)), 1024, batch,
+        x.operand(), y.operand(), columns, forward_block(columns, density(crow, rows, columns)), 1024, batch,
         activation};
     const Parts parts(read(crow), rows, (torch::stable::get_num_threads() + tiles - 1) / std::max<int64_t>(tiles, 1), batch);
     torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
@@ -60,14 +60,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Kernels<T>& kernels = isa().kernels<T>();
     const ScalarType type = input.scalar_type();
 
-    const std::optional<Input<T>> y = output ? std::optional<Input<T>>(*output) : std::nullopt;
-    const Input<T> g(gradient, output.has_value());
+    const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+
+    const std::optional<Input<T>> y = output ? std::optional<Input<T>>(std::in_place, *output, tile) : std::nullopt;
+    const Input<T> g(gradient, tile, output.has_value());
     Tensor bias_gradient = empty(input, {need_bias ? rows : 0}, TYPE<T>);
-    if (y || need_bias) {
+    if (need_bias && tiles == 0) torch::stable::zero_(bias_gradient);
+    for (int64_t t = 0; (y || need_bias) && t < tiles; t++) {
         const Finish<T> work{
-            g.data(), y ? y->data() : nullptr, y ? g.copy() : nullptr, need_bias ? write<T>(bias_gradient) : nullptr,
-            g.stride(), y ? y->stride() : 0, g.stride(), batch};
-        torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (batch + 1),
+            g.data() + t * g.tile_stride(), y ? y->data() + t * y->tile_stride() : nullptr,
+            y ? g.copy() + t * g.tile_stride() : nullptr, need_bias ? write<T>(bias_gradient) : nullptr,
+            g.stride(), y ? y->stride() : 0, g.stride(), std::min(tile, batch - t * tile), t > 0};
+        torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (work.batch + 1),
             [&](int64_t begin, int64_t end) { kernels.finish(work, begin, end); });
     }
     if (type != TYPE<T>) bias_gradient = torch::stable::to(bias_gradient, type);
@@ -77,10 +81,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         Tensor none = empty(values, {0}, type);
         if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
         // the transposed matrix forward
-        const Output<T> dx(input, batch, columns);
-        const int64_t tile = kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+        const Output<T> dx(input, batch, columns, tile);
         const Forward<T> work{
-            read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(tile), dx.operand(tile), rows,
+            read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(), dx.operand(), rows,
             forward_block(rows, density(crow_t, columns, rows)), 1024, batch, Activation::none};
         const Parts parts(read(crow_t), columns, (torch::stable::get_num_threads() + tiles - 1) / std::max<int64_t>(tiles, 1), batch);
         torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
@@ -93,18 +96,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         return {dx.finish(), none, bias_gradient};
     }
 
-    const Input<T> x(input);
+    const Input<T> x(input, tile);
     std::optional<Output<T>> dx;
-    if (need_input) dx.emplace(input, batch, columns);
+    if (need_input) dx.emplace(input, batch, columns, tile);
     Tensor values_gradient = empty(values, {values.size(0), 1}, TYPE<T>);
     T* const dw = write<T>(values_gradient);
     const int64_t nnz = read(crow_t)[columns], used = batch > 0 ? nnz : 0;
     std::fill(dw + used, dw + values.size(0), T(0));
-    const int64_t tile = kernels.backward_tile;
     const double dense = density(crow_t, columns, rows);
     const Backward<T> work{
-        read(crow_t), read(row_t), read(order), read<T>(w), x.operand(tile), g.operand(tile),
-        dx ? dx->operand(tile) : Operand<T>{}, dw, rows, backward_block(rows, dense), batch,
+        read(crow_t), read(row_t), read(order), read<T>(w), x.operand(), g.operand(),
+        dx ? dx->operand() : Operand<T>{}, dw, rows, backward_block(rows, dense), batch,
         dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
     const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
     torch::stable::parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
