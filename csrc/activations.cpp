@@ -40,12 +40,12 @@ void lay_out(const From* from, int64_t batch_stride, int64_t feature_stride, T* 
 } // namespace
 
 template <class T>
-Input<T>::Input(const Tensor& given, int64_t tile, bool fresh) : tensor_(given) {
+Input<T>::Input(const Tensor& given, Tiles tiles, bool fresh) : tensor_(given) {
     STD_TORCH_CHECK(given.dim() == 2 && given.is_cpu(), "activations must be two-dimensional, on the CPU");
     const int64_t batch = given.size(0), features = given.size(1);
     const int64_t batch_stride = batch == 1 ? 1 : given.stride(0), feature_stride = given.stride(1);
     const bool same = given.scalar_type() == TYPE<T>;
-    if (same && !fresh && batch <= tile && batch_stride == 1 && feature_stride % ROUND == 0 &&
+    if (same && !fresh && tiles.parts(batch) <= 1 && batch_stride == 1 && feature_stride % ROUND == 0 &&
         feature_stride >= rounded(batch) && reinterpret_cast<uintptr_t>(given.const_data_ptr()) % 64 == 0) {
         int64_t room;
         STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(given.get(), &room));
@@ -53,21 +53,22 @@ Input<T>::Input(const Tensor& given, int64_t tile, bool fresh) : tensor_(given) 
         if (last * int64_t(sizeof(T)) <= room) {
             data_ = read<T>(given);
             stride_ = feature_stride;
+            tile_stride_ = tiles.size;
             return;
         }
     }
-    stride_ = std::min(rounded(batch), tile);
-    tile_stride_ = features * stride_;
-    const int64_t tiles = (batch + tile - 1) / tile, groups = (features + 15) / 16;
-    tensor_ = empty(given, {tiles, features, stride_}, TYPE<T>);
+    stride_ = tiles.stride(batch);
+    tile_stride_ = tiles.split ? features * stride_ : tiles.size;
+    const int64_t parts = tiles.parts(batch), groups = (features + 15) / 16;
+    tensor_ = empty(given, {parts, features, stride_}, TYPE<T>);
     T* const to = write<T>(tensor_);
     data_ = to;
     const auto convert = [&](const auto* from) {
-        torch::stable::parallel_for(0, tiles * groups, 1 + (1 << 11) / (stride_ + 1), [&](int64_t begin, int64_t end) {
+        torch::stable::parallel_for(0, parts * groups, 1 + (1 << 11) / (stride_ + 1), [&](int64_t begin, int64_t end) {
             for (int64_t i = begin; i < end; i++) {
-                const int64_t t = i / groups, f = i % groups * 16;
-                lay_out(from + t * tile * batch_stride, batch_stride, feature_stride, to + t * tile_stride_, stride_,
-                        std::min(batch - t * tile, tile), f, std::min(f + 16, features));
+                const int64_t part = i / groups, start = part * stride_, f = i % groups * 16;
+                lay_out(from + start * batch_stride, batch_stride, feature_stride, to + part * features * stride_, stride_,
+                        std::min(batch - start, stride_), f, std::min(f + 16, features));
             }
         });
     };
@@ -77,12 +78,12 @@ Input<T>::Input(const Tensor& given, int64_t tile, bool fresh) : tensor_(given) 
 }
 
 template <class T>
-Output<T>::Output(const Tensor& like, int64_t batch, int64_t features, int64_t tile)
-    : batch_(batch), features_(features), stride_(std::min(rounded(batch), tile)),
+Output<T>::Output(const Tensor& like, int64_t batch, int64_t features, Tiles tiles)
+    : batch_(batch), features_(features), stride_(tiles.stride(batch)),
+      tile_stride_(tiles.split ? features * stride_ : tiles.size),
       direct_(like.scalar_type() == TYPE<T> && stride_of(batch) == stride_) {
     result_ = empty(like, {features, stride_of(batch)}, like.scalar_type());
-    const int64_t tiles = (batch + tile - 1) / tile;
-    buffer_ = direct_ ? result_ : empty(like, {tiles, features, stride_}, TYPE<T>);
+    buffer_ = direct_ ? result_ : empty(like, {tiles.parts(batch), features, stride_}, TYPE<T>);
 }
 
 template <class T>
@@ -137,7 +138,7 @@ namespace {
 template <class T>
 Tensor laid_out(const Tensor& input) {
     const int64_t batch = input.size(0), stride = rounded(batch);
-    Tensor copy = torch::stable::view(Input<T>(input, std::max(stride, ROUND), true).tensor(), {input.size(1), stride});
+    Tensor copy = torch::stable::view(Input<T>(input, {stride, false}, true).tensor(), {input.size(1), stride});
     copy = torch::stable::narrow(copy, 1, 0, batch);
     return torch::stable::transpose(copy, 0, 1);
 }

@@ -1,6 +1,8 @@
 // Activations [batch, features] as kernels want them: batch innermost, features aligned to 64 bytes.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels.h"
 #include "torch.h"
 
@@ -13,18 +15,26 @@ inline int64_t rounded(int64_t batch) { return (batch + ROUND - 1) / ROUND * ROU
 // The distance of two features in what operators return: whole lines, but for small batches.
 inline int64_t stride_of(int64_t batch) { return batch < ROUND ? batch : rounded(batch); }
 
-// An input of an operator, read in place where its layout allows it, else through a copy. More than one tile are always
-// copied, tile by tile: features far apart in memory would fall upon the same few lines of the caches.
+// How activations are cut into tiles of so many batch elements. `split`: each tile is copied together first, since
+// features far apart in memory fall upon the same few lines of the caches; worth it where each is read often.
+struct Tiles {
+    int64_t size;
+    bool split;
+    int64_t stride(int64_t batch) const { return split ? std::min(rounded(batch), size) : rounded(batch); }
+    int64_t parts(int64_t batch) const { return split ? (batch + size - 1) / size : batch > 0; } // in memory
+};
+
+// An input of an operator, read in place where its layout allows it, else through a copy.
 template <class T>
 class Input {
 public:
     // fresh: take a copy in any case
-    Input(const Tensor& given, int64_t tile, bool fresh = false);
+    Input(const Tensor& given, Tiles tiles, bool fresh = false);
     const T* data() const { return data_; }
     T* copy() const { return const_cast<T*>(data_); } // where there is one
     int64_t stride() const { return stride_; }
     int64_t tile_stride() const { return tile_stride_; }
-    const Tensor& tensor() const { return tensor_; } // [tiles, features, stride] where there is a copy
+    const Tensor& tensor() const { return tensor_; } // [parts, features, stride] where there is a copy
     Operand<const T> operand() const { return {data_, stride_, tile_stride_}; }
 
 private:
@@ -37,13 +47,13 @@ private:
 template <class T>
 class Output {
 public:
-    Output(const Tensor& like, int64_t batch, int64_t features, int64_t tile);
-    Operand<T> operand() const { return {write<T>(buffer_), stride_, features_ * stride_}; }
+    Output(const Tensor& like, int64_t batch, int64_t features, Tiles tiles);
+    Operand<T> operand() const { return {write<T>(buffer_), stride_, tile_stride_}; }
     Tensor finish() const; // [batch, features]
 
 private:
     Tensor result_, buffer_;
-    int64_t batch_, features_, stride_;
+    int64_t batch_, features_, stride_, tile_stride_;
     bool direct_;
 };
 

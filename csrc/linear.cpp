@@ -26,6 +26,11 @@ double density(const Tensor& crow, int64_t rows, int64_t columns) {
     return double(read(crow)[rows]) / std::max<double>(1, double(rows) * double(columns));
 }
 
+// Tiles are copied together where each feature is read by so many connections that it pays.
+Tiles tiles_of(int64_t size, int64_t batch, int64_t nnz, int64_t rows, int64_t columns) {
+    return {size, batch > size && nnz > 96 * std::max(rows, columns)};
+}
+
 template <class T>
 Tensor forward(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
                const Tensor& col, const std::optional<Tensor>& order, Activation activation) {
@@ -34,8 +39,9 @@ Tensor forward(const Tensor& input, const Tensor& values, const std::optional<Te
     const Tensor w = as<T>(values);
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
     const int64_t tile = kernels.forward_tile, tiles = (batch + tile - 1) / tile;
-    const Input<T> x(input, tile);
-    const Output<T> y(input, batch, rows, tile);
+    const Tiles cut = tiles_of(tile, batch, read(crow)[rows], rows, columns);
+    const Input<T> x(input, cut);
+    const Output<T> y(input, batch, rows, cut);
     const Forward<T> work{
         read(crow), read(col), read<T>(w), order ? read(*order) : nullptr, b ? read<T>(*b) : nullptr,
         x.operand(), y.operand(), columns, forward_block(columns, density(crow, rows, columns)), 1024, batch,
@@ -61,9 +67,10 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const ScalarType type = input.scalar_type();
 
     const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+    const Tiles cut = tiles_of(tile, batch, read(crow_t)[columns], rows, columns);
 
-    const std::optional<Input<T>> y = output ? std::optional<Input<T>>(std::in_place, *output, tile) : std::nullopt;
-    const Input<T> g(gradient, tile, output.has_value());
+    const std::optional<Input<T>> y = output ? std::optional<Input<T>>(std::in_place, *output, cut) : std::nullopt;
+    const Input<T> g(gradient, cut, output.has_value());
     Tensor bias_gradient = empty(input, {need_bias ? rows : 0}, TYPE<T>);
     if (need_bias && tiles == 0) torch::stable::zero_(bias_gradient);
     for (int64_t t = 0; (y || need_bias) && t < tiles; t++) {
@@ -81,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         Tensor none = empty(values, {0}, type);
         if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
         // the transposed matrix forward
-        const Output<T> dx(input, batch, columns, tile);
+        const Output<T> dx(input, batch, columns, cut);
         const Forward<T> work{
             read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(), dx.operand(), rows,
             forward_block(rows, density(crow_t, columns, rows)), 1024, batch, Activation::none};
@@ -96,9 +103,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         return {dx.finish(), none, bias_gradient};
     }
 
-    const Input<T> x(input, tile);
+    const Input<T> x(input, cut);
     std::optional<Output<T>> dx;
-    if (need_input) dx.emplace(input, batch, columns, tile);
+    if (need_input) dx.emplace(input, batch, columns, cut);
     Tensor values_gradient = empty(values, {values.size(0), 1}, TYPE<T>);
     T* const dw = write<T>(values_gradient);
     const int64_t nnz = read(crow_t)[columns], used = batch > 0 ? nnz : 0;
