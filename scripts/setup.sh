@@ -66,7 +66,7 @@ torch_version() {
 
 # Done before, for this folder and these requirements? Then there is nothing to do.
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
-stamp() { { echo "$PWD" "$1"; cat pyproject.toml; } | sha256sum; }
+stamp() { { echo "$PWD" "$1"; cat pyproject.toml setup.py csrc/*; } | sha256sum; }
 done_before() { [ "$(cat "$prefix/.regrow-$1" 2>/dev/null)" = "$(stamp "$1")" ]; }
 if torch_version >/dev/null && { done_before "$extras" || done_before train,test; }; then
     echo "$python" >&3
@@ -84,10 +84,15 @@ version=$(torch_version)
     fail "needs torch 2.10 or newer; the environment of $python has $version, which is left as it is." \
         "Upgrade it there, or leave that environment so that .venv is made."
 
+# The kernels are built against the torch that is there, so outside of pip's build isolation.
+command -v "${CXX:-c++}" >/dev/null || debian_install g++ ||
+    say "no C++ compiler: regrow works without its kernels, several times slower (apt-get install g++)"
+"${pip[@]}" "setuptools>=77" ninja
+
 say "installing regrow[$extras] beside torch $version"
 constraint=$(mktemp)
 trap 'rm -f "$constraint"' EXIT
 echo "torch==$version" >"$constraint"
-"${pip[@]}" --constraint "$constraint" --editable ".[$extras]"
+"${pip[@]}" --constraint "$constraint" --no-build-isolation --editable ".[$extras]"
 stamp "$extras" >"$prefix/.regrow-$extras"
 echo "$python" >&3

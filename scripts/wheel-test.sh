@@ -15,14 +15,15 @@ export REGROW_REPOSITORY=$PWD XDG_CACHE_HOME=${XDG_CACHE_HOME:-$(dirname "$(cach
 
 say "building the wheel"
 mkdir "$work/tree" # a copy: the build writes into its folder, and would take up what an earlier one left there
-cp -r pyproject.toml README.md LICENSE src "$work/tree/"
-rm -rf "$work"/tree/src/*.egg-info
-"$python" -m build --wheel --outdir "$work/dist" "$work/tree" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+cp -r pyproject.toml setup.py MANIFEST.in README.md LICENSE csrc src "$work/tree/"
+rm -rf "$work"/tree/src/*.egg-info "$work"/tree/src/regrow/_kernels*
+"$python" -m build --wheel --no-isolation --outdir "$work/dist" "$work/tree" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 wheel=$(echo "$work"/dist/regrow-*.whl)
 "$python" -m zipfile -l "$wheel" >"$work/files"
 for file in regrow/py.typed regrow/recipes/ licenses/LICENSE; do
     grep -q "$file" "$work/files" || fail "the wheel lacks $file"
 done
+! command -v "${CXX:-c++}" >/dev/null || grep -q 'regrow/_kernels.abi3.so' "$work/files" || fail "the wheel lacks the kernels"
 
 say "a new environment with torch and the wheel alone"
 "$python" -m venv --without-pip "$work/env"

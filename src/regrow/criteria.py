@@ -9,6 +9,7 @@ from torch import Tensor
 
 from regrow.errors import RegrowValueError, closest
 from regrow.topology import sample
+from regrow.weights.base import gradient_magnitude as gradient_magnitude
 
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 def magnitude(weight: SparseWeight) -> Tensor:
     """Drop score |w| of the active connections [nnz]: the smallest go (RigL, SET, SNFS)."""
     return weight.values().abs()
-
-
-def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Growth score |dL/dw| of a tile of the dense gradient [r, c]: the largest come (RigL)."""
-    return gradient.abs()
 
 
 INITIAL = ("zeros", "normal", "uniform")

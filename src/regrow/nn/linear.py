@@ -6,19 +6,22 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops.linear import csr, mirror, sparse_linear
+from regrow.ops.index import mirror
+from regrow.ops.linear import ACTIVATIONS, csr, linear
 from regrow.weights.loading import to_csr
 
 LIMIT = 2**31 - 1
+INDEX = ("weight_crow", "weight_col", "weight_crow_t", "weight_row_t", "weight_order")
 
 
 class SparseLinear(nn.Module):
-    """``y = x W^T + b`` with W in compressed storage: time and memory follow the connections.
+    """``y = activation(x W^T + b)`` with W in compressed storage: time and memory follow the connections.
 
     Args:
         in_features: size of the last dimension of the input.
         out_features: size of the last dimension of the output.
         bias: whether there is a bias.
+        activation: ``"relu"`` or None: what is applied to the output, at no cost of its own.
         positions: flat positions of the connections in the dense weight [out_features, in_features],
             ascending, int64 [nnz].
         values: their values [nnz].
@@ -34,7 +37,14 @@ class SparseLinear(nn.Module):
     bias: nn.Parameter | None
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, *, positions: Tensor, values: Tensor
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        positions: Tensor,
+        values: Tensor,
+        activation: str | None = None,
     ) -> None:
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
@@ -45,6 +55,11 @@ class SparseLinear(nn.Module):
                 f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}"
             )
         _check_positions(positions, in_features * out_features)
+        if activation is not None and activation not in ACTIVATIONS:
+            raise RegrowValueError(
+                f"`activation` must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}"
+            )
+        self.activation = activation
         self.in_features = in_features
         self.out_features = out_features
         positions = positions.to(values.device)
@@ -99,23 +114,16 @@ class SparseLinear(nn.Module):
             raise RegrowRuntimeError(
                 f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}"
             )
-        output: Tensor = sparse_linear(
-            input,
-            values,
-            bias,
-            self.weight_crow,
-            self.weight_col,
-            self.weight_crow_t,
-            self.weight_row_t,
-            self.weight_order,
-        )
-        return output
+        crow, col, crow_t, row_t, order = (self._buffers[name] for name in INDEX)
+        index = (crow, col, crow_t, row_t, order)
+        return linear(input, values, bias, *index, self.activation or "none")  # type: ignore[arg-type]
 
     def extra_repr(self) -> str:
         weight = self.weight
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
             f"bias={self.bias is not None}, connections={len(weight.values())}"
+            + (f", activation={self.activation}" if self.activation else "")
         )
 
 

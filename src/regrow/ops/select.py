@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
+from regrow.ops import native
+
+EXACT = (torch.float32, torch.float64)
+ROOM = 1 << 16
+"""Candidates that may wait beside the best, before the worst of all are dropped."""
 
 
 def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
@@ -18,11 +25,111 @@ def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
+    if scores.device.type == "cpu" and native.available() and scores.dtype in EXACT:
+        chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count)
+        if len(chosen) < count:
+            raise _nan(what)
+        return chosen
     threshold = torch.topk(scores, count, sorted=False).values.min()
     if threshold.isnan():
-        raise RegrowRuntimeError(
-            f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
-        )
+        raise _nan(what)
     above = (scores > threshold).nonzero().view(-1)
     tied = (scores == threshold).nonzero().view(-1)[: count - len(above)]
     return torch.cat([above, tied]).sort().values
+
+
+def _nan(what: str) -> RegrowRuntimeError:
+    return RegrowRuntimeError(
+        f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
+    )
+
+
+class Best:
+    """The `count` best of scores that come in tiles of ascending positions; ties go to the lower position.
+
+    Exactly what `top` would choose from all of them at once, in memory of `count` and a tile.
+
+    Args:
+        count: how many.
+        device: of the scores.
+        floor: scores below it are left out, which is faster where `filled` turns out to be `count` after all.
+    """
+
+    def __init__(self, count: int, device: torch.device, floor: float = -math.inf) -> None:
+        self.count = count
+        self._floor = floor
+        self._native = device.type == "cpu" and native.available()
+        self._scores: Tensor | None = None
+        self._positions = torch.empty(
+            2 * count + ROOM if self._native else 0, dtype=torch.int64, device=device
+        )
+        self._filled = 0
+
+    @property
+    def filled(self) -> int:
+        """How many have been found, at most `count`."""
+        return min(self._filled, self.count)
+
+    def add(self, scores: Tensor, excluded: Tensor, offset: int) -> None:
+        """Take in a tile.
+
+        Args:
+            scores: of any shape; their positions are `offset` and on.
+            excluded: positions of the tile that may not be chosen, ascending, int64.
+            offset: the position of the first score.
+
+        Raises:
+            RegrowRuntimeError: a score is nan.
+        """
+        if (
+            self._native
+            and (self._scores is None or scores.dtype == self._scores.dtype)
+            and scores.dtype in EXACT
+        ):
+            if not self._scan(scores.clone(memory_format=torch.contiguous_format), excluded, offset, False):
+                raise _nan("a score")
+            return
+        scores = scores.reshape(-1)
+        free = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+        free[excluded - offset] = False
+        positions = free.nonzero().view(-1)
+        scores, positions = scores[positions], positions + offset
+        if self._scores is not None:
+            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._positions, positions])
+        chosen = top(scores, min(self.count, len(scores)))
+        self._native, self._scores, self._positions = False, scores[chosen], positions[chosen]
+        self._filled = len(chosen)
+
+    def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
+        """Take in the magnitudes of a tile, which is used up; whether all of it is finite, else nothing is taken."""
+        if self._native and tile.dtype in EXACT and tile.is_contiguous():
+            return self._scan(tile, excluded, offset, True)
+        if not tile.isfinite().all():
+            return False
+        self.add(tile.abs(), excluded, offset)
+        return True
+
+    def _scan(self, tile: Tensor, excluded: Tensor, offset: int, magnitude: bool) -> bool:
+        if self._scores is None:
+            self._scores = tile.new_empty(len(self._positions))
+        filled: int = torch.ops.regrow_native.scan.default(
+            tile,
+            excluded.contiguous(),
+            offset,
+            magnitude,
+            max(self.count, 1),
+            self._floor,
+            self._scores,
+            self._positions,
+            self._filled,
+        )
+        if filled < 0:
+            return False
+        self._filled = filled
+        return True
+
+    def positions(self) -> Tensor:
+        """The chosen ones, ascending, int64 [filled]."""
+        if self._native and self._scores is not None:
+            torch.ops.regrow_native.settle.default(self._scores, self._positions, self._filled, self.count)
+        return self._positions[: self.filled].clone()

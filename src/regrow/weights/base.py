@@ -22,6 +22,12 @@ from regrow.weights.hook import hook_of
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
 
+
+def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Growth score |dL/dw| of a tile of the dense gradient [r, c]: the largest come (RigL)."""
+    return gradient.abs()
+
+
 Reduce = Callable[[Tensor], Tensor]
 """Averages a tensor over processes, in place."""
 

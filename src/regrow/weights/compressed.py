@@ -7,6 +7,7 @@ A module with a compressed weight ``weight`` owns the parameter ``weight_values`
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,14 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops.linear import listen, mirror
-from regrow.ops.select import top
-from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.ops.index import fingerprint, mirror, move, rewire
+from regrow.ops.linear import listen
+from regrow.ops.select import Best, top
+from regrow.weights.base import (
+    NonFiniteGradientError,
+    Reduce,
+    Score,
+    SparseWeight,
+    as_matrix,
+    gradient_magnitude,
+)
 from regrow.weights.hook import hook_of
 
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
-TILE = 1 << 20  # elements of the dense gradient that exist at a time
+TILE = 1 << 18  # elements of the dense gradient that exist at a time
 
 Operands = list[tuple[Tensor, Tensor]]
 """Inputs [batch, columns] and output gradients [batch, rows] of the backward passes of a step."""
@@ -102,27 +111,51 @@ class CompressedWeight(SparseWeight):
             raise RegrowRuntimeError(
                 f"`{self.name}` is stored compressed: there is no dense tensor beside it"
             )
+        return self.best_of(self.stashed, count, survivors, score, reduce)
+
+    def best_of(
+        self, operands: Operands, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
+    ) -> Tensor:
+        """`best` by the dense gradient that these operands have."""
         rows, columns = as_matrix(self.shape)
-        operands: Operands = self.stashed
         device = self.parameter.device
+        floor = -math.inf
+        if score is gradient_magnitude and rows * columns > TILE:
+            floor = self._floor(operands, count, survivors, reduce)
+        found = Best(count, device, floor)
         column = torch.arange(columns, device=device)[None, :]
-        best_scores: Tensor | None = None
-        best_positions = torch.empty(0, dtype=torch.int64, device=device)
         height = max(1, TILE // columns)
         for start in range(0, rows, height):
             stop = min(start + height, rows)
-            tile = require_finite(self._dense_gradient(operands, start, stop, reduce))
-            scores = score(tile, torch.arange(start, stop, device=device)[:, None], column).reshape(-1)
-            free = torch.ones(len(scores), dtype=torch.bool, device=device)
-            first, last = torch.searchsorted(survivors, torch.tensor([start, stop], device=device) * columns)
-            free[survivors[first:last] - start * columns] = False
-            positions = free.nonzero().view(-1)
-            scores, positions = scores[positions], positions + start * columns
-            if best_scores is not None:
-                scores, positions = torch.cat([best_scores, scores]), torch.cat([best_positions, positions])
-            chosen = top(scores, min(count, len(scores)))
-            best_scores, best_positions = scores[chosen], positions[chosen]
-        return best_positions
+            tile = self._dense_gradient(operands, start, stop, reduce)
+            excluded, offset = _between(survivors, start * columns, stop * columns), start * columns
+            if score is gradient_magnitude:
+                finite = found.add_magnitude(tile, excluded, offset)
+            else:
+                finite = bool(tile.isfinite().all())
+                if finite:
+                    row = torch.arange(start, stop, device=device)[:, None]
+                    found.add(score(tile, row, column), excluded, offset)
+            if not finite:
+                raise NonFiniteGradientError("the dense gradient is not finite")
+        if found.filled < count and floor > -math.inf:  # the sample was no good guide
+            return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce)
+        return found.positions()
+
+    def _floor(self, operands: Operands, count: int, survivors: Tensor, reduce: Reduce | None) -> float:
+        """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
+        rows, columns = as_matrix(self.shape)
+        height, sample = max(1, rows // 512), []
+        for start in range(0, max(rows - height, 1), max(height, rows // 8)):
+            tile = self._dense_gradient(operands, start, start + height, reduce).abs_().view(-1)
+            offset = start * columns
+            tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
+            sample.append(tile)
+        magnitudes = torch.cat(sample)
+        share = 1.2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
+        if share >= len(magnitudes) or not magnitudes.isfinite().all():
+            return -math.inf
+        return float(magnitudes[top(magnitudes, int(share))].min())
 
     def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, float32 or better."""
@@ -134,23 +167,19 @@ class CompressedWeight(SparseWeight):
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
-        before = self.positions()
-        stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
-        stays[drop] = False
-        after = torch.cat([before[stays], grow]).sort().values
-        if len(after) > self.capacity:
+        crow, col = self._buffer("crow"), self._buffer("col")
+        new_crow, new_col, source = rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
+        if len(source) > self.capacity:
             raise RegrowRuntimeError(
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
-                f"{len(after)}: a method whose count grows needs storage='masked'"
+                f"{len(source)}: a method whose count grows needs storage='masked'"
             )
-        source = torch.searchsorted(before, after)
-        known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
         for tensor in (self.parameter.detach(), *companions):
-            moved = torch.zeros_like(tensor)
-            moved[: len(after)][known] = tensor[source[known]]
-            tensor.copy_(moved)
-        self._write_index(after)
-        return int((~known).sum())
+            move(source, tensor)
+        crow.copy_(new_crow)
+        col.zero_()[: len(source)] = new_col
+        self.rebuild_mirror()
+        return int((source < 0).sum())
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
         self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
@@ -176,6 +205,9 @@ class CompressedWeight(SparseWeight):
         col.zero_()[: len(positions)] = positions % columns
         self.rebuild_mirror()
 
+    def fingerprint(self) -> int:
+        return fingerprint(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
+
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
         columns = as_matrix(self.shape)[1]
@@ -187,3 +219,9 @@ class CompressedWeight(SparseWeight):
             else:
                 self.module._buffers[f"{self.parameter_name}_{part}"] = tensor
         self.remember()
+
+
+def _between(positions: Tensor, first: int, end: int) -> Tensor:
+    """Those of the ascending `positions` that are in [first, end)."""
+    low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
+    return positions[low:high]

@@ -1,0 +1,25 @@
+// The output's gradient through a ReLU, and the bias gradient, in one sweep; included once for each instruction set.
+
+template <class T, bool RELU>
+inline void finish_rows(const Finish<T>& args, int64_t begin, int64_t end) {
+    constexpr int L = LANES<T>;
+    const Finish<T> a = args;
+    for (int64_t f = begin; f < end; f++) {
+        const T* const g = a.gradient + f * a.gradient_stride;
+        Vector<T> sum[L] = {};
+        for (int64_t b = 0; b < a.batch; b += L) {
+            Vector<T> v = load(g + b);
+            if (RELU) {
+                v = load(a.y + f * a.y_stride + b) > 0 ? v : Vector<T>{};
+                store(a.out + f * a.out_stride + b, v);
+            }
+            sum[0] += a.batch - b < L ? keep(v, int(a.batch - b)) : v;
+        }
+        if (a.bias) a.bias[f] = sums<T>(sum)[0] + (a.add ? a.bias[f] : T(0));
+    }
+}
+
+template <class T>
+inline void finish(const Finish<T>& a, int64_t begin, int64_t end) {
+    a.y ? finish_rows<T, true>(a, begin, end) : finish_rows<T, false>(a, begin, end);
+}

@@ -1,0 +1,25 @@
+// One instruction set's kernels: everything in its own namespace, and the table of them.
+// No function of the standard library is called in here: it could be compiled for this instruction set and then
+// be taken by the linker for all.
+
+namespace regrow {
+namespace REGROW_ISA {
+
+#include "simd.h"
+
+#include "finish_gradient.h"
+#include "linear_backward.h"
+#include "linear_forward.h"
+
+#define REGROW_TEXT(x) #x
+#define REGROW_NAME(x) REGROW_TEXT(x)
+
+template <class T>
+constexpr Kernels<T> table{
+    FORWARD_VECTORS * LANES<T>, BACKWARD_VECTORS * LANES<T>, &forward<T, FORWARD_VECTORS>, &backward<T>, &finish<T>,
+};
+
+extern const Isa isa{REGROW_NAME(REGROW_ISA), table<float>, table<double>};
+
+} // namespace REGROW_ISA
+} // namespace regrow

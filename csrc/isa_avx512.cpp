@@ -1,0 +1,11 @@
+// The kernels for AVX-512.
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
+#define REGROW_ISA avx512
+#define VECTOR_BYTES 64
+#define FORWARD_VECTORS 8
+#define BACKWARD_VECTORS 8
+#include "isa.h"
+#endif

@@ -1,0 +1,93 @@
+// What a kernel is given, and the table of kernels that each instruction set fills in.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+
+namespace regrow {
+
+enum class Activation : int64_t { none = 0, relu = 1 };
+
+// Activations [features, batch], batch innermost, in tiles of some batch elements: feature f of tile t starts at
+// data + t * tile_stride + f * row_stride, aligned to a vector; the last vector of a tile may hold anything past the batch.
+template <class T>
+struct Operand {
+    T* data;
+    int64_t row_stride;
+    int64_t tile_stride;
+};
+
+// y = activation(W x + bias) for some rows of one tile.
+template <class T>
+struct Forward {
+    const int32_t* crow; // [rows + 1]
+    const int32_t* col;
+    const T* values;
+    const int32_t* order; // where in `values` each connection's value is, or null: in its own place
+    const T* bias;        // [rows] or null
+    Operand<const T> x;
+    Operand<T> y;
+    int64_t columns;
+    int64_t block; // columns at a time
+    int64_t chunk; // rows at a time: their outputs stay in a cache while the blocks pass
+    int64_t batch;
+    Activation activation;
+};
+
+// Gradients of the input and of the values, by the transposed index, for some columns.
+template <class T>
+struct Backward {
+    const int32_t* crow_t; // [columns + 1]
+    const int32_t* row_t;
+    const int32_t* order; // where in `values` and `values_gradient` each connection is
+    const T* values;
+    Operand<const T> x;
+    Operand<const T> gradient; // of the output
+    Operand<T> input_gradient; // null: not wanted
+    T* values_gradient;
+    int64_t rows;
+    int64_t block; // rows at a time
+    int64_t batch;
+    bool dense; // a row's values follow one another soon enough to fetch them early
+};
+
+// The gradient of the output before the activation, and of the bias.
+template <class T>
+struct Finish {
+    const T* gradient; // [features, row_stride], as all of these
+    const T* y;        // the output of a ReLU, or null
+    T* out;            // may be `gradient`; null where y is
+    T* bias;           // [features] or null
+    int64_t gradient_stride, y_stride, out_stride;
+    int64_t batch;
+    bool add; // to `bias`
+};
+
+template <class T>
+struct Kernels {
+    int64_t forward_tile;  // batch elements that the kernel holds in registers
+    int64_t backward_tile;
+    // rows [begin, end) of tile `tile`; cursor: room for end - begin numbers
+    void (*forward)(const Forward<T>&, int64_t begin, int64_t end, int64_t tile, int32_t* cursor);
+    // columns [begin, end), all tiles; cursor: room for end - begin numbers
+    void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
+    // features [begin, end): out = where(y > 0, gradient, 0) unless y is null, bias = sums of out over the batch
+    void (*finish)(const Finish<T>&, int64_t begin, int64_t end);
+};
+
+struct Isa {
+    const char* name;
+    Kernels<float> f32;
+    Kernels<double> f64;
+    template <class T> const Kernels<T>& kernels() const {
+        if constexpr (sizeof(T) == 4) return f32; else return f64;
+    }
+};
+
+namespace avx512 { extern const Isa isa; }
+namespace avx2 { extern const Isa isa; }
+namespace baseline { extern const Isa isa; }
+
+const Isa& isa(); // the best that the machine has, or the one that is forced
+
+} // namespace regrow

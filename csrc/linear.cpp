@@ -1,0 +1,168 @@
+// Linear layers with a compressed weight: the operators around the kernels.
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "activations.h"
+
+namespace regrow {
+namespace {
+
+// Columns (forward) or rows (backward) at a time. Few enough that their activations stay in a near cache, and so many
+// that a visit of a row has some connections to amortise loading and storing its sums.
+int64_t forward_block(int64_t columns, double density) {
+    if (density > 0.14) return 96;
+    const int64_t wanted = int64_t(24 / std::max(density, 1e-6));
+    const int64_t block = std::min<int64_t>(wanted, 2048);
+    return block * 4 >= columns * 3 ? columns : block;
+}
+int64_t backward_block(int64_t rows, double density) {
+    if (density > 0.14) return 128;
+    const int64_t block = density > 0.03 ? 512 : 1536;
+    return block * 4 >= rows * 3 ? rows : block;
+}
+
+double density(const Tensor& crow, int64_t rows, int64_t columns) {
+    return double(read(crow)[rows]) / std::max<double>(1, double(rows) * double(columns));
+}
+
+// Tiles are copied together where each feature is read by so many connections that it pays.
+Tiles tiles_of(int64_t size, int64_t batch, int64_t nnz, int64_t rows, int64_t columns) {
+    return {size, batch > size && nnz > 96 * std::max(rows, columns)};
+}
+
+template <class T>
+Tensor forward(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
+               const Tensor& col, const std::optional<Tensor>& order, Activation activation) {
+    const int64_t batch = input.size(0), columns = input.size(1), rows = crow.numel() - 1;
+    const Kernels<T>& kernels = isa().kernels<T>();
+    const Tensor w = as<T>(values);
+    const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
+    const int64_t tile = kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+    const Tiles cut = tiles_of(tile, batch, read(crow)[rows], rows, columns);
+    const Input<T> x(input, cut);
+    const Output<T> y(input, batch, rows, cut);
+    const Forward<T> work{
+        read(crow), read(col), read<T>(w), order ? read(*order) : nullptr, b ? read<T>(*b) : nullptr,
+        x.operand(), y.operand(), columns, forward_block(columns, density(crow, rows, columns)), 1024, batch,
+        activation};
+    const Parts parts(read(crow), rows, (torch::stable::get_num_threads() + tiles - 1) / std::max<int64_t>(tiles, 1), batch);
+    torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
+        std::vector<int32_t> cursor(work.chunk + 1);
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t part = i % parts.count();
+            kernels.forward(work, parts.first(part), parts.first(part + 1), i / parts.count(), cursor.data());
+        }
+    });
+    return y.finish();
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& gradient, const Tensor& input, const std::optional<Tensor>& output, const Tensor& values,
+    const Tensor& crow_t, const Tensor& row_t, const Tensor& order, bool need_input,
+    bool need_values, bool need_bias) {
+    const int64_t batch = input.size(0), columns = input.size(1), rows = gradient.size(1);
+    const Kernels<T>& kernels = isa().kernels<T>();
+    const ScalarType type = input.scalar_type();
+
+    const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+    const Tiles cut = tiles_of(tile, batch, read(crow_t)[columns], rows, columns);
+
+    const std::optional<Input<T>> y = output ? std::optional<Input<T>>(std::in_place, *output, cut) : std::nullopt;
+    const Input<T> g(gradient, cut, output.has_value());
+    Tensor bias_gradient = empty(input, {need_bias ? rows : 0}, TYPE<T>);
+    if (need_bias && tiles == 0) torch::stable::zero_(bias_gradient);
+    for (int64_t t = 0; (y || need_bias) && t < tiles; t++) {
+        const Finish<T> work{
+            g.data() + t * g.tile_stride(), y ? y->data() + t * y->tile_stride() : nullptr,
+            y ? g.copy() + t * g.tile_stride() : nullptr, need_bias ? write<T>(bias_gradient) : nullptr,
+            g.stride(), y ? y->stride() : 0, g.stride(), std::min(tile, batch - t * tile), t > 0};
+        torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (work.batch + 1),
+            [&](int64_t begin, int64_t end) { kernels.finish(work, begin, end); });
+    }
+    if (type != TYPE<T>) bias_gradient = torch::stable::to(bias_gradient, type);
+
+    const Tensor w = as<T>(values);
+    if (!need_values) {
+        Tensor none = empty(values, {0}, type);
+        if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
+        // the transposed matrix forward
+        const Output<T> dx(input, batch, columns, cut);
+        const Forward<T> work{
+            read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(), dx.operand(), rows,
+            forward_block(rows, density(crow_t, columns, rows)), 1024, batch, Activation::none};
+        const Parts parts(read(crow_t), columns, (torch::stable::get_num_threads() + tiles - 1) / std::max<int64_t>(tiles, 1), batch);
+        torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
+            std::vector<int32_t> cursor(work.chunk + 1);
+            for (int64_t i = begin; i < end; i++) {
+                const int64_t part = i % parts.count();
+                kernels.forward(work, parts.first(part), parts.first(part + 1), i / parts.count(), cursor.data());
+            }
+        });
+        return {dx.finish(), none, bias_gradient};
+    }
+
+    const Input<T> x(input, cut);
+    std::optional<Output<T>> dx;
+    if (need_input) dx.emplace(input, batch, columns, cut);
+    Tensor values_gradient = empty(values, {values.size(0), 1}, TYPE<T>);
+    T* const dw = write<T>(values_gradient);
+    const int64_t nnz = read(crow_t)[columns], used = batch > 0 ? nnz : 0;
+    std::fill(dw + used, dw + values.size(0), T(0));
+    const double dense = density(crow_t, columns, rows);
+    const Backward<T> work{
+        read(crow_t), read(row_t), read(order), read<T>(w), x.operand(), g.operand(),
+        dx ? dx->operand() : Operand<T>{}, dw, rows, backward_block(rows, dense), batch,
+        dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
+    const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
+    torch::stable::parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
+        for (int64_t part = begin; part < end; part++) {
+            const int64_t first = parts.first(part), last = parts.first(part + 1);
+            std::vector<int32_t> cursor(last - first + 1);
+            kernels.backward(work, first, last, cursor.data());
+        }
+    });
+    if (type != TYPE<T>) values_gradient = torch::stable::to(values_gradient, type);
+    return {dx ? dx->finish() : empty(input, {0}, type), values_gradient, bias_gradient};
+}
+
+bool is_double(const Tensor& input) {
+    const ScalarType type = input.scalar_type();
+    STD_TORCH_CHECK(
+        type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+        "kernels are for float32, float64 and bfloat16");
+    return type == ScalarType::Double;
+}
+
+Tensor linear_forward(Tensor input, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col,
+                      int64_t activation) {
+    check_index(crow, 1, "crow");
+    check_index(col, read(crow)[crow.numel() - 1], "col");
+    const auto f = is_double(input) ? &forward<double> : &forward<float>;
+    return f(input, values, bias, crow, col, std::nullopt, Activation(activation));
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward(
+    Tensor gradient, Tensor input, std::optional<Tensor> output, Tensor values, Tensor crow_t,
+    Tensor row_t, Tensor order, bool need_input, bool need_values, bool need_bias) {
+    check_index(crow_t, input.size(1) + 1, "crow_t");
+    const int64_t nnz = read(crow_t)[input.size(1)];
+    check_index(row_t, nnz, "row_t");
+    check_index(order, nnz, "order");
+    const auto f = is_double(input) ? &backward<double> : &backward<float>;
+    return f(gradient, input, output, values, crow_t, row_t, order, need_input, need_values, need_bias);
+}
+
+} // namespace
+} // namespace regrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
+    m.def("linear_forward(Tensor input, Tensor values, Tensor? bias, Tensor crow, Tensor col, int activation) -> Tensor");
+    m.def("linear_backward(Tensor gradient, Tensor input, Tensor? output, Tensor values, Tensor crow_t, "
+          "Tensor row_t, Tensor order, bool need_input, bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
+    m.impl("linear_forward", TORCH_BOX(&regrow::linear_forward));
+    m.impl("linear_backward", TORCH_BOX(&regrow::linear_backward));
+}

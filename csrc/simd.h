@@ -1,0 +1,56 @@
+// Vectors of one instruction set, by GCC's and clang's vector extensions. Included inside `namespace REGROW_ISA`.
+// VECTOR_BYTES, and how many registers a kernel may use as accumulators, are set by the file that includes it.
+
+typedef float FloatVector __attribute__((vector_size(VECTOR_BYTES), may_alias));
+typedef double DoubleVector __attribute__((vector_size(VECTOR_BYTES), may_alias));
+
+template <class T> struct VectorOf;
+template <> struct VectorOf<float> { typedef FloatVector type; };
+template <> struct VectorOf<double> { typedef DoubleVector type; };
+template <class T> using Vector = typename VectorOf<T>::type;
+
+template <class T> constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
+
+// Activations are aligned to the vector (the operators see to that).
+template <class T> inline Vector<T> load(const T* p) { return *reinterpret_cast<const Vector<T>*>(p); }
+template <class T> inline void store(T* p, Vector<T> v) { *reinterpret_cast<Vector<T>*>(p) = v; }
+template <class T> inline Vector<T> splat(T x) { return x - Vector<T>{}; }
+
+// Keeps v in a register: the compiler would rather read it from memory again for each use.
+template <class V> inline V hold(V v) {
+#if defined(__x86_64__)
+    asm("" : "+v"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
+#endif
+    return v;
+}
+
+// The first `lanes` lanes of v, zero in the others, whatever those hold (nan too).
+inline FloatVector keep(FloatVector v, int lanes) {
+    typedef int32_t Mask __attribute__((vector_size(VECTOR_BYTES)));
+    Mask lane;
+    for (int i = 0; i < LANES<float>; i++) lane[i] = i;
+    return (FloatVector)((Mask)v & (lane < lanes));
+}
+inline DoubleVector keep(DoubleVector v, int lanes) {
+    typedef int64_t Mask __attribute__((vector_size(VECTOR_BYTES)));
+    Mask lane;
+    for (int i = 0; i < LANES<double>; i++) lane[i] = i;
+    return (DoubleVector)((Mask)v & (lane < int64_t(lanes)));
+}
+
+// Sums of neighbours: first those of a, then those of b.
+template <class V, int... I>
+inline V pairs(V a, V b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+}
+
+// Sums of each of as many vectors as a vector has lanes; `v` is used up.
+template <class T>
+inline Vector<T> sums(Vector<T>* v) {
+    for (int n = LANES<T>; n > 1; n /= 2)
+        for (int i = 0; i < n / 2; i++)
+            v[i] = pairs(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, LANES<T>>{});
+    return v[0];
+}

@@ -1,0 +1,37 @@
+// libtorch's stable ABI, and short names for what we use of it.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+
+namespace regrow {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+template <class T> constexpr ScalarType TYPE = ScalarType::Float;
+template <> constexpr ScalarType TYPE<double> = ScalarType::Double;
+
+template <class T = int32_t>
+const T* read(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+template <class T = int32_t>
+T* write(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+
+// A new tensor like `like`, of another shape, uninitialised.
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
+    return torch::stable::new_empty(like, {shape.begin(), shape.size()}, type);
+}
+
+inline void check_index(const Tensor& index, int64_t least, const char* name) {
+    STD_TORCH_CHECK(
+        index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.is_contiguous() && index.is_cpu() &&
+            index.numel() >= least,
+        "`", name, "` must be a contiguous int32 vector on the CPU of at least ", least, " entries");
+}
+
+} // namespace regrow

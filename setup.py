@@ -1,0 +1,60 @@
+"""The kernels, as an optional extension: where torch or a C++ compiler is missing, regrow installs without them."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+
+TORCH_TARGET = "0x020a000000000000"  # 2.10, the oldest torch whose stable ABI has all that the kernels use
+SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
+HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
+
+
+def extension() -> dict[str, Any]:
+    """What `setup` is told of the extension; nothing where it cannot be built."""
+    if os.environ.get("REGROW_NO_KERNELS") or platform.system() == "Windows":
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        warnings.warn(
+            "torch is not installed here, so regrow is built without its kernels. To have them: install torch, then "
+            "regrow with `pip install --no-build-isolation`.",
+            stacklevel=1,
+        )
+        return {}
+
+    class Build(BuildExtension):
+        """A build whose failure leaves the package without kernels."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except Exception as error:
+                for file in Path("src/regrow").glob("_kernels*.so"):
+                    file.unlink()
+                self.extensions = []
+                print(f"warning: regrow is built without its kernels: {error}", file=sys.stderr)
+
+    kernels = CppExtension(
+        "regrow._kernels",
+        SOURCES,
+        depends=HEADERS,
+        py_limited_api=True,
+        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
+        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized"],
+    )
+    return {
+        "ext_modules": [kernels],
+        "cmdclass": {"build_ext": Build},
+        "options": {"bdist_wheel": {"py_limited_api": "cp311"}},
+    }
+
+
+setup(**extension())

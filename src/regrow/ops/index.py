@@ -1,0 +1,82 @@
+"""The index of a compressed weight: its mirror image, and how it changes with the topology.
+
+What `crow`, `col`, `crow_t`, `row_t` and `order` hold, `regrow.ops.linear` says.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regrow.ops import native, sketch
+
+
+def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The index of the transposed matrix: ``crow_t, row_t, order`` (int32), padded like `col`."""
+    if crow.device.type == "cpu" and native.available():
+        mirrored: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.mirror.default(crow, col, columns)
+        return mirrored
+    nnz = int(crow[-1])
+    rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
+    used = col[:nnz].long()
+    by_column = used.argsort(stable=True)
+    crow_t = torch.zeros(columns + 1, dtype=torch.int32, device=crow.device)
+    crow_t[1:] = used.bincount(minlength=columns).cumsum(0)
+    row_t, order = torch.zeros_like(col), torch.zeros_like(col)
+    row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
+    return crow_t, row_t, order
+
+
+def positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
+    """Flat positions of the connections, ascending, int64 [nnz]."""
+    row = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
+    return row * columns + col[: len(row)]
+
+
+def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
+    """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
+    if crow.device.type == "cpu" and native.available():
+        return int(torch.ops.regrow_native.fingerprint.default(crow, col, columns))
+    return int(sketch.mix(positions(crow, col, columns)).sum())
+
+
+def rewire(
+    crow: Tensor, col: Tensor, columns: int, drop: Tensor, grow: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The index after an update, and what moves where.
+
+    Args:
+        crow: row pointers [rows + 1].
+        col: columns of the connections, padding after them.
+        columns: of the matrix.
+        drop: which connections go, int64.
+        grow: flat positions that come, ascending, int64; one that is also dropped keeps its place.
+
+    Returns:
+        The new ``crow``, the new ``col`` without padding, and for each connection the place it had before, int32, -1
+        where it is new.
+    """
+    if crow.device.type == "cpu" and native.available():
+        changed: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.rewire.default(
+            crow, col, columns, drop.contiguous(), grow.contiguous()
+        )
+        return changed
+    before = positions(crow, col, columns)
+    stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
+    stays[drop] = False
+    after = torch.cat([before[stays], grow]).sort().values
+    source = torch.searchsorted(before, after)
+    known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
+    new_crow = torch.zeros_like(crow)
+    new_crow[1:] = torch.bincount(after // columns, minlength=len(crow) - 1).cumsum(0)
+    return new_crow, (after % columns).int(), torch.where(known, source, -1).int()
+
+
+def move(source: Tensor, tensor: Tensor) -> None:
+    """Move the entries of `tensor` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
+    if tensor.device.type == "cpu" and native.available() and tensor.is_contiguous():
+        torch.ops.regrow_native.move.default(source, tensor)
+        return
+    moved = torch.zeros_like(tensor)
+    moved[: len(source)] = tensor[source.clamp(min=0).long()].where((source >= 0)[:, None], 0)
+    tensor.copy_(moved)

@@ -1,0 +1,57 @@
+"""The kernels: a library of operators that is loaded where it could be built.
+
+`torch.ops.regrow_native` holds its operators once `load` has found it. Everything works without it, on the reference.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
+"""Those that have kernels; bfloat16 accumulates in float32."""
+
+
+@cache
+def load() -> str | None:
+    """Load the kernels; None, or why there are none."""
+    found = sorted(Path(__file__).parent.parent.glob("_kernels*.so"))
+    if not found:
+        return "they were not built (install torch and a C++ compiler, then regrow with --no-build-isolation)"
+    try:
+        torch.ops.load_library(found[0])
+    except (OSError, RuntimeError) as error:
+        return f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+    return None
+
+
+def available() -> bool:
+    """Whether there are kernels on this machine."""
+    return load() is None
+
+
+def isa() -> str | None:
+    """The instruction set that the kernels use: avx512, avx2 or baseline. `REGROW_ISA` forces a lower one."""
+    return str(torch.ops.regrow_native.isa()) if available() else None
+
+
+@cache
+def warn_once() -> None:
+    """Say that the kernels are missing."""
+    warnings.warn(
+        f"regrow works without its kernels, several times slower: {load()}", RuntimeWarning, stacklevel=3
+    )
+
+
+def serves(values: Tensor) -> bool:
+    """Whether there are kernels for a weight with these values; says once where they are missing."""
+    if values.device.type != "cpu" or values.dtype not in DTYPES:
+        return False
+    if not available():
+        warn_once()
+        return False
+    return True
