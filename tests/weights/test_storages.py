@@ -98,6 +98,14 @@ def test_update_swaps_connections(geometry: Any, data: st.DataObject, seed: int)
         view.check_unchanged()
 
 
+@pytest.mark.parametrize("storage", storages)
+def test_no_candidates_in_a_full_weight(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compressed, "TILE", 1)  # larger than a tile, so that the kernels take a sample first
+    model, view = weight(storage, 3, 4, 12, 0)
+    stash(model, view, 0)
+    assert len(view.best(0, view.positions(), gradient_magnitude)) == 0
+
+
 @settings(deadline=None, max_examples=40)
 @given(geometry=geometry, data=st.data(), seed=st.integers(0, 1000), tile=st.sampled_from([1, 7, 1 << 20]))
 def test_the_best_candidates_are_those_of_the_dense_gradient(

@@ -120,7 +120,7 @@ class CompressedWeight(SparseWeight):
         rows, columns = as_matrix(self.shape)
         device = self.parameter.device
         floor = -math.inf
-        if score is gradient_magnitude and rows * columns > TILE:
+        if count and score is gradient_magnitude and rows * columns > TILE:
             floor = self._floor(operands, count, survivors, reduce)
         found = Best(count, device, floor)
         column = torch.arange(columns, device=device)[None, :]
