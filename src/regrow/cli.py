@@ -30,6 +30,10 @@ app = typer.Typer(
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")
 ]
+Import = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
+]
 
 
 @app.command()
@@ -63,10 +67,7 @@ def train_command(
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")
     ] = None,
-    import_: Annotated[
-        list[str] | None,
-        typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
-    ] = None,
+    import_: Import = None,
     json_: Json = False,
 ) -> None:
     """Train RECIPE, with keys changed: regrow train fashion-mlp method=set optimizer.lr=0.05 seed=1."""
@@ -126,10 +127,7 @@ def compare_command(
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Default: runs/compare-<recipe>.")
     ] = None,
-    import_: Annotated[
-        list[str] | None,
-        typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
-    ] = None,
+    import_: Import = None,
     json_: Json = False,
 ) -> None:
     """Compare methods under one budget: regrow compare fashion-mlp --methods static,rigl optimizer.lr=0.05,0.1"""

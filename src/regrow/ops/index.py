@@ -33,6 +33,13 @@ def positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
     return row * columns + col[: len(row)]
 
 
+def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """The index ``crow, col`` (int32, without padding) of flat `positions`, ascending, int64 [nnz]."""
+    crow = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
+    crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
+    return crow, (positions % columns).int()
+
+
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
     if crow.device.type == "cpu" and native.available():
@@ -67,9 +74,7 @@ def rewire(
     after = torch.cat([before[stays], grow]).sort().values
     source = torch.searchsorted(before, after)
     known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
-    new_crow = torch.zeros_like(crow)
-    new_crow[1:] = torch.bincount(after // columns, minlength=len(crow) - 1).cumsum(0)
-    return new_crow, (after % columns).int(), torch.where(known, source, -1).int()
+    return *from_positions(after, len(crow) - 1, columns), torch.where(known, source, -1).int()
 
 
 def move(source: Tensor, tensor: Tensor) -> None:

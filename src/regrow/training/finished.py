@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
-import regrow
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowValueError
 from regrow.recipes import find, read
@@ -39,7 +36,7 @@ class Finished:
         self.recipe = read(path / "config.yaml")
         if self.recipe.method.name == "small-dense":
             raise RegrowValueError(f"the run in {path} is one of small-dense, allowed are all other methods")
-        self.summary: dict[str, Any] = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        self.summary: dict[str, Any] = self.folder.read("summary.json")
 
     @cached_property
     def data(self) -> Tensors:
@@ -61,7 +58,4 @@ class Finished:
         part, state = self.recipe.model, torch.get_rng_state()
         model: nn.Module = find("model", part)(**part.options)
         torch.set_rng_state(state)  # the initial weights are overwritten: nobody's random numbers are used up
-        if self.summary["sparsity"]:
-            return regrow.load(file, into=model).eval()
-        model.load_state_dict(load_file(file))
-        return model.eval()
+        return self.folder.load_model(str(file.relative_to(self.folder.path)), model).eval()

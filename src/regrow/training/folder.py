@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -137,10 +138,13 @@ class RunFolder:
                 write_atomically(path, lambda beside: save_file(state, beside))
 
     def load_model(self, name: str, into: nn.Module) -> nn.Module:
-        """Read what `save_model` wrote `into` a network of the same architecture; returns it."""
-        if regrow.is_sparse(into):
-            return regrow.load(self.path / name, into)
-        into.load_state_dict(load_file(self.path / name))
+        """Read what `save_model` wrote `into` a network of the same architecture, sparse or not yet; returns it."""
+        path = self.path / name
+        with safe_open(path, framework="pt") as opened:
+            sparse = "regrow" in (opened.metadata() or {})
+        if sparse:
+            return regrow.load(path, into)
+        into.load_state_dict(load_file(path))
         return into
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops.index import fingerprint, mirror, move, rewire
+from regrow.ops import index
 from regrow.ops.linear import listen
 from regrow.ops.select import Best, top
 from regrow.weights.base import (
@@ -64,10 +64,7 @@ class CompressedWeight(SparseWeight):
         return len(self.parameter)
 
     def positions(self) -> Tensor:
-        crow, col = self._buffer("crow"), self._buffer("col")
-        rows, columns = as_matrix(self.shape)
-        row = torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff())
-        return row * columns + col[: len(row)]
+        return index.positions(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
@@ -168,17 +165,15 @@ class CompressedWeight(SparseWeight):
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         crow, col = self._buffer("crow"), self._buffer("col")
-        new_crow, new_col, source = rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
+        new_crow, new_col, source = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
         if len(source) > self.capacity:
             raise RegrowRuntimeError(
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
                 f"{len(source)}: a method whose count grows needs storage='masked'"
             )
         for tensor in (self.parameter.detach(), *companions):
-            move(source, tensor)
-        crow.copy_(new_crow)
-        col.zero_()[: len(source)] = new_col
-        self.rebuild_mirror()
+            index.move(source, tensor)
+        self._write_index(new_crow, new_col)
         return int((source < 0).sum())
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
@@ -188,7 +183,7 @@ class CompressedWeight(SparseWeight):
         if len(positions) != self.capacity:
             self.resize(len(positions))
         self.parameter.detach().copy_(values.view(-1, 1))
-        self._write_index(positions)
+        self._write_index(*index.from_positions(positions, *as_matrix(self.shape)))
 
     def resize(self, capacity: int) -> None:
         """Give the parameter, which stays the same object, and its index room for `capacity` connections."""
@@ -198,20 +193,18 @@ class CompressedWeight(SparseWeight):
             name = f"{self.parameter_name}_{part}"
             self.module._buffers[name] = self._buffer(part).new_zeros(capacity)
 
-    def _write_index(self, positions: Tensor) -> None:
-        rows, columns = as_matrix(self.shape)
-        crow, col = self._buffer("crow"), self._buffer("col")
-        crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
-        col.zero_()[: len(positions)] = positions % columns
+    def _write_index(self, crow: Tensor, col: Tensor) -> None:
+        self._buffer("crow").copy_(crow)
+        self._buffer("col").zero_()[: len(col)] = col
         self.rebuild_mirror()
 
     def fingerprint(self) -> int:
-        return fingerprint(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
+        return index.fingerprint(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
 
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
         columns = as_matrix(self.shape)[1]
-        rebuilt = mirror(self._buffer("crow"), self._buffer("col"), columns)
+        rebuilt = index.mirror(self._buffer("crow"), self._buffer("col"), columns)
         for part, tensor in zip(MIRROR, rebuilt, strict=True):
             buffer = self._buffer(part)
             if buffer.shape == tensor.shape:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from regrow.errors import RegrowValueError
+from regrow.ops import index
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
 from regrow.weights.masked import MaskedWeight
@@ -107,12 +108,10 @@ def from_csr(
         raise RegrowValueError(
             f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}"
         )
-    positions = (
-        torch.repeat_interleave(torch.arange(rows, device=crow.device), crow.diff().long()) * columns + used
-    )
-    if (positions.diff() <= 0).any():
+    found = index.positions(crow, used, columns)
+    if (found.diff() <= 0).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
-    return positions, values.detach()[:nnz, 0]
+    return found, values.detach()[:nnz, 0]
 
 
 def to_csr(
@@ -122,12 +121,13 @@ def to_csr(
 
     Values and columns are padded with zeros up to `capacity`, if given.
     """
-    rows, columns = as_matrix(shape)
-    crow = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
-    crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
+    crow, col = index.from_positions(positions, *as_matrix(shape))
     padding = (0, 0 if capacity is None else capacity - len(positions))
-    column = pad((positions % columns).int(), padding)
-    return {f"{base}_values": pad(values, padding).view(-1, 1), f"{base}_crow": crow, f"{base}_col": column}
+    return {
+        f"{base}_values": pad(values, padding).view(-1, 1),
+        f"{base}_crow": crow,
+        f"{base}_col": pad(col, padding),
+    }
 
 
 def _form(
