@@ -19,6 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
+    {"timing"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains"},
