@@ -23,6 +23,7 @@ from regrow.layers import (
 )
 from regrow.nn import SparseLinear
 from regrow.ops.select import top
+from regrow.storage import choose_storage
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.base import RECORDS
 from regrow.weights.loading import after_load, before_load
@@ -83,8 +84,8 @@ def sparsify(
             `regrow.SNIP`, a function ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept,
             layer by layer unless it has an attribute ``per_layer`` that is False.
         rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not.
-        storage: ``"masked"``, ``"compressed"``, or ``"auto"``, which is masked as long as compressed
-            storage runs on the plain torch reference.
+        storage: ``"masked"``, ``"compressed"``, or ``"auto"``: compressed where that is faster on the device that
+            the model is on, masked elsewhere (`regrow.storage`; `summary` says why).
         seed: of the random topology; the same seed and layer name give the same topology anywhere.
 
     Returns:
@@ -277,19 +278,16 @@ def _plan(
         raise RegrowValueError(
             f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
         )
+    density = len(positions[name]) / math.prod(layer.shape)
+    if storage == "auto":
+        return Plan(layer, asked[name], positions[name], *choose_storage(layer, model, density))
     obstacle = why_not_compressed(layer, model)
     if storage == "compressed" and obstacle:
         raise RegrowValueError(
             f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
             "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
         )
-    kind = "compressed" if storage == "compressed" else "masked"
-    reason = (
-        "kernels for compressed storage are not built in yet" if storage == "auto" and not obstacle else ""
-    )
-    return Plan(
-        layer, asked[name], positions[name], kind, obstacle if storage == "auto" and obstacle else reason
-    )
+    return Plan(layer, asked[name], positions[name], storage, "")
 
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:

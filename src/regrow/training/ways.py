@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 import regrow
@@ -49,18 +51,27 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
             f"`sparsify` is missing: method {name} needs a sparse model\n"
             "Add `sparsify: {sparsity: 0.9}`, or train without sparsity with `method: dense`."
         )
+    how = settings(recipe, batches.device)
     if name == "small-dense":
-        sparse = regrow.sparsify(build(), **recipe.sparsify)
+        sparse = regrow.sparsify(build(), **how)
         size = regrow.costs(sparse, batches.example().cpu()).size_megabytes["sparse"]
         return build(width=small_dense(partial(find("model", recipe.model), **recipe.model.options), size))
     if name in PRUNING:
-        further = {k: v for k, v in recipe.sparsify.items() if k not in ("sparsity", "distribution", *WHERE)}
+        further = {k: v for k, v in how.items() if k not in ("sparsity", "distribution", *WHERE)}
         return regrow.sparsify(build(), distribution=initial_sparsities(recipe, build), **further)
     if is_topology(name):
         inputs, targets = (tensor.cpu() for tensor in batches.train(0))
         init = records()[name].cls(cross_entropy, (inputs, targets), **recipe.method.options)
-        return regrow.sparsify(build(), **{**recipe.sparsify, "init": init})
-    return regrow.sparsify(build(), **recipe.sparsify)
+        return regrow.sparsify(build(), **{**how, "init": init})
+    return regrow.sparsify(build(), **how)
+
+
+def settings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
+    """The recipe's `sparsify`, with masks for "auto" where compressed storage would be refused, or slow."""
+    dense_gradient = getattr(find("method", recipe.method), "needs_gradient", "never") == "always"
+    if recipe.sparsify.get("storage", "auto") == "auto" and (dense_gradient or device.type != "cpu"):
+        return {**recipe.sparsify, "storage": "masked"}
+    return recipe.sparsify
 
 
 def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
