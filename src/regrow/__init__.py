@@ -5,6 +5,7 @@ from regrow.compact import compact
 from regrow.compress import compress
 from regrow.costs import Costs, costs
 from regrow.errors import RegrowError
+from regrow.explain import explain
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import SparseLinear
 from regrow.saving import load, save
@@ -36,6 +37,7 @@ __all__ = [
     "costs",
     "compress",
     "densify",
+    "explain",
     "is_sparse",
     "landscape",
     "load",

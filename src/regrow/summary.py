@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,11 +71,7 @@ class Summary:
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-            for line in (head, *body)
-        ]
+        lines = aligned([head, *body])
         lines.append(
             f"{self.connections:,} connections, sparsity {self.sparsity:.4f} over the sparse weights; "
             f"{self.parameters:,} parameters with everything"
@@ -110,3 +107,9 @@ def summary(model: nn.Module) -> Summary:
         )
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
     return Summary(tuple(rows), stored - idle)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows as lines of a table, each column as wide as its longest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from regrow.costs.trace import Example, Work, trace
+from regrow.costs.trace import Work, trace
 from regrow.costs.training import METHODS, ticket_multiples, training_multiple
 from regrow.costs.units import Unit, require_convention, stored_megabytes, units
 from regrow.errors import RegrowValueError, closest, require_count
+from regrow.example import Example
 from regrow.methods.registry import methods
 from regrow.weights.views import unwrapped
 

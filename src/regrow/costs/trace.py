@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regrow.costs.units import Unit
-from regrow.errors import RegrowValueError
-
-Example = Tensor | Sequence[Any] | Mapping[str, Any]
-"""One batch: what the model takes, the arguments of its forward pass, or the keyword arguments."""
+from regrow.example import Example, run_once
 
 
 @dataclass
@@ -47,7 +42,6 @@ def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention:
     Raises:
         RegrowValueError: an example that the model does not take.
     """
-    args, kwargs, batch = _arguments(example)
     work = [Work() for _ in found]
     owners: dict[nn.Module, list[tuple[Unit, Work]]] = {}
     for unit, done in zip(found, work, strict=True):
@@ -69,12 +63,7 @@ def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention:
         if module in owners or isinstance(module, nn.MultiheadAttention)
     ]
     try:
-        with _resting(model):
-            model(*args, **kwargs)
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
-        raise RegrowValueError(
-            f"`example` does not go through `model`: {_shapes(example)}: {error}"
-        ) from error
+        batch = run_once(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -82,52 +71,6 @@ def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention:
         done.places /= batch
         done.outputs /= batch
     return work
-
-
-def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-    """Positional and keyword arguments of the forward pass, and the number of examples."""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-    elif isinstance(example, list | tuple):
-        args = tuple(example)
-    else:
-        args = (example,)
-    tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if tensor is None:
-        raise RegrowValueError(
-            f"`example` must be a batch: a tensor, or a list or dictionary with one, got {type(example).__name__}"
-        )
-    if tensor.dim() == 0 or tensor.numel() == 0:
-        raise RegrowValueError(
-            f"`example` must hold at least one example in its first dimension, got shape {tuple(tensor.shape)}"
-        )
-    return args, kwargs, len(tensor)
-
-
-def _shapes(example: Any) -> str:
-    values = example.values() if isinstance(example, Mapping) else example
-    values = [example] if isinstance(example, Tensor) else values
-    return ", ".join(f"shape {tuple(v.shape)}" if isinstance(v, Tensor) else repr(v) for v in values)
-
-
-@contextmanager
-def _resting(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no fused operators that pass modules by; all put back afterwards."""
-    training = {module: module.training for module in model.modules()}
-    fast = torch.backends.mha.get_fastpath_enabled()
-    state = torch.get_rng_state()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        model.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch.set_rng_state(state)
-        for module, mode in training.items():
-            module.training = mode
 
 
 def _first(value: Any) -> Tensor:

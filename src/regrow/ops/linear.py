@@ -265,7 +265,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
         input, values, bias, crow, col, _, _, _, activation = inputs
-        if ctx.needs_input_grad[1] and not _is_laid_out(input):
+        if ctx.needs_input_grad[1] and not is_laid_out(input):
             input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
         output = _forward(input, values, bias, crow, col, activation)
         _save(ctx, (input, *inputs[1:]), output)
@@ -276,7 +276,8 @@ class _Direct(torch.autograd.Function):
         return _gradients(ctx, gradients[0], _backward)
 
 
-def _is_laid_out(input: Tensor) -> bool:
+def is_laid_out(input: Tensor) -> bool:
+    """Whether the kernels read an input [batch, columns] where it is."""
     return (input.stride(0) == 1 and input.stride(1) % ROUND == 0) or input.dtype == torch.bfloat16
 
 

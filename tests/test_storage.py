@@ -1,0 +1,84 @@
+"""`storage="auto"`: compressed where it is faster, masked elsewhere, and the reason in `summary`."""
+
+import pytest
+import torch
+from torch import nn
+
+import regrow
+from regrow.layers import find_layers
+from regrow.ops import native
+from regrow.storage import DENSEST, NARROWEST, choose_storage
+
+needs_kernels = pytest.mark.skipif(not native.available(), reason="no kernels here")
+
+
+def stored(layer: nn.Module, sparsity: float) -> tuple[str, str]:
+    row = regrow.summary(regrow.sparsify(nn.Sequential(layer), sparsity)).rows[0]
+    return row.storage, row.reason
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("layer", "sparsity", "storage", "reason"),
+    [
+        (nn.Linear(784, 512), 0.9, "compressed", "faster so on this device"),
+        (nn.Linear(784, 512).double(), 0.9, "compressed", "faster so"),
+        (nn.Linear(784, 512), 0.45, "masked", "faster masked at a density above 0.5"),
+        (nn.Linear(512, 10), 0.9, "masked", "too small to be faster compressed"),
+        (nn.Linear(100, 100), 0.9, "masked", "too small"),
+        (nn.Linear(256, 256), 0.9, "compressed", "faster so"),
+        (nn.Linear(256, 256), 0.6, "masked", "above 0.3"),
+        (nn.Linear(784, 512).half(), 0.9, "masked", "no kernels for torch.float16"),
+        (nn.ConvTranspose2d(64, 64, 3), 0.9, "masked", "ConvTranspose2d has no compressed form"),
+    ],
+)
+def test_the_rule(layer: nn.Module, sparsity: float, storage: str, reason: str) -> None:
+    found = stored(layer, sparsity)
+    assert found[0] == storage
+    assert reason in found[1]
+
+
+@needs_kernels
+def test_the_rule_goes_by_the_density_of_each_layer() -> None:
+    """ERK leaves small layers denser: those stay masked beside compressed ones."""
+    model = regrow.sparsify(nn.Sequential(nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 128)), 0.8)
+    wide, narrow = regrow.summary(model).rows
+    assert wide.storage == "compressed"
+    assert narrow.density > 0.5
+    assert narrow.storage == "masked"
+
+
+def test_without_kernels_all_is_masked_and_summary_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "load", lambda: "they were not built")
+    assert stored(nn.Linear(784, 512), 0.9) == ("masked", "there are no kernels: they were not built")
+
+
+@needs_kernels
+def test_where_the_kernels_do_not_run_it_is_masked() -> None:
+    model = nn.Sequential(nn.Linear(784, 512, device="meta"))
+    layer = find_layers(model)[0]
+    assert choose_storage(layer, model, 0.1) == ("masked", "the kernels run on the CPU, the weight is on meta")
+
+
+def test_the_limits_grow_with_the_weight() -> None:
+    assert sorted(DENSEST) == list(DENSEST)
+    assert all(0 < most <= 1 and size >= NARROWEST**2 for size, most in DENSEST)
+
+
+@needs_kernels
+def test_what_was_chosen_trains() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(784, 512), nn.ReLU(), nn.Linear(512, 10))
+    regrow.sparsify(model, 0.9)
+    assert isinstance(model[0], regrow.SparseLinear)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    regrow.RigL(model, optimizer, total_steps=30, update_every=5)
+    x, y = torch.randn(64, 784), torch.randint(10, (64,))
+    losses = []
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
