@@ -33,7 +33,7 @@ ROOMS: list[set[str]] = [
     {"data", "models"},
     {"recipes"},
     {"training", "report", "flops"},
-    {"compare"},
+    {"compare", "bench"},
     {"cli"},
     {"__main__"},
 ]

@@ -195,6 +195,75 @@ def flops_command(
     print(json.dumps(counted.to_dict(), indent=2) if json_ else counted)
 
 
+@app.command("bench")
+def bench_command(
+    context: typer.Context,
+    linear: Annotated[
+        list[str] | None,
+        typer.Option(metavar="768x3072", help="Linear layers, outputs x inputs; several: A,B."),
+    ] = None,
+    batch: Annotated[list[str] | None, typer.Option(metavar="1,8,128", help="Batch sizes.")] = None,
+    sparsity: Annotated[list[str] | None, typer.Option(metavar="0.8,0.9", help="Sparsities.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="package.module:function", help="A network of your own: its training step."),
+    ] = None,
+    input_: Annotated[
+        str | None, typer.Option("--input", metavar="128,3,32,32", help="Sizes of its input, batch first.")
+    ] = None,
+    what: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B",
+            help="layers, steps (training steps of two MLPs), updates, memory, scale. Default: all but scale, "
+            "layers with --linear, steps with --model.",
+        ),
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch. Default: torch's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
+    seconds: Annotated[
+        float | None, typer.Option(help="How long each side of a comparison is measured.")
+    ] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Try torch.compile on the dense side.")
+    ] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="A small standard set, measured shortly.")] = False,
+    wait: Annotated[float, typer.Option(metavar="SECONDS", help="Wait so long for a quiet machine.")] = 0.0,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Save the JSON document, case by case.")
+    ] = None,
+    import_: Import = None,
+    json_: Json = False,
+) -> None:
+    """Measure sparse layers and networks against dense ones: regrow bench --linear 768x3072 --batch 8,128"""
+    from regrow.bench.command import bench
+    from regrow.bench.plan import plan
+
+    planned = plan(
+        linear=linear or [],
+        batch=batch or [],
+        sparsity=sparsity or [],
+        model=model,
+        input_=input_,
+        what=what,
+        threads=threads,
+        dtype=dtype,
+        seconds=seconds,
+        compiled=compile_,
+        quick=quick,
+        files=import_ or [],
+    )
+    raise typer.Exit(bench(planned, context.obj, wait=wait, out=out, json_=json_))
+
+
+@app.command("doctor")
+def doctor_command(context: typer.Context, json_: Json = False) -> None:
+    """Tell what this machine has: kernels, instruction set, threads, load, data; and try the kernels."""
+    from regrow.bench.doctor import doctor
+
+    raise typer.Exit(doctor(context.obj, json_))
+
+
 def _stem(recipe: Recipe) -> str:
     """What run folders of `recipe` are called after."""
     tickets = f"{recipe.tickets.name}-" if recipe.tickets else ""

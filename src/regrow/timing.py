@@ -13,8 +13,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -112,6 +113,10 @@ class Load:
     def quiet(self) -> bool:
         """Whether times measured meanwhile can be trusted."""
         return self.others < QUIET
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {**asdict(self), "quiet": self.quiet}
 
     def __str__(self) -> str:
         return f"load {self.average:.2f} on {self.cores} cores, others use {self.others:.0%} of them"

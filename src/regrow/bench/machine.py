@@ -1,0 +1,94 @@
+"""What the machine is and who keeps it busy."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regrow.ops import native
+from regrow.training import environment
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def describe(arguments: Sequence[str]) -> dict[str, Any]:
+    """Versions, processor, caches, memory and kernels; `arguments` are those of ``regrow``."""
+    total, free = memory()
+    return {
+        **environment(arguments),
+        "kernels": native.isa(),
+        "no_kernels_because": native.load(),
+        "threads": torch.get_num_threads(),
+        "caches": caches(),
+        "memory": total,
+        "memory_free": free,
+    }
+
+
+def memory() -> tuple[int, int | None]:
+    """Bytes of memory, and of those that a new process can have; None where nobody says."""
+    try:
+        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total, 1024 * int(found[1]) if found else None
+
+
+def caches() -> dict[str, str]:
+    """Size of each cache that the first core has, such as ``{"L1 data": "48K"}``; empty where nobody says."""
+    found = {}
+    for index in sorted(CACHES.glob("index*")):
+        level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        found[f"L{level}" + ("" if kind == "Unified" else f" {kind.lower()}")] = size
+    return found
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Another process that uses the cores."""
+
+    pid: int
+    name: str
+    cores: float
+    """How many, on average."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.pid}) {self.cores:.0%} of a core"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings."""
+        return asdict(self)
+
+
+def busiest(seconds: float = 0.5, count: int = 5) -> list[Busy]:
+    """The other processes that use most, at least a twentieth of a core; empty where there is no /proc."""
+    before = _ticks()
+    time.sleep(seconds)
+    per_core = seconds * os.sysconf("SC_CLK_TCK")
+    found = [
+        Busy(pid, name, (ticks - before[pid][1]) / per_core)
+        for pid, (name, ticks) in _ticks().items()
+        if pid in before and pid != os.getpid()
+    ]
+    return sorted((b for b in found if b.cores >= 0.05), key=lambda b: -b.cores)[:count]
+
+
+def _ticks() -> dict[int, tuple[str, int]]:
+    """Name and ticks of core time of each process."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            before, _, after = (folder / "stat").read_text().rpartition(")")
+        except OSError:  # it has ended
+            continue
+        fields = after.split()
+        found[int(folder.name)] = before.partition("(")[2], int(fields[11]) + int(fields[12])
+    return found

@@ -1,0 +1,267 @@
+"""From the options of ``regrow bench`` to the cases that are measured; everything is checked before any is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from regrow.bench import layers, memory, networks, scale, updates
+from regrow.bench.linear import Linear, linears
+from regrow.bench.rows import Case, Settings
+from regrow.errors import RegrowValueError, closest, require_count, require_fraction
+from regrow.ops import native
+from regrow.recipes import import_file
+
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in native.DTYPES}
+BATCH = 128
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What is measured where the options leave it open."""
+
+    layers: tuple[Linear, ...]
+    batches: tuple[int, ...]
+    sparsities: tuple[float, ...]
+    mlps: tuple[tuple[int, int], ...]
+    """Width and batch."""
+    updated: tuple[Linear, ...]
+    remembered: tuple[Linear, ...]
+    """Layers whose memory is measured."""
+    sizes: tuple[int, ...]
+    seconds: float
+
+
+FULL = Standard(
+    layers=(Linear(1024, 1024), Linear(4096, 1024), Linear(4096, 4096)),
+    batches=(1, 8, 32, 128, 512),
+    sparsities=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99),
+    mlps=((1024, 100), (4096, 128)),
+    updated=(Linear(1024, 1024), Linear(4096, 4096)),
+    remembered=(Linear(16384, 16384),),
+    sizes=scale.SIZES,
+    seconds=1.0,
+)
+QUICK = replace(
+    FULL,
+    layers=(Linear(1024, 1024),),
+    batches=(BATCH,),
+    sparsities=(0.8, 0.9, 0.99),
+    mlps=((1024, 100),),
+    updated=(Linear(1024, 1024),),
+    remembered=(Linear(4096, 4096),),
+    sizes=scale.SIZES[:5],
+    seconds=0.2,
+)
+DEEP = (0.9,)
+"""The sparsity at which memory and scale are measured unless others are named."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured, and how."""
+
+    settings: Settings
+    cases: tuple[Case, ...]
+
+
+def plan(
+    *,
+    linear: Sequence[str] = (),
+    batch: Sequence[str] = (),
+    sparsity: Sequence[str] = (),
+    model: str | None = None,
+    input_: str | None = None,
+    what: str | None = None,
+    threads: int | None = None,
+    dtype: str = "float32",
+    seconds: float | None = None,
+    compiled: bool = True,
+    quick: bool = False,
+    files: Sequence[str] = (),
+) -> Plan:
+    """The plan that these options of the command make; texts may hold several values divided by commas.
+
+    Args:
+        linear: layers, outputs before inputs: ``768x3072``. Default: the standard ones.
+        batch: batch sizes. Default: the standard ones.
+        sparsity: sparsities. Default: the standard ones.
+        model: a network of the user's own, ``package.module:function``.
+        input_: sizes of its input, batch first.
+        what: of `WHAT`. Default: layers where some are named, steps where a network is, all but scale otherwise.
+        threads: of torch. Default: as many as torch takes.
+        dtype: of `DTYPES`.
+        seconds: how long each way is measured.
+        compiled: whether torch.compile is tried on the dense side.
+        quick: a small standard set, measured shortly.
+        files: the user's Python files to import first.
+
+    Raises:
+        RegrowValueError: for whatever is not allowed.
+    """
+    for file in files:
+        import_file(Path(file))
+    standard = QUICK if quick else FULL
+    if linear:
+        named = tuple(linears(",".join(linear)))
+        standard = replace(standard, layers=named, updated=named, remembered=named)
+    if dtype not in DTYPES:
+        raise RegrowValueError(
+            f"`--dtype` must be one of {', '.join(sorted(DTYPES))}, got {dtype!r}{closest(dtype, DTYPES)}"
+        )
+    settings = Settings(
+        DTYPES[dtype],
+        torch.get_num_threads() if threads is None else require_count("--threads", threads),
+        standard.seconds if seconds is None else _positive("--seconds", seconds),
+        compiled,
+    )
+    batches, sparsities = _batches(batch), _sparsities(sparsity)
+    kinds = _kinds(what, bool(linear), model is not None)
+    if (model is None) != (input_ is None):
+        raise RegrowValueError(
+            f"`--model` and `--input` belong together, got {model or input_} alone\n"
+            "Give both: --model package.module:function --input 128,3,32,32."
+        )
+    if model is not None and (kinds != ["steps"] or batches):
+        raise RegrowValueError(
+            f"`--model` {model} is measured by steps alone, its batch is the first size of --input\n"
+            "Leave out --what, --linear and --batch."
+        )
+    given = Given(standard, settings, batches, sparsities)
+    if model is not None and input_ is not None:
+        network = networks.own(model, whole_numbers("--input", input_))
+        return Plan(settings, (given.step(network),))
+    return Plan(settings, tuple(case for kind in kinds for case in WHAT[kind](given)))
+
+
+@dataclass(frozen=True)
+class Given:
+    """The standard set, and what the options put in the place of its parts; empty where they are silent."""
+
+    standard: Standard
+    settings: Settings
+    batches: tuple[int, ...]
+    sparsities: tuple[float, ...]
+
+    def layers(self) -> list[Case]:
+        """Forward and backward passes of layers."""
+        sparsities = self.sparsities or self.standard.sparsities
+        return [
+            Case(f"{layer}, batch {batch}", partial(layers.measure, layer, batch, sparsities, self.settings))
+            for layer in self.standard.layers
+            for batch in self.batches or self.standard.batches
+        ]
+
+    def steps(self) -> list[Case]:
+        """Training steps of the standard networks."""
+        return [
+            self.step(networks.mlp(width, size))
+            for width, batch in self.standard.mlps
+            for size in self.batches or (batch,)
+        ]
+
+    def step(self, network: networks.Network) -> Case:
+        """Training steps of one network."""
+        sparsities = self.sparsities or self.standard.sparsities
+        return Case(
+            f"training steps of {network.name}",
+            partial(networks.measure, network, sparsities, self.settings),
+        )
+
+    def updates(self) -> list[Case]:
+        """Topology updates."""
+        sparsities = self.sparsities or self.standard.sparsities
+        return [
+            Case(
+                f"updates of {layer}, batch {batch}",
+                partial(updates.measure, layer, batch, sparsities, self.settings),
+            )
+            for layer in self.standard.updated
+            for batch in self.batches or (BATCH,)
+        ]
+
+    def memory(self) -> list[Case]:
+        """Peak memory."""
+        return [
+            Case(
+                f"memory of {layer}, batch {batch}",
+                partial(memory.measure, layer, batch, self.sparsities or DEEP, self.settings),
+            )
+            for layer in self.standard.remembered
+            for batch in self.batches or (BATCH,)
+        ]
+
+    def scale(self) -> list[Case]:
+        """Layers that grow."""
+        return [
+            Case(f"{size:,} connections", partial(scale.measure, size, batch, sparsity, self.settings))
+            for sparsity in self.sparsities or DEEP
+            for batch in self.batches or (BATCH,)
+            for size in self.standard.sizes
+        ]
+
+
+WHAT: dict[str, Callable[[Given], list[Case]]] = {
+    "layers": Given.layers,
+    "steps": Given.steps,
+    "updates": Given.updates,
+    "memory": Given.memory,
+    "scale": Given.scale,
+}
+
+
+def _kinds(what: str | None, layers_named: bool, model_named: bool) -> list[str]:
+    if what is None:
+        if layers_named:
+            return ["layers"]
+        return ["steps"] if model_named else [kind for kind in WHAT if kind != "scale"]
+    kinds = [word.strip() for word in what.split(",")]
+    for kind in kinds:
+        if kind not in WHAT:
+            raise RegrowValueError(
+                f"`--what` must be of {', '.join(WHAT)}, got {kind!r}{closest(kind, WHAT)}"
+            )
+    return kinds
+
+
+def whole_numbers(option: str, text: str) -> tuple[int, ...]:
+    """The numbers in ``1,8,128``.
+
+    Raises:
+        RegrowValueError: text that holds something else, or a number below 1.
+    """
+    try:
+        found = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        found = (0,)
+    if min(found) < 1:
+        raise RegrowValueError(
+            f"`{option}` must be whole numbers above 0 divided by commas, such as 1,8,128, got {text!r}"
+        )
+    return found
+
+
+def _batches(texts: Sequence[str]) -> tuple[int, ...]:
+    return whole_numbers("--batch", ",".join(texts)) if texts else ()
+
+
+def _sparsities(texts: Sequence[str]) -> tuple[float, ...]:
+    words = ",".join(texts).split(",") if texts else []
+    try:
+        return tuple(require_fraction("--sparsity", float(word)) for word in words)
+    except ValueError as error:
+        if isinstance(error, RegrowValueError):
+            raise
+        raise RegrowValueError(
+            f"`--sparsity` must be numbers in [0, 1) divided by commas, such as 0.8,0.9, got {','.join(texts)!r}"
+        ) from error
+
+
+def _positive(option: str, value: float) -> float:
+    if not 0 < value < float("inf"):
+        raise RegrowValueError(f"`{option}` must be above 0, got {value}")
+    return value
