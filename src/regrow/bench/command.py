@@ -114,10 +114,10 @@ def look(console: Console, wait: float) -> Load:
 
 def fits(rows: Sequence[Row]) -> list[Fit]:
     """The fitted exponents of each series of `Scale` rows."""
-    series: dict[tuple[float, int], list[Scale]] = {}
+    series: dict[tuple[str, int], list[Scale]] = {}
     for row in rows:
         if isinstance(row, Scale):
-            series.setdefault((row.sparsity, row.batch), []).append(row)
+            series.setdefault((row.series, row.batch), []).append(row)
     return [fit(members) for members in series.values() if len(members) > 1]
 
 

@@ -37,7 +37,7 @@ class Run:
 
     connections: int
     start_seconds: float
-    """To draw the connections and make layer and optimizer."""
+    """To draw the connections, make layer, optimizer and method, and take the first step."""
     start: int
     steps: int
     """Of training steps: forward, both gradients, SGD with momentum."""
@@ -120,13 +120,14 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
     method = regrow.RigL(model, optimizer, total_steps=10**6, update_every=10**6) if update else None
     x, gradient = (layer.laid_out(t) for t in layer.example(batch, dtype))
-    start_seconds, start = time.perf_counter() - begin, resident("VmHWM") - base
 
     def one() -> None:
         optimizer.zero_grad()
         model(x.detach().requires_grad_()).backward(gradient)
         optimizer.step()
 
+    one()
+    start_seconds, start = time.perf_counter() - begin, resident("VmHWM") - base
     settle()
     watch = Watch()
     step = interleaved({"step": one}, seconds=seconds)["step"]

@@ -199,8 +199,8 @@ class Given:
         """Layers that grow."""
         return [
             Case(f"{size:,} connections", partial(scale.measure, size, batch, sparsity, self.settings))
-            for sparsity in self.sparsities or DEEP
-            for batch in self.batches or (BATCH,)
+            for sparsity in self.sparsities or (*DEEP, None)
+            for batch in self.batches or (scale.BATCH,)
             for size in self.standard.sizes
         ]
 

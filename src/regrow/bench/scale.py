@@ -15,6 +15,10 @@ from regrow.errors import RegrowRuntimeError
 
 SIZES = (10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7, 10**8, 3 * 10**8)
 """Connections."""
+BATCH = 32
+"""Activations belong to units: with few examples they take little memory beside the connections."""
+FAN_IN = 100
+"""Connections a unit where there is no sparsity: a dense layer would then grow with the square of the connections."""
 NEEDED = 48
 """Bytes a connection that must be free before a run begins: its own 24, and what drawing the connections takes."""
 
@@ -24,9 +28,10 @@ class Scale:
     """A square layer with so many connections."""
 
     title: ClassVar[str] = "scale: training steps of square layers, each in a process of its own"
+    series: str
+    """What the layers of a series have in common."""
     subject: str
     batch: int
-    sparsity: float
     run: Run
 
     @property
@@ -40,7 +45,6 @@ class Scale:
         return {
             "": self.subject,
             "batch": str(self.batch),
-            "sparsity": percent(self.sparsity),
             "connections": f"{connections:,}",
             "start s": f"{self.run.start_seconds:.2f}",
             "step ms": milliseconds(self.run.step),
@@ -59,16 +63,19 @@ class Fit:
     """How time and memory grow with the connections: as their number to these powers."""
 
     title: ClassVar[str] = "fitted exponents (1 is as the connections)"
-    subject: str
-    sparsity: float
+    series: str
+    batch: int
+    sizes: tuple[int, int]
+    """The least connections and the most."""
     time: float
     memory: float
 
     def cells(self) -> dict[str, str]:
         """Texts by the heads of their columns."""
         return {
-            "": self.subject,
-            "sparsity": percent(self.sparsity),
+            "": self.series,
+            "batch": str(self.batch),
+            "connections": f"{self.sizes[0]:,} to {self.sizes[1]:,}",
             "step time": f"{self.time:.3f}",
             "peak memory": f"{self.memory:.3f}",
         }
@@ -79,23 +86,24 @@ class Fit:
 
 
 def fit(rows: Sequence[Scale]) -> Fit:
-    """The exponents of rows of one sparsity, at least two."""
+    """The exponents of the rows of one series, at least two."""
     sizes = [row.run.connections for row in rows]
     return Fit(
-        f"{min(sizes):,} to {max(sizes):,} connections",
-        rows[0].sparsity,
+        rows[0].series,
+        rows[0].batch,
+        (min(sizes), max(sizes)),
         exponent(sizes, [row.run.step.median for row in rows]),
         exponent(sizes, [row.peak for row in rows]),
     )
 
 
-def square(connections: int, sparsity: float) -> Linear:
-    """The square layer that has so many connections at this sparsity, about."""
-    side = math.ceil(math.sqrt(connections / (1 - sparsity)))
-    return Linear(side, side)
+def square(connections: int, sparsity: float | None) -> Linear:
+    """The square layer with about so many connections: at this sparsity, or `FAN_IN` a unit."""
+    side = connections / FAN_IN if sparsity is None else math.sqrt(connections / (1 - sparsity))
+    return Linear(math.ceil(side), math.ceil(side))
 
 
-def measure(connections: int, batch: int, sparsity: float, settings: Settings) -> list[Row]:
+def measure(connections: int, batch: int, sparsity: float | None, settings: Settings) -> list[Row]:
     """One row.
 
     Raises:
@@ -108,4 +116,5 @@ def measure(connections: int, batch: int, sparsity: float, settings: Settings) -
             f"{layer} with {connections:,} connections is left out: it needs some {needed / 1e9:.1f} GB, and "
             f"{free / 1e9:.1f} GB are free"
         )
-    return [Scale(str(layer), batch, sparsity, run(layer, connections, batch, settings))]
+    series = f"{FAN_IN} connections a unit" if sparsity is None else f"{percent(sparsity)} sparsity"
+    return [Scale(series, str(layer), batch, run(layer, connections, batch, settings))]
