@@ -1,6 +1,6 @@
-// The output's gradient through a ReLU, and the bias gradient, in one sweep; included once for each instruction set.
+// The output's gradient through an activation, and the bias gradient, in one sweep; included once for each instruction set.
 
-template <class T, bool RELU>
+template <class T, Activation A>
 inline void finish_rows(const Finish<T>& args, int64_t begin, int64_t end) {
     constexpr int L = LANES<T>;
     const Finish<T> a = args;
@@ -9,8 +9,8 @@ inline void finish_rows(const Finish<T>& args, int64_t begin, int64_t end) {
         Vector<T> sum[L] = {};
         for (int64_t b = 0; b < a.batch; b += L) {
             Vector<T> v = load(g + b);
-            if (RELU) {
-                v = load(a.y + f * a.y_stride + b) > 0 ? v : Vector<T>{};
+            if (A != Activation::none) {
+                v = through<A>(v, load(a.kept + f * a.kept_stride + b));
                 store(a.out + f * a.out_stride + b, v);
             }
             sum[0] += a.batch - b < L ? keep(v, int(a.batch - b)) : v;
@@ -21,5 +21,10 @@ inline void finish_rows(const Finish<T>& args, int64_t begin, int64_t end) {
 
 template <class T>
 inline void finish(const Finish<T>& a, int64_t begin, int64_t end) {
-    a.y ? finish_rows<T, true>(a, begin, end) : finish_rows<T, false>(a, begin, end);
+    switch (a.activation) {
+        case Activation::none: return finish_rows<T, Activation::none>(a, begin, end);
+        case Activation::relu: return finish_rows<T, Activation::relu>(a, begin, end);
+        case Activation::gelu: return finish_rows<T, Activation::gelu>(a, begin, end);
+        case Activation::silu: return finish_rows<T, Activation::silu>(a, begin, end);
+    }
 }

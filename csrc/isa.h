@@ -6,6 +6,7 @@ namespace regrow {
 namespace REGROW_ISA {
 
 #include "simd.h"
+#include "nonlinear.h"
 
 #include "finish_gradient.h"
 #include "linear_backward.h"

@@ -6,7 +6,10 @@
 
 namespace regrow {
 
-enum class Activation : int64_t { none = 0, relu = 1 };
+enum class Activation : int64_t { none = 0, relu = 1, gelu = 2, silu = 3 };
+
+// In float64; the kernels have their own for float32.
+double gelu(double x), gelu_derivative(double x), silu(double x), silu_derivative(double x);
 
 // Activations [features, batch], batch innermost, in tiles of some batch elements: feature f of tile t starts at
 // data + t * tile_stride + f * row_stride, aligned to a vector; the last vector of a tile may hold anything past the batch.
@@ -27,6 +30,7 @@ struct Forward {
     const T* bias;        // [rows] or null
     Operand<const T> x;
     Operand<T> y;
+    Operand<T> sum; // what goes into the activation; null: not wanted
     int64_t columns;
     int64_t block; // columns at a time
     int64_t chunk; // rows at a time: their outputs stay in a cache while the blocks pass
@@ -55,12 +59,13 @@ struct Backward {
 template <class T>
 struct Finish {
     const T* gradient; // [features, row_stride], as all of these
-    const T* y;        // the output of a ReLU, or null
-    T* out;            // may be `gradient`; null where y is
+    const T* kept;     // the output of a ReLU, or what went into another activation; null where there is none
+    T* out;            // may be `gradient`; null where `kept` is
     T* bias;           // [features] or null
-    int64_t gradient_stride, y_stride, out_stride;
+    int64_t gradient_stride, kept_stride, out_stride;
     int64_t batch;
     bool add; // to `bias`
+    Activation activation;
 };
 
 template <class T>
@@ -71,7 +76,7 @@ struct Kernels {
     void (*forward)(const Forward<T>&, int64_t begin, int64_t end, int64_t tile, int32_t* cursor);
     // columns [begin, end), all tiles; cursor: room for end - begin numbers
     void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
-    // features [begin, end): out = where(y > 0, gradient, 0) unless y is null, bias = sums of out over the batch
+    // features [begin, end): out = gradient x derivative of the activation, bias = sums of out over the batch
     void (*finish)(const Finish<T>&, int64_t begin, int64_t end);
 };
 

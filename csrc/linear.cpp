@@ -31,22 +31,13 @@ Tiles tiles_of(int64_t size, int64_t batch, int64_t nnz, int64_t rows, int64_t c
     return {size, batch > size && nnz > 96 * std::max(rows, columns)};
 }
 
+// All rows of all tiles, divided among the threads.
 template <class T>
-Tensor forward(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias, const Tensor& crow,
-               const Tensor& col, const std::optional<Tensor>& order, Activation activation) {
-    const int64_t batch = input.size(0), columns = input.size(1), rows = crow.numel() - 1;
+void run(const Forward<T>& work, int64_t rows) {
     const Kernels<T>& kernels = isa().kernels<T>();
-    const Tensor w = as<T>(values);
-    const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
-    const int64_t tile = kernels.forward_tile, tiles = (batch + tile - 1) / tile;
-    const Tiles cut = tiles_of(tile, batch, read(crow)[rows], rows, columns);
-    const Input<T> x(input, cut);
-    const Output<T> y(input, batch, rows, cut);
-    const Forward<T> work{
-        read(crow), read(col), read<T>(w), order ? read(*order) : nullptr, b ? read<T>(*b) : nullptr,
-        x.operand(), y.operand(), columns, forward_block(columns, density(crow, rows, columns)), 1024, batch,
-        activation};
-    const Parts parts(read(crow), rows, (torch::stable::get_num_threads() + tiles - 1) / std::max<int64_t>(tiles, 1), batch);
+    const int64_t tiles = (work.batch + kernels.forward_tile - 1) / kernels.forward_tile;
+    if (tiles == 0) return;
+    const Parts parts(work.crow, rows, (torch::stable::get_num_threads() + tiles - 1) / tiles, work.batch);
     torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
         std::vector<int32_t> cursor(work.chunk + 1);
         for (int64_t i = begin; i < end; i++) {
@@ -54,13 +45,31 @@ Tensor forward(const Tensor& input, const Tensor& values, const std::optional<Te
             kernels.forward(work, parts.first(part), parts.first(part + 1), i / parts.count(), cursor.data());
         }
     });
-    return y.finish();
+}
+
+// The output, and what went into the activation where that is to be kept.
+template <class T>
+std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& values, const std::optional<Tensor>& bias,
+                                   const Tensor& crow, const Tensor& col, Activation activation, bool keep) {
+    const int64_t batch = input.size(0), columns = input.size(1), rows = crow.numel() - 1;
+    const int64_t tile = isa().kernels<T>().forward_tile;
+    const Tensor w = as<T>(values);
+    const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
+    const Tiles cut = tiles_of(tile, batch, read(crow)[rows], rows, columns);
+    const Input<T> x(input, cut);
+    const Output<T> y(input, batch, rows, cut);
+    std::optional<Output<T>> sum;
+    if (keep) sum.emplace(input, batch, rows, cut);
+    run<T>({read(crow), read(col), read<T>(w), nullptr, b ? read<T>(*b) : nullptr, x.operand(), y.operand(),
+            sum ? sum->operand() : Operand<T>{}, columns, forward_block(columns, density(crow, rows, columns)), 1024,
+            batch, activation}, rows);
+    return {y.finish(), sum ? sum->finish() : empty(input, {0}, input.scalar_type())};
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& gradient, const Tensor& input, const std::optional<Tensor>& output, const Tensor& values,
-    const Tensor& crow_t, const Tensor& row_t, const Tensor& order, bool need_input,
+    const Tensor& gradient, const Tensor& input, const std::optional<Tensor>& kept, const Tensor& values,
+    const Tensor& crow_t, const Tensor& row_t, const Tensor& order, Activation activation, bool need_input,
     bool need_values, bool need_bias) {
     const int64_t batch = input.size(0), columns = input.size(1), rows = gradient.size(1);
     const Kernels<T>& kernels = isa().kernels<T>();
@@ -69,15 +78,16 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile, tiles = (batch + tile - 1) / tile;
     const Tiles cut = tiles_of(tile, batch, read(crow_t)[columns], rows, columns);
 
-    const std::optional<Input<T>> y = output ? std::optional<Input<T>>(std::in_place, *output, cut) : std::nullopt;
-    const Input<T> g(gradient, cut, output.has_value());
+    const std::optional<Input<T>> y = kept ? std::optional<Input<T>>(std::in_place, *kept, cut) : std::nullopt;
+    const Input<T> g(gradient, cut, kept.has_value());
     Tensor bias_gradient = empty(input, {need_bias ? rows : 0}, TYPE<T>);
     if (need_bias && tiles == 0) torch::stable::zero_(bias_gradient);
     for (int64_t t = 0; (y || need_bias) && t < tiles; t++) {
         const Finish<T> work{
             g.data() + t * g.tile_stride(), y ? y->data() + t * y->tile_stride() : nullptr,
             y ? g.copy() + t * g.tile_stride() : nullptr, need_bias ? write<T>(bias_gradient) : nullptr,
-            g.stride(), y ? y->stride() : 0, g.stride(), std::min(tile, batch - t * tile), t > 0};
+            g.stride(), y ? y->stride() : 0, g.stride(), std::min(tile, batch - t * tile), t > 0,
+            activation};
         torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (work.batch + 1),
             [&](int64_t begin, int64_t end) { kernels.finish(work, begin, end); });
     }
@@ -89,17 +99,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
         // the transposed matrix forward
         const Output<T> dx(input, batch, columns, cut);
-        const Forward<T> work{
-            read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(), dx.operand(), rows,
-            forward_block(rows, density(crow_t, columns, rows)), 1024, batch, Activation::none};
-        const Parts parts(read(crow_t), columns, (torch::stable::get_num_threads() + tiles - 1) / std::max<int64_t>(tiles, 1), batch);
-        torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
-            std::vector<int32_t> cursor(work.chunk + 1);
-            for (int64_t i = begin; i < end; i++) {
-                const int64_t part = i % parts.count();
-                kernels.forward(work, parts.first(part), parts.first(part + 1), i / parts.count(), cursor.data());
-            }
-        });
+        run<T>({read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(), dx.operand(), Operand<T>{}, rows,
+                forward_block(rows, density(crow_t, columns, rows)), 1024, batch, Activation::none}, columns);
         return {dx.finish(), none, bias_gradient};
     }
 
@@ -135,32 +136,68 @@ bool is_double(const Tensor& input) {
     return type == ScalarType::Double;
 }
 
-Tensor linear_forward(Tensor input, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col,
-                      int64_t activation) {
-    check_index(crow, 1, "crow");
-    check_index(col, read(crow)[crow.numel() - 1], "col");
+// What each tensor must be like for the kernels to stay inside all of them; that columns are in range, whoever made the
+// index has checked.
+void check_activations(const Tensor& t, const Tensor& input, int64_t features, const char* name) {
+    STD_TORCH_CHECK(t.dim() == 2 && t.is_cpu() && t.size(0) == input.size(0) && t.size(1) == features &&
+                        t.scalar_type() == input.scalar_type(),
+                    "`", name, "` must be of shape [", input.size(0), ", ", features, "] and the input's dtype, on the CPU");
+}
+int64_t check_pointers(const Tensor& crow, int64_t rows, const char* name) {
+    check_index(crow, rows + 1, name);
+    const int32_t* const c = read(crow);
+    STD_TORCH_CHECK(crow.numel() == rows + 1 && c[0] == 0 && c[rows] >= 0, "`", name, "` must be of shape [", rows + 1,
+                    "] and start at 0");
+    return c[rows];
+}
+void check_vector(const Tensor& t, int64_t least, const char* name) {
+    STD_TORCH_CHECK(t.is_cpu() && t.numel() >= least, "`", name, "` must hold at least ", least, " numbers, on the CPU, got ",
+                    t.numel());
+}
+void check_activation(int64_t activation, bool kept) {
+    STD_TORCH_CHECK(activation >= 0 && activation <= int64_t(Activation::silu), "`activation` must be in [0, 3], got ",
+                    activation);
+    STD_TORCH_CHECK(kept || activation == 0, "`kept` is missing: the activation needs it");
+}
+
+std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col,
+                                          int64_t activation, bool keep) {
+    STD_TORCH_CHECK(input.dim() == 2, "`input` must be of shape [batch, columns]");
+    check_activations(input, input, input.size(1), "input");
+    const int64_t rows = std::max<int64_t>(crow.numel() - 1, 0), nnz = check_pointers(crow, rows, "crow");
+    check_index(col, nnz, "col");
+    check_vector(values, nnz, "values");
+    if (bias) check_vector(*bias, rows, "bias");
+    check_activation(activation, true);
     const auto f = is_double(input) ? &forward<double> : &forward<float>;
-    return f(input, values, bias, crow, col, std::nullopt, Activation(activation));
+    return f(input, values, bias, crow, col, Activation(activation), keep);
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_backward(
-    Tensor gradient, Tensor input, std::optional<Tensor> output, Tensor values, Tensor crow_t,
-    Tensor row_t, Tensor order, bool need_input, bool need_values, bool need_bias) {
-    check_index(crow_t, input.size(1) + 1, "crow_t");
-    const int64_t nnz = read(crow_t)[input.size(1)];
+    Tensor gradient, Tensor input, std::optional<Tensor> kept, Tensor values, Tensor crow_t, Tensor row_t, Tensor order,
+    int64_t activation, bool need_input, bool need_values, bool need_bias) {
+    STD_TORCH_CHECK(input.dim() == 2 && gradient.dim() == 2, "`input` and `gradient` must be of shape [batch, features]");
+    const int64_t rows = gradient.size(1), columns = input.size(1);
+    check_activations(input, input, columns, "input");
+    check_activations(gradient, input, rows, "gradient");
+    if (kept) check_activations(*kept, input, rows, "kept");
+    const int64_t nnz = check_pointers(crow_t, columns, "crow_t");
     check_index(row_t, nnz, "row_t");
     check_index(order, nnz, "order");
+    check_vector(values, nnz, "values");
+    check_activation(activation, kept.has_value());
     const auto f = is_double(input) ? &backward<double> : &backward<float>;
-    return f(gradient, input, output, values, crow_t, row_t, order, need_input, need_values, need_bias);
+    return f(gradient, input, kept, values, crow_t, row_t, order, Activation(activation), need_input, need_values, need_bias);
 }
 
 } // namespace
 } // namespace regrow
 
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
-    m.def("linear_forward(Tensor input, Tensor values, Tensor? bias, Tensor crow, Tensor col, int activation) -> Tensor");
-    m.def("linear_backward(Tensor gradient, Tensor input, Tensor? output, Tensor values, Tensor crow_t, "
-          "Tensor row_t, Tensor order, bool need_input, bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)");
+    m.def("linear_forward(Tensor input, Tensor values, Tensor? bias, Tensor crow, Tensor col, int activation, bool keep) "
+          "-> (Tensor, Tensor)");
+    m.def("linear_backward(Tensor gradient, Tensor input, Tensor? kept, Tensor values, Tensor crow_t, Tensor row_t, "
+          "Tensor order, int activation, bool need_input, bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
     m.impl("linear_forward", TORCH_BOX(&regrow::linear_forward));

@@ -9,6 +9,7 @@ inline void forward_tile(const Forward<T>& args, int64_t begin, int64_t end, int
     const Forward<T> a = args; // a copy, which no store can change
     const T* const x = a.x.data + tile * a.x.tile_stride;
     T* const y = a.y.data + tile * a.y.tile_stride;
+    T* const before = a.sum.data + tile * a.sum.tile_stride;
     // lines of the index that a row has in a block, on average
     const int64_t lines = a.block < a.columns && begin < end
         ? 1 + (a.crow[end] - a.crow[begin]) / (end - begin) * a.block / a.columns / 16 : 0;
@@ -42,8 +43,11 @@ inline void forward_tile(const Forward<T>& args, int64_t begin, int64_t end, int
                 for (int n = 0; n < N; n++) sum[n] += w * load(in + n * L);
             }
             if (!last) cursor[r - begin] = j;
-            if (last && a.activation == Activation::relu)
-                for (int n = 0; n < N; n++) sum[n] = sum[n] > 0 ? sum[n] : Vector<T>{};
+            if (last && a.activation != Activation::none) {
+                if (a.sum.data)
+                    for (int n = 0; n < N; n++) store(before + r * a.sum.row_stride + n * L, sum[n]);
+                for (int n = 0; n < N; n++) sum[n] = activate(sum[n], a.activation);
+            }
             for (int n = 0; n < N; n++) store(out + n * L, sum[n]);
         }
     }

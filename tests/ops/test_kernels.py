@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from regrow.ops import index, native
-from regrow.ops.linear import linear, sparse_linear, stride_of
+from regrow.ops.linear import linear, sparse_linear
+from regrow.ops.reference import ACTIVATIONS, THROUGH, stride_of
 from regrow.ops.select import Best, top
 from regrow.topology import generator, sample
 
@@ -94,7 +95,7 @@ def laid_out(x: Tensor, layout: str) -> Tensor:
     dtype=st.sampled_from(list(TOLERANCE)),
     layouts=st.tuples(*[st.sampled_from(["torch", "inner", "ours", "slice of nan", "strided"])] * 2),
     bias=st.booleans(),
-    activation=st.sampled_from(["none", "relu"]),
+    activation=st.sampled_from(list(ACTIVATIONS)),
     needs=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     seed=st.integers(0, 10**6),
 )
@@ -138,8 +139,9 @@ def test_linear(
         torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[dtype], atol=limit)
 
     assert output.stride() == laid_out(output, "ours").stride()
-    close(output.detach(), reference.relu() if activation == "relu" else reference, columns)
-    through = g.double() * (output.detach() > 0) if activation == "relu" else g.double()
+    close(output.detach(), ACTIVATIONS[activation](reference), columns)
+    kept = output.detach().double() if activation == "relu" else reference
+    through = THROUGH[activation](g.double(), kept) if activation in THROUGH else g.double()
     if needs[0]:
         assert x.grad is not None
         close(x.grad, through @ exact[1], rows)
@@ -180,7 +182,7 @@ def test_large_layers_and_the_number_of_threads(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_gradcheck(isa: str, activation: str) -> None:
     _, parts = topology(9, 14, 0.4, 1)
     values = torch.randn(len(parts[1]), 1, dtype=torch.float64, requires_grad=True)
@@ -191,7 +193,7 @@ def test_gradcheck(isa: str, activation: str) -> None:
             assert torch.autograd.gradcheck(lambda *t, f=function: f(*t, *parts, activation), (x, values, b))
 
 
-@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("shape", [(20, 14), (100, 14), (2, 3, 14), (14,)])
 def test_opcheck(shape: tuple[int, ...], activation: str) -> None:
     _, parts = topology(9, 14, 0.4, 1)

@@ -108,7 +108,7 @@ def test_gradcheck(bias: bool) -> None:
     x = torch.randn(3, 2, 9, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
-        result: Tensor = sparse_linear(x, values, b, *index)
+        result: Tensor = sparse_linear(x, values, b, *index)[0]
         return result
 
     assert torch.autograd.gradcheck(function, (x, sparse.weight_values, sparse.bias))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops.index import mirror
-from regrow.ops.linear import ACTIVATIONS, csr, linear
+from regrow.ops.linear import linear
+from regrow.ops.reference import ACTIVATIONS, csr
 from regrow.weights.loading import to_csr
 
 LIMIT = 2**31 - 1
@@ -21,7 +22,8 @@ class SparseLinear(nn.Module):
         in_features: size of the last dimension of the input.
         out_features: size of the last dimension of the output.
         bias: whether there is a bias.
-        activation: ``"relu"`` or None: what is applied to the output, at no cost of its own.
+        activation: what is applied to the output on its way to memory: ``"relu"``, ``"gelu"`` (exact, as torch's
+            default), ``"silu"`` or None.
         positions: flat positions of the connections in the dense weight [out_features, in_features],
             ascending, int64 [nnz].
         values: their values [nnz].

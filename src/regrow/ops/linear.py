@@ -12,21 +12,15 @@ A weight of shape [rows, columns] is given by `values` [capacity, 1] with `crow`
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from regrow.ops import native
-
-ROUND = 16
-"""Batch elements that are stored together."""
-
-ACTIVATIONS = ("none", "relu")
-"""What can be fused to a layer."""
+from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.ops import native, reference
+from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
 
 
 class Listener(Protocol):
@@ -48,117 +42,130 @@ def listen(crow: Tensor, listener: Listener) -> None:
     _listeners[crow.data_ptr()] = listener
 
 
-@cache
-def _accept_beta() -> None:
-    """CSR tensors warn once that they are beta: take that warning here, where it tells nobody anything."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1))
-
-
-def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
-    """A `torch.sparse_csr` tensor [rows, columns] over the memory of its arguments; `values` is [nnz]."""
-    _accept_beta()
-    size = (len(crow) - 1, columns)
-    return torch.sparse_csr_tensor(crow, col[: len(values)], values, size, check_invariants=False)
-
-
-def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor:
-    """Sparse [rows, columns] times dense [columns, batch], accumulated in float32 or better."""
-    if len(values) == 0 or dense.shape[1] == 0:
-        return dense.new_zeros(len(crow) - 1, dense.shape[1])
-    exact = torch.promote_types(values.dtype, torch.float32)
-    with torch.autocast(dense.device.type, enabled=False):
-        return (csr(crow, col, values.to(exact), dense.shape[0]) @ dense.to(exact)).to(dense.dtype)
-
-
-def stride_of(batch: int) -> int:
-    """The distance of two features in an output: whole lines of the cache, but for small batches."""
-    return batch if batch < ROUND else (batch + ROUND - 1) // ROUND * ROUND
-
-
-def _empty(like: Tensor, features: int) -> Tensor:
-    """Uninitialised activations [..., features] with the leading dimensions of `like`, in the layout of outputs."""
-    batch = like.shape[:-1].numel()
-    laid_out = like.new_empty(features, stride_of(batch))[:, :batch].t()
-    return laid_out.reshape(*like.shape[:-1], features)
-
-
 def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
+def _number(activation: str) -> int:
+    return list(ACTIVATIONS).index(activation)
+
+
+def _keeps_input(activation: str) -> bool:
+    """Whether the backward pass needs what went into the activation; that of a ReLU needs its output."""
+    return activation not in ("none", "relu")
+
+
 def _forward(
-    input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, col: Tensor, activation: str
-) -> Tensor:
-    """Input [batch, columns] -> [batch, rows]."""
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
     if native.serves(values):
-        output: Tensor = torch.ops.regrow_native.linear_forward.default(
-            input, values, bias, crow, col, ACTIVATIONS.index(activation)
+        found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
+            input, values, bias, crow, col, _number(activation), keep
         )
-        return output
-    product = _product(crow, col, values[: int(crow[-1]), 0], input.t())
-    if bias is not None:
-        product += bias[:, None]
-    if activation == "relu":
-        product.relu_()
-    return _empty(input, len(crow) - 1).copy_(product.t())
+        return found
+    return reference.forward(input, values, bias, crow, col, activation, keep)
 
 
 def _backward(
     gradient: Tensor,
     input: Tensor,
-    output: Tensor | None,
+    kept: Tensor | None,
     values: Tensor,
     crow: Tensor,
     col: Tensor,
     crow_t: Tensor,
     row_t: Tensor,
     order: Tensor,
+    activation: str,
     need_input: bool,
     need_values: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     listener = _listeners.get(crow.data_ptr())
     if need_values and listener is not None and listener.recording:
-        before = gradient if output is None else _through_relu(gradient, output)
+        before = gradient.clone() if kept is None else THROUGH[activation](gradient, kept)
         # clones: inductor reuses the memory of both
-        listener.pending.append((torch._C._current_graph_task_id(), input.clone(), before.clone()))
+        listener.pending.append((torch._C._current_graph_task_id(), input.clone(), before))
     if native.serves(values):
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.linear_backward.default(
-            gradient, input, output, values, crow_t, row_t, order, need_input, need_values, need_bias
+            gradient,
+            input,
+            kept,
+            values,
+            crow_t,
+            row_t,
+            order,
+            _number(activation),
+            need_input,
+            need_values,
+            need_bias,
         )
         return found
-    if output is not None:
-        gradient = _through_relu(gradient, output)
-    return (
-        _input_gradient(gradient, input, values, crow_t, row_t, order) if need_input else input.new_empty(0),
-        _values_gradient(gradient, input, values, crow, col) if need_values else values.new_empty(0),
-        gradient.sum(0) if need_bias else input.new_empty(0),
+    return reference.backward(
+        gradient,
+        input,
+        kept,
+        values,
+        crow,
+        col,
+        crow_t,
+        row_t,
+        order,
+        activation,
+        need_input,
+        need_values,
+        need_bias,
     )
 
 
-def _through_relu(gradient: Tensor, output: Tensor) -> Tensor:
-    return gradient.where(output > 0, 0)
+def _check(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    activation: str,
+) -> None:
+    """Refuse operands whose shapes or types do not fit; what the index holds, its maker has checked.
 
-
-def _input_gradient(
-    gradient: Tensor, input: Tensor, values: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor
-) -> Tensor:
-    nnz = int(crow_t[-1])
-    mirrored = values[:nnz, 0].index_select(0, order[:nnz])
-    return _empty(input, input.shape[1]).copy_(_product(crow_t, row_t, mirrored, gradient.t()).t())
-
-
-def _values_gradient(gradient: Tensor, input: Tensor, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    nnz = int(crow[-1])
-    values_gradient = torch.zeros_like(values)
-    if nnz and len(input):
-        exact = torch.promote_types(values.dtype, torch.float32)
-        pattern = csr(crow, col, torch.zeros(nnz, dtype=exact, device=values.device), input.shape[1])
-        sampled = torch.sparse.sampled_addmm(pattern, gradient.t().to(exact), input.to(exact), beta=0.0)
-        values_gradient[:nnz, 0] = sampled.values()
-    return values_gradient
+    Raises:
+        RegrowRuntimeError: naming the operand, what it is and what is allowed.
+    """
+    rows, columns = len(crow) - 1, len(crow_t) - 1
+    if input.dim() == 0 or input.shape[-1] != columns:
+        raise RegrowRuntimeError(
+            f"`input` must have {columns} as its last dimension, got shape {tuple(input.shape)}"
+        )
+    if values.dim() != 2 or values.shape[1] != 1 or not values.is_floating_point():
+        raise RegrowRuntimeError(
+            f"`values` must be floating point of shape [capacity, 1], got {values.dtype} of {tuple(values.shape)}"
+        )
+    if input.dtype != values.dtype:
+        raise RegrowRuntimeError(f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}")
+    if bias is not None and bias.shape != (rows,):
+        raise RegrowRuntimeError(f"`bias` must have shape ({rows},), got {tuple(bias.shape)}")
+    for name, part in (("col", col), ("row_t", row_t), ("order", order)):
+        if part.shape != (len(values),) or part.dtype != torch.int32:
+            raise RegrowRuntimeError(
+                f"`{name}` must be int32 of shape ({len(values)},), got {part.dtype} of {tuple(part.shape)}"
+            )
+    for name, part in (("crow", crow), ("crow_t", crow_t)):
+        if part.dim() != 1 or len(part) == 0 or part.dtype != torch.int32:
+            raise RegrowRuntimeError(
+                f"`{name}` must be an int32 vector, got {part.dtype} of {tuple(part.shape)}"
+            )
+    if activation not in ACTIVATIONS:
+        raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
 @torch.library.custom_op("regrow::sparse_linear", mutates_args=())
@@ -172,10 +179,17 @@ def sparse_linear(
     row_t: Tensor,
     order: Tensor,
     activation: str = "none",
-) -> Tensor:
-    """``activation(input @ W.T + bias)``: input [..., columns] -> [..., rows]; index as in the module's docstring."""
-    output = _forward(_flat(input), values, bias, crow, col, activation)
-    return output.reshape(*input.shape[:-1], len(crow) - 1)
+) -> tuple[Tensor, Tensor]:
+    """``activation(input @ W.T + bias)``: input [..., columns] -> [..., rows]; index as in the module's docstring.
+
+    Returns also what went into the activation, [..., rows], where its backward pass needs that (GELU, SiLU; not
+    differentiable), else an empty tensor.
+    """
+    _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
+    keep = _keeps_input(activation)
+    output, kept = _forward(_flat(input), values, bias, crow, col, activation, keep)
+    shape = (*input.shape[:-1], len(crow) - 1)
+    return output.reshape(shape), kept.reshape(shape) if keep else kept
 
 
 @sparse_linear.register_fake
@@ -189,33 +203,39 @@ def _(
     row_t: Tensor,
     order: Tensor,
     activation: str = "none",
-) -> Tensor:
-    return _empty(input, len(crow) - 1)
+) -> tuple[Tensor, Tensor]:
+    _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
+    rows = len(crow) - 1
+    return empty(input, rows), empty(input, rows) if _keeps_input(activation) else input.new_empty(0)
 
 
 @torch.library.custom_op("regrow::sparse_linear_backward", mutates_args=())
 def sparse_linear_backward(
     gradient: Tensor,
     input: Tensor,
-    output: Tensor | None,
+    kept: Tensor | None,
     values: Tensor,
     crow: Tensor,
     col: Tensor,
     crow_t: Tensor,
     row_t: Tensor,
     order: Tensor,
+    activation: str,
     need_input: bool,
     need_values: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of input [..., columns], values [capacity, 1] and bias [rows], empty where not needed.
 
-    `output` is that of a fused ReLU. Opaque to compilers, so that it can hand its operands to a `Listener`.
+    `kept` is the output of a fused ReLU, or what went into another activation. Opaque to compilers, so that it can hand
+    its operands to a `Listener`.
     """
+    _check(input, values, None, crow, col, crow_t, row_t, order, activation)
     index = (crow, col, crow_t, row_t, order)
-    flat_output = None if output is None else _flat(output)
+    flat_kept = None if kept is None else _flat(kept)
+    needs = (need_input, need_values, need_bias)
     input_gradient, *rest = _backward(
-        _flat(gradient), _flat(input), flat_output, values, *index, need_input, need_values, need_bias
+        _flat(gradient), _flat(input), flat_kept, values, *index, activation, *needs
     )
     return (input_gradient.reshape(input.shape) if need_input else input_gradient, *rest)  # type: ignore[return-value]
 
@@ -224,35 +244,40 @@ def sparse_linear_backward(
 def _(
     gradient: Tensor,
     input: Tensor,
-    output: Tensor | None,
+    kept: Tensor | None,
     values: Tensor,
     crow: Tensor,
     col: Tensor,
     crow_t: Tensor,
     row_t: Tensor,
     order: Tensor,
+    activation: str,
     need_input: bool,
     need_values: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        _empty(input, input.shape[-1]) if need_input else input.new_empty(0),
+        empty(input, input.shape[-1]) if need_input else input.new_empty(0),
         torch.empty_like(values) if need_values else values.new_empty(0),
         input.new_empty(gradient.shape[-1] if need_bias else 0),
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, values, bias, *index, activation = inputs
-    ctx.save_for_backward(input, output if activation == "relu" else None, values, *index)
-    ctx.has_bias = bias is not None
+    result, before = output
+    ctx.mark_non_differentiable(before)
+    kept = before if _keeps_input(activation) else result if activation == "relu" else None
+    ctx.save_for_backward(input, kept, values, *index)
+    ctx.has_bias, ctx.activation = bias is not None, activation
 
 
-def _gradients(ctx: Any, gradient: Tensor, run: Any = sparse_linear_backward) -> tuple[Tensor | None, ...]:
+def _gradients(
+    ctx: Any, gradient: Tensor, _before: Tensor | None, run: Any = sparse_linear_backward
+) -> tuple[Tensor | None, ...]:
     need_input, need_values, need_bias, *_ = ctx.needs_input_grad
-    need_bias = need_bias and ctx.has_bias
-    found = run(gradient, *ctx.saved_tensors, need_input, need_values, need_bias)
-    needed = (need_input, need_values, need_bias)
+    needed = (need_input, need_values, need_bias and ctx.has_bias)
+    found = run(gradient, *ctx.saved_tensors, ctx.activation, *needed)
     return (*(g if need else None for g, need in zip(found, needed, strict=True)), *[None] * 6)
 
 
@@ -267,13 +292,14 @@ class _Direct(torch.autograd.Function):
         input, values, bias, crow, col, _, _, _, activation = inputs
         if ctx.needs_input_grad[1] and not is_laid_out(input):
             input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
-        output = _forward(input, values, bias, crow, col, activation)
-        _save(ctx, (input, *inputs[1:]), output)
+        keep = _keeps_input(activation) and any(ctx.needs_input_grad)
+        output, before = _forward(input, values, bias, crow, col, activation, keep)
+        _save(ctx, (input, *inputs[1:]), (output, before))
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, gradients[0], _backward)
+        return _gradients(ctx, gradients[0], None, _backward)
 
 
 def is_laid_out(input: Tensor) -> bool:
@@ -294,8 +320,9 @@ def linear(
 ) -> Tensor:
     """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer."""
     arguments = (values, bias, crow, col, crow_t, row_t, order, activation)
-    if torch.compiler.is_compiling() or not native.serves(values):
-        output: Tensor = sparse_linear(input, *arguments)
+    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    if watched or not native.serves(values):
+        output: Tensor = sparse_linear(input, *arguments)[0]
         return output
     flat: Tensor = _Direct.apply(_flat(input), *arguments)  # type: ignore[no-untyped-call]
     return flat if input.dim() == 2 else flat.reshape(*input.shape[:-1], len(crow) - 1)
