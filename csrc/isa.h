@@ -11,6 +11,7 @@ namespace REGROW_ISA {
 #include "finish_gradient.h"
 #include "linear_backward.h"
 #include "linear_forward.h"
+#include "tiles_copy.h"
 
 #define REGROW_TEXT(x) #x
 #define REGROW_NAME(x) REGROW_TEXT(x)
@@ -18,6 +19,7 @@ namespace REGROW_ISA {
 template <class T>
 constexpr Kernels<T> table{
     FORWARD_VECTORS * LANES<T>, BACKWARD_VECTORS * LANES<T>, &forward<T, FORWARD_VECTORS>, &backward<T>, &finish<T>,
+    &copy_tiles<T, true>, &copy_tiles<T, false>,
 };
 
 extern const Isa isa{REGROW_NAME(REGROW_ISA), table<float>, table<double>};

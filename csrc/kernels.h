@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "tiles.h"
+
 namespace regrow {
 
 enum class Activation : int64_t { none = 0, relu = 1, gelu = 2, silu = 3 };
@@ -78,6 +80,9 @@ struct Kernels {
     void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
     // features [begin, end): out = gradient x derivative of the activation, bias = sums of out over the batch
     void (*finish)(const Finish<T>&, int64_t begin, int64_t end);
+    // channels [begin, end) of one tile, without its border
+    void (*tile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
+    void (*untile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
 };
 
 struct Isa {

@@ -14,6 +14,12 @@ template <class T> constexpr int LANES = VECTOR_BYTES / int(sizeof(T));
 // Activations are aligned to the vector (the operators see to that).
 template <class T> inline Vector<T> load(const T* p) { return *reinterpret_cast<const Vector<T>*>(p); }
 template <class T> inline void store(T* p, Vector<T> v) { *reinterpret_cast<Vector<T>*>(p) = v; }
+template <class T> inline Vector<T> load_unaligned(const T* p) {
+    Vector<T> v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+}
+template <class T> inline void store_unaligned(T* p, Vector<T> v) { __builtin_memcpy(p, &v, sizeof v); }
 template <class T> inline Vector<T> splat(T x) { return x - Vector<T>{}; }
 
 // Keeps v in a register: the compiler would rather read it from memory again for each use.

@@ -1,0 +1,141 @@
+// Batch tiles: from images, back to images, and to another border.
+#include "tiles.h"
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "torch.h"
+
+namespace regrow {
+
+template <class T>
+void clear_border(const Geometry& g, T* channel) {
+    T* gap = channel; // where the next run of zeros begins
+    for (int64_t h = 0; h < g.height; h++) {
+        T* const row = channel + (g.first() + h * g.row()) * TILE;
+        std::fill(gap, row, T(0));
+        gap = row + g.width * TILE;
+    }
+    std::fill(gap, channel + g.size(), T(0));
+}
+template void clear_border(const Geometry&, float*);
+template void clear_border(const Geometry&, double*);
+
+namespace {
+
+constexpr int64_t GROUP = 16; // channels at a time
+
+Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& g) {
+    return empty(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
+}
+
+void check_tiles(const Tensor& buffer, const Geometry& g) {
+    STD_TORCH_CHECK(
+        buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
+            buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
+        "`buffer` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
+}
+
+template <class F>
+auto by_type(const Tensor& t, F run) {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "tiles are copied in float32 and float64");
+    return type == ScalarType::Double ? run(double()) : run(float());
+}
+
+// Calls copy(tile, first channel, last channel), threaded.
+template <class F>
+void for_groups(const Geometry& g, int64_t channels, F copy) {
+    const int64_t groups = (channels + GROUP - 1) / GROUP;
+    const int64_t grain = 1 + (1 << 14) / (GROUP * g.size() + 1);
+    torch::stable::parallel_for(0, g.tiles() * groups, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t c = i % groups * GROUP;
+            copy(i / groups, c, std::min(c + GROUP, channels));
+        }
+    });
+}
+
+Tensor tile(Tensor input, int64_t border) {
+    STD_TORCH_CHECK(input.dim() == 4 && input.is_cpu() && border >= 0, "`input` must be [N, C, H, W] on the CPU");
+    const Geometry g{input.size(0), input.size(2), input.size(3), border};
+    const int64_t channels = input.size(1);
+    Tensor buffer = empty_tiles(input, channels, g);
+    if (buffer.numel() == 0) return buffer;
+    const auto stride = [&](int d) { return input.size(d) == 1 ? int64_t(1) : input.stride(d); };
+    const bool by_channel = stride(1) == 1;
+    const bool by_pixel = stride(3) == 1 && (g.height == 1 || input.stride(2) == g.width);
+    STD_TORCH_CHECK(by_channel || by_pixel, "`input` must be contiguous, or channels-last");
+    by_type(input, [&](auto type) {
+        using T = decltype(type);
+        const Tiling<T> work{
+            const_cast<T*>(read<T>(input)), write<T>(buffer), channels, input.stride(0), input.stride(1),
+            input.stride(2), input.stride(3), by_channel && (!by_pixel || channels > g.pixels()), g};
+        for_groups(g, channels, [&](int64_t t, int64_t begin, int64_t end) {
+            for (int64_t c = begin; c < end; c++) clear_border(g, work.buffer + (t * channels + c) * g.size());
+            isa().kernels<T>().tile(work, t, begin, end);
+        });
+        return 0;
+    });
+    return buffer;
+}
+
+// [N, C, H, W], or [N, H, W, C] where `channels_last`.
+Tensor untile(Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, bool channels_last) {
+    const Geometry g{images, height, width, border};
+    check_tiles(buffer, g);
+    const int64_t channels = buffer.size(1);
+    Tensor output = channels_last ? empty(buffer, {images, height, width, channels}, buffer.scalar_type())
+                                  : empty(buffer, {images, channels, height, width}, buffer.scalar_type());
+    if (output.numel() == 0) return output;
+    by_type(buffer, [&](auto type) {
+        using T = decltype(type);
+        const int64_t pixel = channels_last ? channels : 1;
+        const Tiling<T> work{
+            write<T>(output), const_cast<T*>(read<T>(buffer)), channels, channels * g.pixels(),
+            channels_last ? 1 : g.pixels(), width * pixel, pixel, channels_last || g.pixels() == 1, g};
+        for_groups(g, channels, [&](int64_t t, int64_t begin, int64_t end) {
+            isa().kernels<T>().untile(work, t, begin, end);
+        });
+        return 0;
+    });
+    return output;
+}
+
+Tensor reborder(Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, int64_t out_border) {
+    const Geometry from{images, height, width, border}, to{images, height, width, out_border};
+    check_tiles(buffer, from);
+    const int64_t channels = buffer.size(1);
+    Tensor output = empty_tiles(buffer, channels, to);
+    if (output.numel() == 0) return output;
+    by_type(buffer, [&](auto type) {
+        using T = decltype(type);
+        const T* const old = read<T>(buffer);
+        T* const fresh = write<T>(output);
+        for_groups(to, channels, [&](int64_t t, int64_t begin, int64_t end) {
+            for (int64_t c = begin; c < end; c++) {
+                T* const channel = fresh + (t * channels + c) * to.size();
+                clear_border(to, channel);
+                const T* row = old + (t * channels + c) * from.size() + from.first() * TILE;
+                for (int64_t h = 0; h < height; h++, row += from.row() * TILE)
+                    std::copy(row, row + width * TILE, channel + (to.first() + h * to.row()) * TILE);
+            }
+        });
+        return 0;
+    });
+    return output;
+}
+
+} // namespace
+} // namespace regrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
+    m.def("tile(Tensor input, int border) -> Tensor");
+    m.def("untile(Tensor buffer, int images, int height, int width, int border, bool channels_last) -> Tensor");
+    m.def("reborder(Tensor buffer, int images, int height, int width, int border, int out_border) -> Tensor");
+}
+STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
+    m.impl("tile", TORCH_BOX(&regrow::tile));
+    m.impl("untile", TORCH_BOX(&regrow::untile));
+    m.impl("reborder", TORCH_BOX(&regrow::reborder));
+}

@@ -1,0 +1,400 @@
+"""`BatchTiles`: a tensor of shape (N, C, H, W) that is stored as batch tiles (`regrow.ops.tiles`).
+
+Between sparse convolutions activations stay in that layout. Functions reach them in one of three ways:
+
+- element-wise ones with f(0) = 0 (`_ELEMENTWISE`: ReLU, sums of branches, scaling ...) run on the whole buffer, under
+  torch's own autograd;
+- those with an operator in this layout (`native`: batch norm, pooling, dropout) are called with the tiles;
+- any other converts its arguments to torch's own layout, once, and goes on with plain tensors. `on_convert` hears of it.
+
+Gradients are in tiles too wherever they arrive as such.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from regrow.ops.tiles import BORDER, Geometry, reborder, tile, untile
+
+on_convert: list[Callable[[str, torch.Size, float], None]] = []
+"""Called at each conversion with the operation that asked for it, the shape and the milliseconds it took."""
+
+aten = torch.ops.aten
+
+
+class BatchTiles(Tensor):
+    """Activations of shape (N, C, H, W) in batch tiles.
+
+    Args:
+        buffer: [T, C, P, 16], as `regrow.ops.tiles` describes it; shared, not copied.
+        geometry: N, H, W and the border.
+    """
+
+    buffer: Tensor
+    geometry: Geometry
+
+    @staticmethod
+    def __new__(cls, buffer: Tensor, geometry: Geometry) -> BatchTiles:
+        """See the class: no gradient flows to `buffer`; `wrap` is the differentiable form."""
+        images, height, width, _ = geometry
+        shape = (images, buffer.shape[1], height, width)
+        self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=buffer.dtype, device=buffer.device)  # type: ignore[attr-defined]
+        self.buffer, self.geometry = buffer, geometry
+        return self
+
+    def to_dense_layout(self, channels_last: bool = False, operation: str = "to_dense_layout") -> Tensor:
+        """The plain tensor [N, C, H, W], contiguous or channels-last; differentiable."""
+        plain: Tensor = _Untile.apply(self, channels_last, operation)  # type: ignore[no-untyped-call]
+        return plain
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The public function `func` on arguments of which one at least is in tiles."""
+        kwargs = kwargs or {}
+        if func in _PASSED or _is_attribute(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func in _NATIVE:
+            result = _NATIVE[func](*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return _on_plain(func, args, kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The operator `func` below autograd: what `__torch_function__` passed on, and what autograd itself does."""
+        kwargs = kwargs or {}
+        if func in _BELOW:
+            result = _BELOW[func](*args, **kwargs)
+        elif torch.Tag.pointwise in func.tags:
+            result = _on_buffers(func, args, kwargs)
+        else:
+            result = NotImplemented
+        return _below_on_plain(func, args, kwargs) if result is NotImplemented else result
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> BatchTiles:
+        if not self.is_leaf:
+            raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
+        fresh = BatchTiles(self.buffer.clone(), self.geometry).requires_grad_(self.requires_grad)
+        memo[id(self)] = fresh
+        fresh.grad = copy.deepcopy(self.grad, memo)
+        return fresh
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Pickled as the plain tensor, which needs no regrow to be read."""
+        plain = untile(self.buffer, self.geometry).requires_grad_(self.requires_grad)
+        return plain.__reduce_ex__(protocol)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        text = repr(untile(self.buffer, self.geometry)).replace("tensor(", "BatchTiles(", 1)
+        if self.grad_fn is not None:
+            return f"{text[:-1]}, grad_fn=<{self.grad_fn.name()}>)"
+        return f"{text[:-1]}, requires_grad=True)" if self.requires_grad else text
+
+
+def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") -> BatchTiles:
+    """`images` [N, C, H, W] in tiles with a border of at least `border` pixels; differentiable.
+
+    Tiles come back as they are where their border suffices; plain tensors are converted, on behalf of `operation`.
+    """
+    if isinstance(images, BatchTiles):
+        if images.geometry.border >= border:
+            return images
+        wider: BatchTiles = _Reborder.apply(images, border)  # type: ignore[no-untyped-call]
+        return wider
+    tiles: BatchTiles = _Tile.apply(images, border, operation)  # type: ignore[no-untyped-call]
+    return tiles
+
+
+def wrap(buffer: Tensor, geometry: Geometry) -> BatchTiles:
+    """`BatchTiles` over a buffer, through which gradients flow to the buffer."""
+    tiles: BatchTiles = _Wrap.apply(buffer, geometry)  # type: ignore[no-untyped-call]
+    return tiles
+
+
+def unwrap(tiles: BatchTiles) -> Tensor:
+    """The buffer, through which gradients flow to the tiles."""
+    buffer: Tensor = _Unwrap.apply(tiles)  # type: ignore[no-untyped-call]
+    return buffer
+
+
+def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
+    """The buffer of `images`, plain or in tiles, in `geometry`: what an operator's backward pass makes of a gradient."""
+    if isinstance(images, BatchTiles):
+        return reborder(images.buffer, images.geometry, geometry.border)
+    return _told(operation, images.shape, lambda: tile(images, geometry.border))
+
+
+def _short(func: Any) -> str:
+    """The name of a function, or of an operator without its overload."""
+    return str(getattr(func, "__name__", func)).partition(".")[0]
+
+
+def _told(operation: str, shape: torch.Size, convert: Callable[[], Tensor]) -> Tensor:
+    """What `convert` returns, with the listeners told."""
+    if not on_convert:
+        return convert()
+    start = time.perf_counter()
+    result = convert()
+    milliseconds = 1000 * (time.perf_counter() - start)
+    for listener in on_convert:
+        listener(operation, shape, milliseconds)
+    return result
+
+
+class _Tile(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, border: int, operation: str) -> BatchTiles:
+        ctx.channels_last = not images.is_contiguous() and images.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        geometry = Geometry(images.shape[0], *images.shape[2:], border)
+        return BatchTiles(_told(operation, images.shape, lambda: tile(images, border)), geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = gradients[0]
+        if isinstance(gradient, BatchTiles):
+            gradient = gradient.to_dense_layout(ctx.channels_last, "gradient of the first tiles")
+        return gradient, None, None
+
+
+class _Untile(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tiles: BatchTiles, channels_last: bool, operation: str) -> Tensor:
+        ctx.border, ctx.operation = tiles.geometry.border, operation
+        return _told(operation, tiles.shape, lambda: untile(tiles.buffer, tiles.geometry, channels_last))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return to_tiles(gradients[0], ctx.border, f"gradient of {ctx.operation}"), None, None
+
+
+class _Reborder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tiles: BatchTiles, border: int) -> BatchTiles:
+        return BatchTiles(
+            reborder(tiles.buffer, tiles.geometry, border), tiles.geometry._replace(border=border)
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return gradients[0], None
+
+
+class _Wrap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, buffer: Tensor, geometry: Geometry) -> BatchTiles:
+        ctx.geometry = geometry
+        return BatchTiles(buffer.detach(), geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return unwrap(to_tiles(gradients[0], ctx.geometry.border, "gradient in torch's layout")), None
+
+
+class _Unwrap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tiles: BatchTiles) -> Tensor:
+        ctx.geometry = tiles.geometry
+        return tiles.buffer.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return wrap(gradients[0], ctx.geometry)
+
+
+# Public functions, in __torch_function__
+
+
+def _named(names: str) -> set[Any]:
+    """All of torch's functions and methods with these names, in-place forms included."""
+    every = {form for name in names.split() for form in (name, f"{name}_")}
+    owners: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn)
+    return {vars(owner)[name] for owner in owners for name in every & vars(owner).keys()} | {
+        getattr(Tensor, name) for name in every if hasattr(Tensor, name)
+    }
+
+
+_ELEMENTWISE = _named(
+    "relu neg negative abs add sub subtract mul multiply div divide true_divide leaky_relu elu gelu silu tanh "
+    "hardtanh relu6 clone __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
+    "__truediv__ __itruediv__ __neg__ __abs__ positive __pos__ zeros_like copy"
+)
+_ABOUT = _named(
+    "size dim ndimension numel nelement stride is_contiguous storage_offset element_size get_device __len__ __hash__ "
+    "is_floating_point is_complex is_signed is_inference is_same_size requires_grad register_hook "
+    "register_post_accumulate_grad_hook retain_grad backward detach"
+)
+_PASSED = _ELEMENTWISE | _ABOUT | {torch.autograd.backward, torch.autograd.grad}
+_VALUES = {"T", "mT", "H", "mH", "real", "imag"}
+
+
+def _is_attribute(func: Any) -> bool:
+    """Whether an attribute is read that says something about a tensor, or any is set."""
+    name = getattr(func, "__name__", "")
+    return name in ("__set__", "__delete__") or (name == "__get__" and func.__self__.__name__ not in _VALUES)
+
+
+_NATIVE: dict[Any, Callable[..., Any]] = {}
+
+
+def native(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register what does the work of `functions` on tiles; it returns NotImplemented for what it cannot do."""
+
+    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+        _NATIVE.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return register
+
+
+_IN_PLACE = {
+    f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
+}
+
+
+def _changed(name: str, args: Any, kwargs: Any) -> Any:
+    """The arguments that a function with this name changes."""
+    if kwargs.get("out") is not None:
+        return kwargs["out"]
+    in_place = name.endswith("_") and not name.endswith("__")
+    if in_place or name in _IN_PLACE or name == "__setitem__" or kwargs.get("inplace"):
+        return args[0] if args else kwargs["input"]
+    return ()
+
+
+def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
+    """`func` on plain copies, each made once; what it changes is written back."""
+    name = _short(func)
+    plain: dict[int, Tensor] = {}
+
+    def convert(x: BatchTiles) -> Tensor:
+        if id(x) not in plain:
+            plain[id(x)] = x.to_dense_layout(operation=name)
+        return plain[id(x)]
+
+    plain_args, plain_kwargs = tree_map_only(BatchTiles, convert, (args, kwargs))
+    result = func(*plain_args, **plain_kwargs)
+    for x in tree_leaves(_changed(name, args, kwargs)):
+        if isinstance(x, BatchTiles):
+            x.copy_(plain[id(x)])
+            result = x if result is plain[id(x)] else result
+    return result
+
+
+@native(F.dropout)
+def _dropout(input: BatchTiles, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    if not isinstance(input, BatchTiles) or not 0 <= p < 1:
+        return NotImplemented
+    if not training or p == 0:
+        return input
+    noise = BatchTiles(torch.empty_like(input.buffer).bernoulli_(1 - p).div_(1 - p), input.geometry)
+    return input.mul_(noise) if inplace else input * noise
+
+
+@native(Tensor.contiguous)
+def _contiguous(input: BatchTiles, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
+    return input if memory_format == torch.contiguous_format else input.to_dense_layout(True, "contiguous")
+
+
+# Operators below autograd, in __torch_dispatch__
+
+
+def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
+    """A pointwise operator, where it takes zeros to zeros and every tensor is of one shape, or a number."""
+    first = next(x for x in args if isinstance(x, BatchTiles))
+    buffers: list[Any] = []
+    numbers: list[Any] = []
+    for x in args:
+        if isinstance(x, Tensor) and x.dim() > 0:
+            if x.shape != first.shape or x.dtype != first.dtype:
+                return NotImplemented
+            buffers.append(buffer_of(x, first.geometry, _short(func)))
+            numbers.append(None)
+        else:
+            buffers.append(x)
+            numbers.append(x.item() if isinstance(x, Tensor) else x)
+    if not _keeps_zero(func, tuple(numbers), tuple(kwargs.items()), first.dtype):
+        return NotImplemented
+    result = func(*buffers, **kwargs)
+    if result is buffers[0]:  # changed in place
+        return args[0] if args[0] is first else NotImplemented
+    return BatchTiles(result, first.geometry)
+
+
+@cache
+def _keeps_zero(func: Any, numbers: tuple[Any, ...], kwargs: Any, dtype: torch.dtype) -> bool:
+    """Whether `func` is 0 in the same dtype where its tensors (None in `numbers`) are."""
+    args = [torch.zeros(1, dtype=dtype) if x is None else x for x in numbers]
+    result = func(*args, **dict(kwargs))
+    return isinstance(result, Tensor) and result.dtype == dtype and bool(result == 0)
+
+
+def _below_on_plain(func: Any, args: Any, kwargs: Any) -> Any:
+    """Any operator on plain copies; what its schema says is written to is written back."""
+    name = _short(func)
+    written: list[tuple[BatchTiles, Tensor]] = []
+
+    def convert(x: BatchTiles) -> Tensor:
+        plain = _told(name, x.shape, lambda: untile(x.buffer, x.geometry))
+        written.append((x, plain))
+        return plain
+
+    plain_args, plain_kwargs = tree_map_only(BatchTiles, convert, (args, kwargs))
+    result = func(*plain_args, **plain_kwargs)
+    if func._schema.is_mutable:
+        for x, plain in written:
+            _copy(x, plain)
+            result = x if result is plain else result
+    return result
+
+
+def _copy(to: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
+    if not isinstance(to, BatchTiles):
+        return NotImplemented
+    whole = source if isinstance(source, BatchTiles) else source.expand(to.shape)
+    to.buffer.copy_(buffer_of(whole, to.geometry, "copy_"))
+    return to
+
+
+def _alias(x: BatchTiles, *shape: Any) -> Any:
+    same = not shape or tuple(shape[0]) == tuple(x.shape)
+    return BatchTiles(x.buffer.detach(), x.geometry) if same else NotImplemented
+
+
+def _clone(x: BatchTiles, memory_format: torch.memory_format | None = None) -> Any:
+    if memory_format not in (None, torch.preserve_format, torch.contiguous_format):
+        return NotImplemented
+    return BatchTiles(x.buffer.clone(), x.geometry)
+
+
+def _zeros(x: BatchTiles, **kwargs: Any) -> Any:
+    if any(kwargs.get(key) not in (None, getattr(x, key)) for key in ("dtype", "device", "layout")):
+        return NotImplemented
+    return BatchTiles(torch.zeros_like(x.buffer), x.geometry)
+
+
+def _sum(x: BatchTiles, dtype: torch.dtype | None = None) -> Tensor:
+    return x.buffer.sum(dtype=dtype)
+
+
+_BELOW: dict[Any, Callable[..., Any]] = {
+    aten.copy_.default: _copy,
+    aten.detach.default: _alias,
+    aten.alias.default: _alias,
+    aten.view.default: _alias,
+    aten.expand.default: _alias,
+    aten.clone.default: _clone,
+    aten.zeros_like.default: _zeros,
+    aten.sum.default: _sum,
+}
