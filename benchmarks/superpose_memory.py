@@ -10,27 +10,15 @@ in what stays, per connection of the union of both tickets.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
-import re
-from pathlib import Path
 
 import torch
 from torch import nn
 
 import regrow
+from regrow.bench.peak import resident, settle
 from regrow.topology import generator, sample
 from regrow.weights import Record, sparse_weights
 from regrow.weights.views import adopt
-
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-
-
-def resident(key: str) -> int:
-    """Bytes of resident memory: ``VmRSS`` now, ``VmHWM`` at its peak since the last reset."""
-    found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
-    assert found is not None
-    return 1024 * int(found[1])
 
 
 def layer(size: int, density: float) -> nn.Sequential:
@@ -69,10 +57,7 @@ def main() -> None:
     optimizer.zero_grad()
     union = len(seen)
     del seen
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free goes back: it would hide what collect takes
-    CLEAR.write_text("5")  # the peak starts anew
-    start = resident("VmRSS")
+    start = settle()  # what is free goes back: it would hide what collect takes
     tickets.collect()
     peak, stays = resident("VmHWM") - start, resident("VmRSS") - start
     dense = 4 * size * size
