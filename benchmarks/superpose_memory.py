@@ -12,23 +12,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch import nn
 
 import regrow
+from regrow.bench.linear import Linear
 from regrow.bench.peak import resident, settle
-from regrow.topology import generator, sample
-from regrow.weights import Record, sparse_weights
-from regrow.weights.views import adopt
-
-
-def layer(size: int, density: float) -> nn.Sequential:
-    """One compressed linear layer of `size` inputs and outputs with random connections."""
-    count = int(density * size * size)
-    positions = sample(count, size * size, generator(0))
-    values = torch.randn(count, generator=generator(1)) / (density * size) ** 0.5
-    sparse = regrow.SparseLinear(size, size, positions=positions, values=values)
-    adopt(sparse, "weight", Record("0.weight", (size, size), density, "compressed"))
-    return nn.Sequential(sparse)
+from regrow.topology import generator
+from regrow.weights import sparse_weights
 
 
 def main() -> None:
@@ -40,7 +29,7 @@ def main() -> None:
     parser.add_argument("--density", type=float, default=0.01)
     arguments = parser.parse_args()
     size = arguments.size
-    model = layer(size, arguments.density)
+    model = Linear(size, size).random(int(arguments.density * size * size), torch.float32)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     method = regrow.SET(model, optimizer, total_steps=1)
     tickets = regrow.SupTickets(method, start=1, cycles=1, cycle_steps=1)
