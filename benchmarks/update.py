@@ -46,9 +46,7 @@ def main() -> None:
             def update(weight=weight, x=x, g=g, momentum=momentum) -> None:  # type: ignore[no-untyped-def]
                 values = weight.values().abs()
                 drop = top(-values, int(0.3 * len(values)))
-                stays = torch.ones(len(values), dtype=torch.bool)
-                stays[drop] = False
-                grow = weight.best_of([(x, g)], len(drop), weight.positions()[stays], gradient_magnitude)
+                grow = weight.best_of([(x, g)], len(drop), weight.survivors(drop), gradient_magnitude)
                 weight.update(drop, grow, [momentum])
 
             def backward(y=y, dense=dense, x=x_dense, g=g_dense) -> None:  # type: ignore[no-untyped-def]
