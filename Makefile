@@ -8,11 +8,12 @@
 SHELL := /bin/bash
 export PYTHON TORCH
 
-.PHONY: help demo test check lint format wheel-test lines clean
+.PHONY: help demo test sanitize check lint format wheel-test lines clean
 
 help:
 	@echo 'make demo        train a sparse network on Fashion-MNIST with RigL and with Static (5 minutes)'
 	@echo 'make test        install what the tests need and run them'
+	@echo 'make sanitize    the tests of the kernels under the address and undefined-behaviour sanitizers'
 	@echo 'make check       the one-minute smoke test of pre-commit'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      let ruff put the code into shape'
@@ -28,6 +29,9 @@ demo:
 test:
 	@scripts/data.sh
 	@python=$$(scripts/setup.sh train,test) && $$python -m pytest -n 2 $(ARGS)
+
+sanitize:
+	@python=$$(scripts/setup.sh train,test) && scripts/sanitize.sh $$python $(ARGS)
 
 check:
 	@python=$$(scripts/setup.sh train,test) && $$python -m pytest -q -m smoke $(ARGS)

@@ -13,6 +13,7 @@ from setuptools import setup
 
 TORCH_TARGET = "0x020a000000000000"  # 2.10, the oldest torch whose stable ABI has all that the kernels use
 SOURCES = sorted(str(path) for path in Path("csrc").glob("*.cpp"))
+SANITIZE = os.environ.get("REGROW_SANITIZE")  # sanitizers for g++, as `make sanitize` names them
 HEADERS = sorted(str(path) for path in Path("csrc").glob("*.h"))
 
 
@@ -42,13 +43,15 @@ def extension() -> dict[str, Any]:
                 self.extensions = []
                 print(f"warning: regrow is built without its kernels: {error}", file=sys.stderr)
 
+    flags = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={SANITIZE}"] if SANITIZE else ["-O3", "-g0"]
     kernels = CppExtension(
         "regrow._kernels",
         SOURCES,
         depends=HEADERS,
         py_limited_api=True,
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET)],
-        extra_compile_args=["-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized"],
+        extra_compile_args=["-fvisibility=hidden", "-Wall", "-Wno-maybe-uninitialized", *flags],
+        extra_link_args=flags if SANITIZE else [],
     )
     return {
         "ext_modules": [kernels],

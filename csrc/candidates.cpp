@@ -1,21 +1,68 @@
 // The best of scores, exactly, ties to the lower position; all at once, or tile by tile with some positions excluded.
-#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <vector>
 
-#include "torch.h"
+#include "parallel.h"
 
 namespace regrow {
 namespace {
 
-// The worst of the `count` best of n scores, and how many are better than it.
+constexpr int64_t SHARE = 1 << 14; // scores that are worth a thread
+constexpr int64_t SLAB = 1 << 18;  // scores that may all become candidates before the worst are dropped
+
+// Unsigned numbers in the order of the scores; -0 is 0.
+inline uint32_t key(float x) {
+    uint32_t bits;
+    x += 0.0f;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits ^ (uint32_t(int32_t(bits) >> 31) | 0x80000000u);
+}
+inline uint64_t key(double x) {
+    uint64_t bits;
+    x += 0.0;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits ^ (uint64_t(int64_t(bits) >> 63) | 0x8000000000000000ull);
+}
+template <class T> using Key = decltype(key(T()));
+
+// Who is among the best: all with a higher key, and so many of those with just that one.
 template <class T>
-std::pair<T, int64_t> worst_of_best(const T* scores, int64_t n, int64_t count) {
-    std::vector<T> copy(scores, scores + n);
-    std::nth_element(copy.begin(), copy.begin() + (count - 1), copy.end(), std::greater<T>());
-    const T worst = copy[count - 1];
-    return {worst, std::count_if(copy.begin(), copy.begin() + count, [=](T x) { return x > worst; })};
+struct Bar {
+    Key<T> worst;
+    int64_t ties;
+};
+
+// The bar that `count` of n scores pass, found 11 bits of the key at a time.
+template <class T>
+Bar<T> bar_of(const T* scores, int64_t n, int64_t count) {
+    constexpr int DIGIT = 11, ALL = 8 * sizeof(T);
+    constexpr int64_t VALUES = 1 << DIGIT;
+    const int64_t parts = parts_of(n, SHARE);
+    std::vector<int64_t> histogram(parts * VALUES);
+    Key<T> known = 0; // the first bits of the key
+    for (int shift = ALL - DIGIT, above = ALL;; above = shift, shift = std::max(shift - DIGIT, 0)) {
+        const Key<T> mask = (Key<T>(1) << (above - shift)) - 1;
+        std::fill(histogram.begin(), histogram.end(), 0);
+        in_parts(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
+            int64_t* const own = histogram.data() + part * VALUES;
+            for (int64_t i = begin; i < end; i++) {
+                const Key<T> k = key(scores[i]);
+                if (above == ALL || k >> (above % ALL) == known) own[(k >> shift) & mask]++;
+            }
+        });
+        for (Key<T> digit = mask;; digit--) {
+            int64_t here = 0;
+            for (int64_t part = 0; part < parts; part++) here += histogram[part * VALUES + digit];
+            if (here >= count) {
+                known = (above == ALL ? 0 : known << (above - shift)) | digit;
+                break;
+            }
+            count -= here;
+        }
+        if (shift == 0) return {known, count};
+    }
 }
 
 // Scores and their positions, ascending; there is room for more than are wanted.
@@ -27,14 +74,17 @@ struct Candidates {
 
     // Keeps the `count` best, in order, and returns the worst of them.
     T shrink(int64_t count) {
-        const auto [worst, better] = worst_of_best(scores, filled, count);
-        int64_t kept = 0, ties = count - better;
+        Bar<T> bar = bar_of(scores, filled, count);
+        int64_t kept = 0;
+        T worst = std::numeric_limits<T>::infinity();
         for (int64_t i = 0; i < filled; i++) {
-            const bool tied = scores[i] == worst && ties > 0;
-            ties -= tied;
+            const Key<T> k = key(scores[i]);
+            const bool tied = k == bar.worst && bar.ties > 0, stays = k > bar.worst || tied;
+            bar.ties -= tied;
+            worst = stays ? std::min(worst, scores[i]) : worst;
             scores[kept] = scores[i];
             positions[kept] = positions[i];
-            kept += scores[i] > worst || tied;
+            kept += stays;
         }
         filled = kept;
         return worst;
@@ -49,25 +99,54 @@ bool sound(const T* scores, int64_t n, bool finite) {
     return good;
 }
 
+// Writes what reaches `least` of scores [begin, end) and returns how much that is.
+template <class T, bool MAGNITUDE>
+int64_t collect(const T* tile, int64_t begin, int64_t end, int64_t offset, T least, T* scores, int64_t* positions) {
+    constexpr int64_t RUN = 64; // most have none where few are wanted
+    int64_t found = 0;
+    for (int64_t start = begin; start < end; start += RUN) {
+        const int64_t stop = std::min(start + RUN, end);
+        bool some = false;
+        for (int64_t i = start; i < stop; i++) some |= (MAGNITUDE ? std::abs(tile[i]) : tile[i]) >= least;
+        if (!some) continue;
+        for (int64_t i = start; i < stop; i++) {
+            const T x = MAGNITUDE ? std::abs(tile[i]) : tile[i];
+            scores[found] = x;
+            positions[found] = offset + i;
+            found += x >= least;
+        }
+    }
+    return found;
+}
+
 template <class T>
 int64_t scan(T* tile, int64_t size, const int64_t* excluded, int64_t number, int64_t offset, bool magnitude,
              int64_t count, double floor, Candidates<T> all) {
-    if (!sound(tile, size, magnitude)) return -1;
-    for (int64_t i = 0; i < number; i++) tile[excluded[i] - offset] = std::numeric_limits<T>::quiet_NaN(); // never enters
     T least = T(floor); // what a score must reach
-    constexpr T infinity = std::numeric_limits<T>::infinity();
-    constexpr int64_t RUN = 256;
-    for (int64_t begin = 0; begin < size; begin += RUN) {
-        if (all.filled + RUN > all.capacity) least = std::nextafter(all.shrink(count), infinity); // later ties lose
-        const int64_t end = std::min(begin + RUN, size);
-        bool some = false;
-        for (int64_t i = begin; i < end; i++) some |= (magnitude ? std::abs(tile[i]) : tile[i]) >= least;
-        if (!some) continue;
-        for (int64_t i = begin; i < end; i++) {
-            const T x = magnitude ? std::abs(tile[i]) : tile[i];
-            all.scores[all.filled] = x;
-            all.positions[all.filled] = offset + i;
-            all.filled += x >= least;
+    for (int64_t slab = 0; slab < size; slab += SLAB) {
+        const int64_t length = std::min(SLAB, size - slab), parts = parts_of(length, SHARE);
+        if (all.filled + length > all.capacity && all.filled > count)
+            least = std::nextafter(all.shrink(count), std::numeric_limits<T>::infinity()); // later ties lose
+        const int64_t base = all.filled;
+        std::vector<int64_t> found(parts);
+        in_parts(length, parts, [&](int64_t part, int64_t first, int64_t last) {
+            const int64_t begin = slab + first, end = slab + last;
+            if (!sound(tile + begin, end - begin, magnitude)) {
+                found[part] = -1;
+                return;
+            }
+            const int64_t* e = std::lower_bound(excluded, excluded + number, offset + begin);
+            for (; e < excluded + number && *e < offset + end; e++)
+                tile[*e - offset] = std::numeric_limits<T>::quiet_NaN(); // never enters
+            const auto f = magnitude ? &collect<T, true> : &collect<T, false>;
+            found[part] = f(tile, begin, end, offset, least, all.scores + base + first, all.positions + base + first);
+        });
+        for (int64_t part = 0; part < parts; part++) {
+            if (found[part] < 0) return -1;
+            const int64_t from = base + length * part / parts;
+            std::copy_n(all.scores + from, found[part], all.scores + all.filled);
+            std::copy_n(all.positions + from, found[part], all.positions + all.filled);
+            all.filled += found[part];
         }
     }
     return all.filled;
@@ -85,12 +164,20 @@ bool is_double(const Tensor& scores) {
     return type == ScalarType::Double;
 }
 
+void check_candidates(const Tensor& scores, const Tensor& positions, int64_t filled, int64_t least) {
+    is_double(scores);
+    check_positions(positions, "positions");
+    STD_TORCH_CHECK(positions.numel() >= least && scores.numel() == positions.numel(), "`positions` must have room for ", least);
+    STD_TORCH_CHECK(filled >= 0 && filled <= positions.numel(), "`filled` must be in [0, ", positions.numel(), "]");
+}
+
 // Lets the scores of a tile that reach `floor`, and that may be among the `count` best, join the candidates; returns how
 // many there are then, or -1 where a score is not finite (magnitude) or not a number. The tile is used up.
 int64_t scan_op(Tensor tile, Tensor excluded, int64_t offset, bool magnitude, int64_t count, double floor, Tensor scores,
                 Tensor positions, int64_t filled) {
-    STD_TORCH_CHECK(positions.numel() >= count + 256 && scores.numel() == positions.numel(), "too little room");
-    STD_TORCH_CHECK(scores.scalar_type() == tile.scalar_type() && excluded.is_contiguous(), "the wrong type");
+    check_candidates(scores, positions, filled, count + std::min(SLAB, tile.numel()));
+    check_positions(excluded, "excluded");
+    STD_TORCH_CHECK(count > 0 && scores.scalar_type() == tile.scalar_type(), "the wrong type");
     const int64_t* const e = read<int64_t>(excluded);
     const int64_t n = excluded.numel();
     STD_TORCH_CHECK(n == 0 || (e[0] >= offset && e[n - 1] < offset + tile.numel()), "`excluded` must be in the tile");
@@ -103,6 +190,7 @@ int64_t scan_op(Tensor tile, Tensor excluded, int64_t offset, bool magnitude, in
 
 // Keeps the `count` best candidates in front; returns how many there are.
 int64_t settle(Tensor scores, Tensor positions, int64_t filled, int64_t count) {
+    check_candidates(scores, positions, filled, count);
     if (filled <= count) return filled;
     if (count == 0) return 0;
     if (is_double(scores)) candidates<double>(scores, positions, filled).shrink(count);
@@ -113,18 +201,39 @@ int64_t settle(Tensor scores, Tensor positions, int64_t filled, int64_t count) {
 template <class T>
 Tensor top_of(const Tensor& scores, int64_t count) {
     const T* const s = read<T>(scores);
-    const int64_t n = scores.numel();
-    if (!sound(s, n, false)) return empty(scores, {0}, ScalarType::Long);
-    const auto [worst, better] = worst_of_best(s, n, count);
-    int64_t ties = count - better, found = 0;
+    const int64_t n = scores.numel(), parts = parts_of(n, SHARE);
+    const Bar<T> bar = bar_of(s, n, count);
+    struct Found { int64_t better = 0, tied = 0; bool good = true; };
+    std::vector<Found> found(parts);
+    in_parts(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
+        Found own;
+        own.good = sound(s + begin, end - begin, false);
+        for (int64_t i = begin; i < end; i++) {
+            const Key<T> k = key(s[i]);
+            own.better += k > bar.worst;
+            own.tied += k == bar.worst;
+        }
+        found[part] = own;
+    });
+    for (const Found& own : found)
+        if (!own.good) return empty(scores, {0}, ScalarType::Long);
     const Tensor positions = empty(scores, {count}, ScalarType::Long);
     int64_t* const p = write<int64_t>(positions);
-    for (int64_t i = 0; i < n && found < count; i++) {
-        const bool tied = s[i] == worst && ties > 0;
-        ties -= tied;
-        p[found] = i;
-        found += s[i] > worst || tied;
-    }
+    in_parts(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
+        int64_t place = 0, ties = bar.ties;
+        for (int64_t before = 0; before < part; before++) {
+            place += found[before].better + std::min(found[before].tied, ties);
+            ties -= std::min(found[before].tied, ties);
+        }
+        const int64_t last = place + found[part].better + std::min(found[part].tied, ties);
+        for (int64_t i = begin; i < end && place < last; i++) {
+            const Key<T> k = key(s[i]);
+            const bool tied = k == bar.worst && ties > 0;
+            ties -= tied;
+            p[place] = i;
+            place += k > bar.worst || tied;
+        }
+    });
     return positions;
 }
 

@@ -8,9 +8,11 @@ template <class T>
 inline void put(Vector<T>* product, const int32_t* place, int count, T* gradient, bool first) {
     T sum[LANES<T>] __attribute__((aligned(VECTOR_BYTES)));
     store(sum, sums<T>(product));
-    for (int i = 0; i < count; i++) {
-        asm(""); // one store each: a scatter instruction is slower
-        gradient[place[i]] = first ? sum[i] : gradient[place[i]] + sum[i];
+    asm("" : "+m"(sum)); // to memory once: taking the lanes apart is slower, and so is a scatter instruction
+    if (first) {
+        for (int i = 0; i < count; i++) gradient[place[i]] = sum[i];
+    } else {
+        for (int i = 0; i < count; i++) gradient[place[i]] += sum[i];
     }
 }
 

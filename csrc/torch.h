@@ -34,4 +34,10 @@ inline void check_index(const Tensor& index, int64_t least, const char* name) {
         "`", name, "` must be a contiguous int32 vector on the CPU of at least ", least, " entries");
 }
 
+inline void check_positions(const Tensor& positions, const char* name) {
+    STD_TORCH_CHECK(positions.scalar_type() == ScalarType::Long && positions.dim() == 1 && positions.is_contiguous() &&
+                        positions.is_cpu(),
+                    "`", name, "` must be a contiguous int64 vector on the CPU");
+}
+
 } // namespace regrow

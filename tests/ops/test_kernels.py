@@ -319,7 +319,7 @@ def test_an_index_that_does_not_fit(change: object, message: str) -> None:
     _, parts = topology(9, 14, 0.4, 1)
     change(parts)  # type: ignore[operator]
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.regrow_native.mirror(parts[0], parts[1], 14)
+        index.mirror(parts[0], parts[1], 14)
 
 
 def test_the_instruction_set_can_be_forced() -> None:

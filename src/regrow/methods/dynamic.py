@@ -213,10 +213,7 @@ class Dynamic(Periodic):
 
     def exchange(self, step: int, weight: SparseWeight, drop: Tensor, count: int) -> Move:
         """The move in which `drop` goes and `count` positions come, none of them among the survivors."""
-        stays = torch.ones(weight.nnz, dtype=torch.bool, device=drop.device)
-        stays[drop] = False
-        survivors = weight.positions()[stays]
-        return weight, drop, self.grow(weight, count, survivors, self.random(step, weight))
+        return weight, drop, self.grow(weight, count, weight.survivors(drop), self.random(step, weight))
 
     def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:
         if self.grow_init == "zeros":

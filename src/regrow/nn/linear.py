@@ -57,6 +57,11 @@ class SparseLinear(nn.Module):
                 f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}"
             )
         _check_positions(positions, in_features * out_features)
+        if values.shape != positions.shape or not values.is_floating_point():
+            raise RegrowValueError(
+                f"`values` must be floating point of shape {tuple(positions.shape)}, as `positions`, "
+                f"got {values.dtype} of shape {tuple(values.shape)}"
+            )
         if activation is not None and activation not in ACTIVATIONS:
             raise RegrowValueError(
                 f"`activation` must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}"
@@ -120,6 +125,12 @@ class SparseLinear(nn.Module):
         index = (crow, col, crow_t, row_t, order)
         return linear(input, values, bias, *index, self.activation or "none")  # type: ignore[arg-type]
 
+    def _replicate_for_data_parallel(self) -> SparseLinear:
+        raise RegrowRuntimeError(
+            "nn.DataParallel copies the model in every pass, and what a backward pass leaves with a copy is lost.\n"
+            "Use torch.nn.parallel.DistributedDataParallel."
+        )
+
     def extra_repr(self) -> str:
         weight = self.weight
         return (
@@ -130,6 +141,8 @@ class SparseLinear(nn.Module):
 
 
 def _check_positions(positions: Tensor, size: int) -> None:
+    if positions.dim() != 1:
+        raise RegrowValueError(f"`positions` must have one dimension, got shape {tuple(positions.shape)}")
     inside = len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
     if positions.dtype != torch.int64 or (positions.diff() <= 0).any() or not inside:
         raise RegrowValueError(f"`positions` must be int64, ascending without repetition, in [0, {size})")

@@ -11,26 +11,47 @@ from torch import Tensor
 from regrow.ops import native, sketch
 
 
+def _native(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and native.available()
+
+
 def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
     """The index of the transposed matrix: ``crow_t, row_t, order`` (int32), padded like `col`."""
-    if crow.device.type == "cpu" and native.available():
-        mirrored: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.mirror.default(crow, col, columns)
-        return mirrored
+    crow_t, row_t, order = crow.new_empty(columns + 1), torch.empty_like(col), torch.empty_like(col)
+    mirror_into(crow, col, crow_t, row_t, order)
+    return crow_t, row_t, order
+
+
+def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> None:
+    """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`."""
+    if _native(crow):
+        torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order)
+        return
     nnz = int(crow[-1])
     rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
     used = col[:nnz].long()
     by_column = used.argsort(stable=True)
-    crow_t = torch.zeros(columns + 1, dtype=torch.int32, device=crow.device)
-    crow_t[1:] = used.bincount(minlength=columns).cumsum(0)
-    row_t, order = torch.zeros_like(col), torch.zeros_like(col)
+    for tensor in (crow_t, row_t, order):
+        tensor.zero_()
+    crow_t[1:] = used.bincount(minlength=len(crow_t) - 1).cumsum(0)
     row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
-    return crow_t, row_t, order
 
 
-def positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
-    """Flat positions of the connections, ascending, int64 [nnz]."""
+def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
+    """Flat positions of the connections, ascending, int64 [nnz]; without those of the indices `drop`, if given."""
+    if _native(crow) and col.dtype == torch.int32:
+        none = torch.empty(0, dtype=torch.int64)
+        found: Tensor = torch.ops.regrow_native.positions.default(
+            crow, col, columns, none if drop is None else drop.contiguous()
+        )
+        return found
     row = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
-    return row * columns + col[: len(row)]
+    all_positions = row * columns + col[: len(row)]
+    if drop is None:
+        return all_positions
+    stays = torch.ones(len(row), dtype=torch.bool, device=crow.device)
+    stays[drop] = False
+    return all_positions[stays]
 
 
 def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -42,7 +63,7 @@ def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, 
 
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
-    if crow.device.type == "cpu" and native.available():
+    if _native(crow):
         return int(torch.ops.regrow_native.fingerprint.default(crow, col, columns))
     return int(sketch.mix(positions(crow, col, columns)).sum())
 
@@ -63,15 +84,13 @@ def rewire(
         The new ``crow``, the new ``col`` without padding, and for each connection the place it had before, int32, -1
         where it is new.
     """
-    if crow.device.type == "cpu" and native.available():
+    if _native(crow):
         changed: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.rewire.default(
             crow, col, columns, drop.contiguous(), grow.contiguous()
         )
         return changed
     before = positions(crow, col, columns)
-    stays = torch.ones(len(before), dtype=torch.bool, device=before.device)
-    stays[drop] = False
-    after = torch.cat([before[stays], grow]).sort().values
+    after = torch.cat([positions(crow, col, columns, drop), grow]).sort().values
     source = torch.searchsorted(before, after)
     known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
     return *from_positions(after, len(crow) - 1, columns), torch.where(known, source, -1).int()
@@ -79,7 +98,7 @@ def rewire(
 
 def move(source: Tensor, tensor: Tensor) -> None:
     """Move the entries of `tensor` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
-    if tensor.device.type == "cpu" and native.available() and tensor.is_contiguous():
+    if _native(tensor) and tensor.is_contiguous():
         torch.ops.regrow_native.move.default(source, tensor)
         return
     moved = torch.zeros_like(tensor)

@@ -17,6 +17,8 @@ from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import native, reference
@@ -282,6 +284,33 @@ def _gradients(
 
 
 sparse_linear.register_autograd(_gradients, setup_context=_save)
+
+
+def _product_flops(input: Tensor, values: Tensor, crow: Tensor) -> int:
+    """A multiplication and an addition for each connection and example; where `crow` has no data, for each place."""
+    connections = len(values) if isinstance(crow, FakeTensor) or crow.is_meta else int(crow[-1])
+    return 2 * connections * input.shape[:-1].numel()
+
+
+@register_flop_formula(torch.ops.regrow.sparse_linear, get_raw=True)
+def _forward_flops(
+    input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *_: Any, **__: Any
+) -> int:
+    return _product_flops(input, values, crow)
+
+
+@register_flop_formula(torch.ops.regrow.sparse_linear_backward, get_raw=True)
+def _backward_flops(
+    gradient: Tensor,
+    input: Tensor,
+    kept: Tensor | None,
+    values: Tensor,
+    crow: Tensor,
+    *rest: Any,
+    **__: Any,
+) -> int:
+    *_, need_input, need_values, _ = rest
+    return (need_input + need_values) * _product_flops(input, values, crow)
 
 
 class _Direct(torch.autograd.Function):

@@ -11,7 +11,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import native
 
 EXACT = (torch.float32, torch.float64)
-ROOM = 1 << 16
+ROOM = 1 << 18
 """Candidates that may wait beside the best, before the worst of all are dropped."""
 
 

@@ -128,6 +128,12 @@ class SparseWeight(ABC):
     def positions(self) -> Tensor:
         """Positions of the active connections, int64 [nnz]."""
 
+    def survivors(self, drop: Tensor) -> Tensor:
+        """Positions of the active connections but for those that `drop` names by index, ascending, int64."""
+        stays = torch.ones(self.nnz, dtype=torch.bool, device=drop.device)
+        stays[drop] = False
+        return self.positions()[stays]
+
     @abstractmethod
     def take(self, tensor: Tensor) -> Tensor:
         """Entries of the active connections [nnz], from a tensor of the parameter's shape (a copy)."""

@@ -30,7 +30,7 @@ from regrow.weights.hook import hook_of
 
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
-TILE = 1 << 18  # elements of the dense gradient that exist at a time
+TILE = 1 << 19  # elements of the dense gradient that exist at a time
 
 Operands = list[tuple[Tensor, Tensor]]
 """Inputs [batch, columns] and output gradients [batch, rows] of the backward passes of a step."""
@@ -65,6 +65,9 @@ class CompressedWeight(SparseWeight):
 
     def positions(self) -> Tensor:
         return index.positions(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
+
+    def survivors(self, drop: Tensor) -> Tensor:
+        return index.positions(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], drop)
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
@@ -122,9 +125,11 @@ class CompressedWeight(SparseWeight):
         found = Best(count, device, floor)
         column = torch.arange(columns, device=device)[None, :]
         height = max(1, TILE // columns)
+        exact = torch.promote_types(self.parameter.dtype, torch.float32)
+        memory = torch.empty(min(height, rows), columns, dtype=exact, device=device)
         for start in range(0, rows, height):
             stop = min(start + height, rows)
-            tile = self._dense_gradient(operands, start, stop, reduce)
+            tile = self._dense_gradient(operands, start, stop, reduce, memory)
             excluded, offset = _between(survivors, start * columns, stop * columns), start * columns
             if score is gradient_magnitude:
                 finite = found.add_magnitude(tile, excluded, offset)
@@ -143,8 +148,10 @@ class CompressedWeight(SparseWeight):
         """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
         rows, columns = as_matrix(self.shape)
         height, sample = max(1, rows // 512), []
+        exact = torch.promote_types(self.parameter.dtype, torch.float32)
         for start in range(0, max(rows - height, 1), max(height, rows // 8)):
-            tile = self._dense_gradient(operands, start, start + height, reduce).abs_().view(-1)
+            memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
+            tile = self._dense_gradient(operands, start, start + height, reduce, memory).abs_().view(-1)
             offset = start * columns
             tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
             sample.append(tile)
@@ -154,13 +161,15 @@ class CompressedWeight(SparseWeight):
             return -math.inf
         return float(magnitudes[top(magnitudes, int(share))].min())
 
-    def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
-        """Rows `start` to `stop` of the dense gradient, float32 or better."""
-        exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        columns = as_matrix(self.shape)[1]
-        tile = torch.zeros(stop - start, columns, dtype=exact, device=self.parameter.device)
-        for x, g in operands:
-            tile.addmm_(g[:, start:stop].t().to(exact), x.to(exact))
+    def _dense_gradient(
+        self, operands: Operands, start: int, stop: int, reduce: Reduce | None, memory: Tensor
+    ) -> Tensor:
+        """Rows `start` to `stop` of the dense gradient, in `memory`, of float32 or better."""
+        tile = memory[: stop - start]
+        if not operands:
+            tile.zero_()
+        for i, (x, g) in enumerate(operands):
+            tile.addmm_(g[:, start:stop].t().to(tile.dtype), x.to(tile.dtype), beta=float(i > 0))
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
@@ -203,14 +212,14 @@ class CompressedWeight(SparseWeight):
 
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
-        columns = as_matrix(self.shape)[1]
-        rebuilt = index.mirror(self._buffer("crow"), self._buffer("col"), columns)
-        for part, tensor in zip(MIRROR, rebuilt, strict=True):
-            buffer = self._buffer(part)
-            if buffer.shape == tensor.shape:
-                buffer.copy_(tensor)
-            else:
-                self.module._buffers[f"{self.parameter_name}_{part}"] = tensor
+        for part, like, entries in (
+            ("crow_t", "crow", as_matrix(self.shape)[1] + 1),
+            ("row_t", "col", self.capacity),
+            ("order", "col", self.capacity),
+        ):
+            if len(self._buffer(part)) != entries:
+                self.module._buffers[f"{self.parameter_name}_{part}"] = self._buffer(like).new_empty(entries)
+        index.mirror_into(*(self._buffer(part) for part in (*INDEX, *MIRROR)))
         self.remember()
 
 
