@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from regrow.ops import native, sketch
+from regrow.ops.sketch import PIECE as PIECE
 
 
 def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,15 +30,19 @@ def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Ten
 
 def positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
     """Flat positions of the connections, ascending, int64 [nnz]."""
-    row = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
-    return row * columns + col[: len(row)]
+    starts = torch.arange(len(crow) - 1, device=crow.device) * columns
+    found = torch.repeat_interleave(starts, crow.diff())
+    return found.add_(col[: len(found)])
 
 
 def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """The index ``crow, col`` (int32, without padding) of flat `positions`, ascending, int64 [nnz]."""
-    crow = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
-    crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
-    return crow, (positions % columns).int()
+    starts = torch.arange(rows + 1, device=positions.device) * columns
+    crow = torch.searchsorted(positions, starts, out_int32=True)
+    col = torch.empty(len(positions), dtype=torch.int32, device=positions.device)
+    for some, into in zip(positions.split(PIECE), col.split(PIECE), strict=True):
+        into.copy_(some % columns)
+    return crow, col
 
 
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:

@@ -18,6 +18,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import index
 from regrow.ops.linear import listen
 from regrow.ops.select import Best, top
+from regrow.weights.among import Among
 from regrow.weights.base import (
     NonFiniteGradientError,
     Reduce,
@@ -103,28 +104,40 @@ class CompressedWeight(SparseWeight):
         score: Score,
         reduce: Reduce | None = None,
         gradient: Tensor | None = None,
+        among: Among | None = None,
     ) -> Tensor:
         if gradient is not None:
             raise RegrowRuntimeError(
                 f"`{self.name}` is stored compressed: there is no dense tensor beside it"
             )
-        return self.best_of(self.stashed, count, survivors, score, reduce)
+        if among is None:
+            return self.best_of(self.stashed, count, survivors, score, reduce)
+        operands = [(x.t()[among.chosen].t(), g) for x, g in self.stashed]
+        found = self.best_of(operands, count, among.narrow(survivors), score, reduce, among.chosen)
+        return among.widen(found)
 
     def best_of(
-        self, operands: Operands, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
+        self,
+        operands: Operands,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None = None,
+        numbers: Tensor | None = None,
     ) -> Tensor:
-        """`best` by the dense gradient that these operands have."""
-        rows, columns = as_matrix(self.shape)
+        """`best` by the dense gradient that these operands have, whose columns have these `numbers` (None: all)."""
         device = self.parameter.device
+        if numbers is None:
+            numbers = torch.arange(as_matrix(self.shape)[1], device=device)
+        rows, columns = self.shape[0], len(numbers)
         floor = -math.inf
         if count and score is gradient_magnitude and rows * columns > TILE:
-            floor = self._floor(operands, count, survivors, reduce)
+            floor = self._floor(operands, count, survivors, columns, reduce)
         found = Best(count, device, floor)
-        column = torch.arange(columns, device=device)[None, :]
         height = max(1, TILE // columns)
         for start in range(0, rows, height):
             stop = min(start + height, rows)
-            tile = self._dense_gradient(operands, start, stop, reduce)
+            tile = self._dense_gradient(operands, start, stop, columns, reduce)
             excluded, offset = _between(survivors, start * columns, stop * columns), start * columns
             if score is gradient_magnitude:
                 finite = found.add_magnitude(tile, excluded, offset)
@@ -132,19 +145,21 @@ class CompressedWeight(SparseWeight):
                 finite = bool(tile.isfinite().all())
                 if finite:
                     row = torch.arange(start, stop, device=device)[:, None]
-                    found.add(score(tile, row, column), excluded, offset)
+                    found.add(score(tile, row, numbers[None, :]), excluded, offset)
             if not finite:
                 raise NonFiniteGradientError("the dense gradient is not finite")
         if found.filled < count and floor > -math.inf:  # the sample was no good guide
-            return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce)
+            return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce, numbers)
         return found.positions()
 
-    def _floor(self, operands: Operands, count: int, survivors: Tensor, reduce: Reduce | None) -> float:
+    def _floor(
+        self, operands: Operands, count: int, survivors: Tensor, columns: int, reduce: Reduce | None
+    ) -> float:
         """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
-        rows, columns = as_matrix(self.shape)
-        height, sample = max(1, rows // 512), []
+        rows, sample = self.shape[0], []
+        height = max(1, min(rows // 512, 4 * TILE // columns))
         for start in range(0, max(rows - height, 1), max(height, rows // 8)):
-            tile = self._dense_gradient(operands, start, start + height, reduce).abs_().view(-1)
+            tile = self._dense_gradient(operands, start, start + height, columns, reduce).abs_().view(-1)
             offset = start * columns
             tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
             sample.append(tile)
@@ -154,10 +169,11 @@ class CompressedWeight(SparseWeight):
             return -math.inf
         return float(magnitudes[top(magnitudes, int(share))].min())
 
-    def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
-        """Rows `start` to `stop` of the dense gradient, float32 or better."""
+    def _dense_gradient(
+        self, operands: Operands, start: int, stop: int, columns: int, reduce: Reduce | None
+    ) -> Tensor:
+        """Rows `start` to `stop` of the dense gradient in the operands' `columns`, float32 or better."""
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        columns = as_matrix(self.shape)[1]
         tile = torch.zeros(stop - start, columns, dtype=exact, device=self.parameter.device)
         for x, g in operands:
             tile.addmm_(g[:, start:stop].t().to(exact), x.to(exact))
