@@ -117,12 +117,13 @@ def sparsify(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest",
             stacklevel=2,
         )
-    plans = [_plan(model, layer, asked, positions, storage) for layer in chosen]
+    plans = [_plan(model, layer, asked, positions.pop(layer.weight_name), storage) for layer in chosen]
     if is_on_meta(model):
         materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
-    for plan in plans:
-        _apply(model, plan, rescale)
-    _note_dense(layers, plans, dense_because)
+    planned = {plan.layer.weight_name for plan in plans}
+    while plans:  # positions are given up one by one
+        _apply(model, plans.pop(0), rescale)
+    _note_dense(layers, planned, dense_because)
     register(model)
     return model
 
@@ -292,30 +293,28 @@ def _check_shapes(
 def _looks_trained(model: nn.Module) -> bool:
     """Whether a norm has seen batches: the one trace that training is sure to leave."""
     counters = (getattr(m, "num_batches_tracked", None) for m in model.modules())
-    return any(counter is not None and int(counter) > 0 for counter in counters)
+    return any(c is not None and not c.is_meta and int(c) > 0 for c in counters)
 
 
-def _plan(
-    model: nn.Module, layer: Layer, asked: dict[str, float], positions: dict[str, Tensor], storage: str
-) -> Plan:
+def _plan(model: nn.Module, layer: Layer, asked: dict[str, float], positions: Tensor, storage: str) -> Plan:
     name = layer.weight_name
     if hasattr(layer.module, f"{layer.parameter_name}_mask"):
         raise RegrowValueError(
             f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
         )
-    density = len(positions[name]) / math.prod(layer.shape)
+    density = len(positions) / math.prod(layer.shape)
     if storage == "auto" and layer.parameter.is_meta:
         storage = "masked" if why_not_compressed(layer, model) else "compressed"
-        return Plan(layer, asked[name], positions[name], storage, "made on the meta device, never dense")
+        return Plan(layer, asked[name], positions, storage, "made on the meta device, never dense")
     if storage == "auto":
-        return Plan(layer, asked[name], positions[name], *choose_storage(layer, model, density))
+        return Plan(layer, asked[name], positions, *choose_storage(layer, model, density))
     obstacle = why_not_compressed(layer, model)
     if storage == "compressed" and obstacle:
         raise RegrowValueError(
             f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
             "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
         )
-    return Plan(layer, asked[name], positions[name], storage, "")
+    return Plan(layer, asked[name], positions, storage, "")
 
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
@@ -343,9 +342,8 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     register(module)
 
 
-def _note_dense(layers: list[Layer], plans: list[Plan], dense_because: dict[str, str | None]) -> None:
+def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
     """Records of the layers that stay dense, so that `summary` can say why."""
-    planned = {plan.layer.weight_name for plan in plans}
     for layer in layers:
         if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
             record = Record(

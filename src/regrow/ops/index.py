@@ -5,6 +5,9 @@ What `crow`, `col`, `crow_t`, `row_t` and `order` hold, `regrow.ops.linear` says
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -33,6 +36,15 @@ def positions(crow: Tensor, col: Tensor, columns: int) -> Tensor:
     starts = torch.arange(len(crow) - 1, device=crow.device) * columns
     found = torch.repeat_interleave(starts, crow.diff())
     return found.add_(col[: len(found)])
+
+
+def pieces(crow: Tensor, col: Tensor, columns: int) -> Iterator[Tensor]:
+    """The same positions, those of some rows at a time: about `PIECE` of them, or a row's."""
+    first = torch.arange(0, int(crow[-1]), PIECE, dtype=crow.dtype, device=crow.device)
+    rows = torch.searchsorted(crow[1:].contiguous(), first, right=True).unique().tolist()
+    for row, end in pairwise([*rows, len(crow) - 1]):
+        start, stop = int(crow[row]), int(crow[end])
+        yield positions(crow[row : end + 1], col[start:stop], columns).add_(row * columns)
 
 
 def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index
+from regrow.ops import index, sketch
 from regrow.ops.linear import listen
 from regrow.ops.select import Best, top
 from regrow.weights.among import Among
@@ -126,13 +126,29 @@ class CompressedWeight(SparseWeight):
         numbers: Tensor | None = None,
     ) -> Tensor:
         """`best` by the dense gradient that these operands have, whose columns have these `numbers` (None: all)."""
-        device = self.parameter.device
         if numbers is None:
-            numbers = torch.arange(as_matrix(self.shape)[1], device=device)
-        rows, columns = self.shape[0], len(numbers)
+            numbers = torch.arange(as_matrix(self.shape)[1], device=self.parameter.device)
         floor = -math.inf
-        if count and score is gradient_magnitude and rows * columns > TILE:
-            floor = self._floor(operands, count, survivors, columns, reduce)
+        if count and score is gradient_magnitude and self.shape[0] * len(numbers) > TILE:
+            floor = self._floor(operands, count, survivors, len(numbers), reduce)
+        found = self._search(operands, count, survivors, score, reduce, numbers, floor)
+        if found.filled < count and floor > -math.inf:  # the sample was no good guide
+            found = self._search(operands, count, survivors, score, reduce, numbers, -math.inf)
+        return found.positions()
+
+    def _search(
+        self,
+        operands: Operands,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None,
+        numbers: Tensor,
+        floor: float,
+    ) -> Best:
+        """The best of what reaches `floor`, tile by tile."""
+        device = self.parameter.device
+        rows, columns = self.shape[0], len(numbers)
         found = Best(count, device, floor)
         height = max(1, TILE // columns)
         for start in range(0, rows, height):
@@ -148,14 +164,12 @@ class CompressedWeight(SparseWeight):
                     found.add(score(tile, row, numbers[None, :]), excluded, offset)
             if not finite:
                 raise NonFiniteGradientError("the dense gradient is not finite")
-        if found.filled < count and floor > -math.inf:  # the sample was no good guide
-            return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce, numbers)
-        return found.positions()
+        return found
 
     def _floor(
         self, operands: Operands, count: int, survivors: Tensor, columns: int, reduce: Reduce | None
     ) -> float:
-        """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
+        """A magnitude that more than `count` candidates are likely to reach, from a few of the rows."""
         rows, sample = self.shape[0], []
         height = max(1, min(rows // 512, 4 * TILE // columns))
         for start in range(0, max(rows - height, 1), max(height, rows // 8)):
@@ -164,7 +178,7 @@ class CompressedWeight(SparseWeight):
             tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
             sample.append(tile)
         magnitudes = torch.cat(sample)
-        share = 1.2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
+        share = 2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
         if share >= len(magnitudes) or not magnitudes.isfinite().all():
             return -math.inf
         return float(magnitudes[top(magnitudes, int(share))].min())
@@ -191,6 +205,14 @@ class CompressedWeight(SparseWeight):
             index.move(source, tensor)
         self._write_index(new_crow, new_col)
         return int((source < 0).sum())
+
+    def explored(self, before: Tensor | None) -> Tensor:
+        explored = sketch.add(
+            torch.empty(0, dtype=torch.int64, device=self.parameter.device), self.numel, before
+        )
+        for some in index.pieces(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1]):
+            explored = sketch.add(some, self.numel, explored)
+        return explored
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
         self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
