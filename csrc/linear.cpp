@@ -9,17 +9,18 @@ namespace regrow {
 namespace {
 
 // Columns (forward) or rows (backward) at a time. Few enough that their activations stay in a near cache, and so many
-// that a visit of a row has some connections to amortise loading and storing its sums.
+// that a visit of a row has some connections to amortise loading and storing its sums: all where most would have none.
+constexpr double FEW = 1.5;
 int64_t forward_block(int64_t columns, double density) {
     if (density > 0.14) return 96;
     const int64_t wanted = int64_t(24 / std::max(density, 1e-6));
     const int64_t block = std::min<int64_t>(wanted, 2048);
-    return block * 4 >= columns * 3 ? columns : block;
+    return block * 4 >= columns * 3 || block * density < FEW ? columns : block;
 }
 int64_t backward_block(int64_t rows, double density) {
     if (density > 0.14) return 128;
     const int64_t block = density > 0.03 ? 512 : 1536;
-    return block * 4 >= rows * 3 ? rows : block;
+    return block * 4 >= rows * 3 || block * density < FEW ? rows : block;
 }
 
 double density(const Tensor& crow, int64_t rows, int64_t columns) {

@@ -22,7 +22,7 @@ ROOMS: list[set[str]] = [
     {"timing"},
     {"ops"},
     {"weights"},
-    {"topology", "nn", "layers", "chains", "example"},
+    {"topology", "nn", "layers", "chains", "example", "materialize"},
     {"storage", "summary"},
     {"sparsify"},
     {"saving", "compress"},

@@ -110,13 +110,6 @@ def test_a_layer_without_weights_is_passed_over() -> None:
     assert set(regrow.masks(regrow.sparsify(model, 0.5))) == {"0.weight"}
 
 
-def test_the_meta_device() -> None:
-    with torch.device("meta"):
-        model = chain()
-    with pytest.raises(regrow.RegrowError, match=r"`model` is on the meta device.*\n.*to_empty"):
-        regrow.sparsify(model, 0.5)
-
-
 def test_a_mask_that_is_there_already() -> None:
     model = chain()
     model[0].register_buffer("weight_mask", torch.ones(8, 8))

@@ -57,7 +57,10 @@ def test_without_kernels_all_is_masked_and_summary_says_so(monkeypatch: pytest.M
 def test_where_the_kernels_do_not_run_it_is_masked() -> None:
     model = nn.Sequential(nn.Linear(784, 512, device="meta"))
     layer = find_layers(model)[0]
-    assert choose_storage(layer, model, 0.1) == ("masked", "the kernels run on the CPU, the weight is on meta")
+    assert choose_storage(layer, model, 0.1) == (
+        "masked",
+        "the kernels run on the CPU, the weight is on meta",
+    )
 
 
 def test_the_limits_grow_with_the_weight() -> None:

@@ -167,6 +167,17 @@ def test_a_sample_of_a_huge_population_needs_no_dense_array() -> None:
     assert drawn[-1] > 10**11
 
 
+def test_a_large_sample_is_that_of_its_seed() -> None:
+    count, population = 2_300_000, 10_000_000  # several pieces, and many that are drawn twice
+    drawn = topology.sample(count, population, topology.generator(5))
+    reference = topology.generator(5)
+    wanted = torch.randint(population, (count,), generator=reference).unique()
+    while len(wanted) < count:
+        more = torch.randint(population, (count - len(wanted),), generator=reference)
+        wanted = torch.cat([wanted, more]).unique()
+    assert torch.equal(drawn, wanted)
+
+
 def test_generators_are_a_pure_function_of_their_words() -> None:
     def draw(*words: object) -> int:
         return int(torch.randint(2**31, (1,), generator=topology.generator(*words)))  # type: ignore[arg-type]

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
@@ -148,12 +147,9 @@ def _check_architecture(layers: dict[str, Any], tensors: dict[str, Tensor], into
 def _sparsify_like(layers: dict[str, Any], tensors: dict[str, Tensor], into: nn.Module) -> None:
     """Make `into` sparse in the file's layers, with the file's topology and storages."""
     for storage in sorted({layer["storage"] for layer in layers.values()}):
-        masks = {}
+        found = {}
         for name, layer in layers.items():
             if layer["storage"] == storage:
                 base = [tensors[key] for key in keys(name)[2:]]
-                positions, _ = from_csr(name, tuple(layer["shape"]), *base)
-                mask = torch.zeros(torch.Size(layer["shape"]).numel(), dtype=torch.bool)
-                mask[positions] = True
-                masks[name] = mask.view(layer["shape"])
-        sparsify(into, include=list(masks), init=masks, storage=storage)
+                found[name], _ = from_csr(name, tuple(layer["shape"]), *base)
+        sparsify(into, include=list(found), init=found, storage=storage)

@@ -21,6 +21,7 @@ from regrow.layers import (
     reads_weights,
     why_not_compressed,
 )
+from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear
 from regrow.ops.select import top
 from regrow.storage import choose_storage
@@ -69,9 +70,10 @@ def sparsify(
     """Make `model` sparse in place, with exact counts; build the optimizer afterwards.
 
     Args:
-        model: any module. Sparse by default: Linear, convolutions but depthwise ones, the Conv1D of the
-            transformers library, the projections of `nn.MultiheadAttention`, recurrent weights; never norms,
-            biases, embeddings or a weight tied to one.
+        model: any module; one on the meta device gets its weights here, on the CPU, and those that are stored
+            compressed are never dense (`regrow.materialize`). Sparse by default: Linear, convolutions but depthwise
+            ones, the Conv1D of the transformers library, the projections of `nn.MultiheadAttention`, recurrent
+            weights; never norms, biases, embeddings or a weight tied to one.
         sparsity: share of the weights that are zero, in [0, 1), over all sparse layers together.
         distribution: how it is spread over the layers: ``"uniform"`` (the model's first layer stays dense,
             unless `include` names the layers), ``"er"``, ``"erk"``, a function ``(shapes, sparsity) ->
@@ -80,7 +82,8 @@ def sparsify(
         include: globs of layer names, or a predicate ``(name, module)``, that name exactly what is sparse.
         exclude: globs or a predicate that take away from the default. Not together with `include`.
         init: which connections a layer starts with: ``"random"``; ``"magnitude"``, the largest (for a trained
-            network); ``{weight name: boolean mask}`` (leave `sparsity` out); or a one-shot criterion such as
+            network); ``{weight name: boolean mask}``, or positions of the connections in the flattened weight, int64
+            [n] and ascending, in place of a mask (leave `sparsity` out); or a one-shot criterion such as
             `regrow.SNIP`, a function ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept,
             layer by layer unless it has an attribute ``per_layer`` that is False.
         rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not.
@@ -105,10 +108,6 @@ def sparsify(
             f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
         )
     layers = find_layers(model)
-    if any(layer.parameter.is_meta for layer in layers):
-        raise RegrowValueError(
-            "`model` is on the meta device, without weights.\nCall its to_empty(device=...) first."
-        )
     dense_because = {layer.weight_name: layer.dense_because for layer in layers}
     chosen = choose(model, layers, include, exclude, distribution, dense_because)
     shapes = {layer.weight_name: layer.shape for layer in chosen}
@@ -118,10 +117,13 @@ def sparsify(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest",
             stacklevel=2,
         )
-    plans = [_plan(model, layer, asked, positions, storage) for layer in chosen]
-    for plan in plans:
-        _apply(model, plan, rescale)
-    _note_dense(layers, plans, dense_because)
+    plans = [_plan(model, layer, asked, positions.pop(layer.weight_name), storage) for layer in chosen]
+    if is_on_meta(model):
+        materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
+    planned = {plan.layer.weight_name for plan in plans}
+    while plans:  # positions are given up one by one
+        _apply(model, plans.pop(0), rescale)
+    _note_dense(layers, planned, dense_because)
     register(model)
     return model
 
@@ -214,9 +216,14 @@ def _initial(
                 counts[layer.weight_name],
                 math.prod(layer.shape),
                 topology.generator(seed, "topology", layer.weight_name),
-            ).to(layer.parameter.device)
+            ).to(_home(layer))
             for layer in chosen
         }
+    if is_on_meta(model):
+        raise RegrowValueError(
+            f"`init` is {init!r}, but `model` is on the meta device, without weights to score.\n"
+            "Use init='random' or masks of your own, or call its to_empty(device=...) and initialise it first."
+        )
     if init == "magnitude":
         scores: Mapping[str, Tensor] = {layer.weight_name: layer.parameter.detach().abs() for layer in chosen}
     elif callable(init):
@@ -246,14 +253,33 @@ def _best_of_all(scores: Mapping[str, Tensor], counts: dict[str, int]) -> dict[s
     return positions
 
 
+def _home(layer: Layer) -> torch.device:
+    """Where the layer's weight is, or will be."""
+    return torch.device("cpu") if layer.parameter.is_meta else layer.parameter.device
+
+
 def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    _check_shapes("init", masks, shapes)
+    """Positions of the connections, from masks, or from positions themselves."""
+    listed = {name for name, mask in masks.items() if mask.dtype == torch.int64 and name in shapes}
+    _check_shapes(
+        "init",
+        {name: mask for name, mask in masks.items() if name not in listed},
+        {name: shape for name, shape in shapes.items() if name not in listed},
+    )
     for name, mask in masks.items():
-        if mask.dtype != torch.bool or not mask.any():
+        size = math.prod(shapes[name])
+        if not (_are_positions(mask, size) if name in listed else mask.dtype == torch.bool and mask.any()):
             raise RegrowValueError(
-                f"`init[{name!r}]` must be a boolean mask with a connection, got {mask.dtype}"
+                f"`init[{name!r}]` must be a boolean mask with a connection, or ascending positions in [0, {size}), "
+                f"got {mask.dtype}"
             )
-    return {name: masks[name].reshape(-1).nonzero().view(-1) for name in shapes}
+    return {n: masks[n] if n in listed else masks[n].reshape(-1).nonzero().view(-1) for n in shapes}
+
+
+def _are_positions(positions: Tensor, size: int) -> bool:
+    if positions.dim() != 1 or len(positions) == 0 or (positions[1:] <= positions[:-1]).any():
+        return False
+    return int(positions[0]) >= 0 and int(positions[-1]) < size
 
 
 def _check_shapes(
@@ -267,27 +293,28 @@ def _check_shapes(
 def _looks_trained(model: nn.Module) -> bool:
     """Whether a norm has seen batches: the one trace that training is sure to leave."""
     counters = (getattr(m, "num_batches_tracked", None) for m in model.modules())
-    return any(counter is not None and int(counter) > 0 for counter in counters)
+    return any(c is not None and not c.is_meta and int(c) > 0 for c in counters)
 
 
-def _plan(
-    model: nn.Module, layer: Layer, asked: dict[str, float], positions: dict[str, Tensor], storage: str
-) -> Plan:
+def _plan(model: nn.Module, layer: Layer, asked: dict[str, float], positions: Tensor, storage: str) -> Plan:
     name = layer.weight_name
     if hasattr(layer.module, f"{layer.parameter_name}_mask"):
         raise RegrowValueError(
             f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
         )
-    density = len(positions[name]) / math.prod(layer.shape)
+    density = len(positions) / math.prod(layer.shape)
+    if storage == "auto" and layer.parameter.is_meta:
+        storage = "masked" if why_not_compressed(layer, model) else "compressed"
+        return Plan(layer, asked[name], positions, storage, "made on the meta device, never dense")
     if storage == "auto":
-        return Plan(layer, asked[name], positions[name], *choose_storage(layer, model, density))
+        return Plan(layer, asked[name], positions, *choose_storage(layer, model, density))
     obstacle = why_not_compressed(layer, model)
     if storage == "compressed" and obstacle:
         raise RegrowValueError(
             f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
             "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
         )
-    return Plan(layer, asked[name], positions[name], storage, "")
+    return Plan(layer, asked[name], positions, storage, "")
 
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
@@ -295,14 +322,16 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     parent = model.get_submodule(layer.name.rpartition(".")[0])
     record = Record(layer.weight_name, layer.shape, plan.asked, plan.storage, plan.reason)
     weight = layer.parameter.detach()
-    if rescale:
-        weight.mul_((weight.numel() / len(plan.positions)) ** 0.5)
+    scale = (weight.numel() / len(plan.positions)) ** 0.5 if rescale else 1.0
     layer.parameter.grad = None
     if plan.storage == "compressed":
         assert isinstance(module, nn.Linear)
-        module = SparseLinear.from_linear(module, plan.positions)
+        drawn = draw(module, (len(plan.positions),)) if weight.is_meta else None
+        module = SparseLinear.from_linear(module, plan.positions, drawn)
+        module.weight_values.detach().mul_(scale)
         parent.register_module(layer.name.rpartition(".")[2], module)
     else:
+        weight.mul_(scale)
         mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
         mask.view(-1)[plan.positions] = True
         module.register_buffer(f"{layer.parameter_name}_mask", mask)
@@ -313,9 +342,8 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     register(module)
 
 
-def _note_dense(layers: list[Layer], plans: list[Plan], dense_because: dict[str, str | None]) -> None:
+def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
     """Records of the layers that stay dense, so that `summary` can say why."""
-    planned = {plan.layer.weight_name for plan in plans}
     for layer in layers:
         if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
             record = Record(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regrow.errors import RegrowValueError, closest
+from regrow.ops.index import PIECE
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, Shape]
@@ -108,7 +109,7 @@ def generator(seed: int, *words: object) -> torch.Generator:
 def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
     """`count` distinct numbers below `population`, ascending, uniform over all such sets, int64 [count].
 
-    Costs memory of `count`, not of `population`, where less than half is drawn.
+    Costs memory of `count`, not of `population`, where less than half is drawn: 16 bytes for each.
     """
     if not 0 <= count <= population:
         raise RegrowValueError(f"`count` must be in [0, {population}], got {count}")
@@ -117,5 +118,20 @@ def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
     drawn = torch.empty(0, dtype=torch.int64)
     while len(drawn) < count:  # drawing just what is missing keeps every set of `count` equally likely
         more = torch.randint(population, (count - len(drawn),), generator=generator)
-        drawn = torch.cat([drawn, more]).unique()
+        drawn = _distinct(torch.cat([drawn, more]) if len(drawn) else more)
     return drawn
+
+
+def _distinct(numbers: Tensor) -> Tensor:
+    """`numbers`, which are overwritten, ascending and each once; in place, where `unique` makes several copies."""
+    numbers.numpy().sort()
+    repeated = numbers[1:] == numbers[:-1]
+    if not repeated.any():
+        return numbers
+    end = 1
+    for start in range(1, len(numbers), PIECE):
+        piece = numbers[start : start + PIECE]
+        kept = piece[~repeated[start - 1 : start - 1 + PIECE]]
+        numbers[end : end + len(kept)] = kept
+        end += len(kept)
+    return numbers[:end]

@@ -24,6 +24,11 @@ SMALL = {
     "fashion-mlp-99.5": [],
     "fashion-lenet": [],
     "fashion-big-sparse": [],
+    "giant-mlp": [
+        "model.hidden=[200,300]",
+        "sparsify.distribution={layers.0: 0.9, layers.2: 0.9}",
+        "method.grow_columns=50",
+    ],
     "fashion-tickets": SUP,
     "fashion-edst": EDST,
     "sup-vgg16-cifar10": [*CIFAR, *SUP, "model.width=0.5"],

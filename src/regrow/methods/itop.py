@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import criteria
+from regrow.errors import RegrowValueError
 from regrow.methods.registry import register
 from regrow.methods.rigl import RigL
 from regrow.schedules import DropSchedule, last_update
@@ -86,7 +87,7 @@ class SetITOP(ITOP):
         model: a model that `sparsify` has made sparse.
         optimizer: the torch optimizer that trains it.
         update_every: Delta T, in optimizer steps; the default is the paper's for SET and batches of 128.
-        options: those of `ITOP`.
+        options: those of `ITOP`; `grow_columns` is not for random growth, which searches nothing.
     """
 
     needs_gradient = "never"
@@ -94,6 +95,10 @@ class SetITOP(ITOP):
     def __init__(
         self, model: nn.Module, optimizer: Optimizer, *, update_every: int = 1500, **options: Any
     ) -> None:
+        if options.get("grow_columns") is not None:
+            raise RegrowValueError(
+                f"`grow_columns` must be None, got {options['grow_columns']!r}: {type(self).__name__} searches nothing"
+            )
         super().__init__(model, optimizer, update_every=update_every, **options)
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from regrow import criteria
+from regrow.errors import RegrowValueError
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
 from regrow.weights import SparseWeight
+from regrow.weights.among import Among
+from regrow.weights.base import as_matrix
 
 
 @register(
@@ -24,10 +31,65 @@ class RigL(Dynamic):
 
     The gradient is that of the loss with respect to the masked weight, before clipping, summed over the step's
     micro-batches and averaged over processes. At an update step the weights rest.
+
+    `grow_columns` is an addition of ours, for layers so large that the exact search over all positions takes too
+    long: an update costs 2 x rows x columns x batch operations in a layer, and with it only those columns' share.
+
+    Args:
+        model: a model that `sparsify` has made sparse.
+        optimizer: the torch optimizer that trains it.
+        grow_columns: of each layer's columns (inputs), how many are searched for the connections that come: a number
+            (int) or a share (float), drawn anew at each update from the method's seed. Within them the choice is
+            exact. Where they have fewer free positions than connections are to come, twice as many are drawn. None, as
+            published: all.
+        options: those of `Dynamic`.
     """
 
     needs_gradient = "update"
     skips_step = True
 
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        grow_columns: int | float | None = None,
+        **options: Any,
+    ) -> None:
+        self.grow_columns = _require_columns(grow_columns)
+        super().__init__(model, optimizer, **options)
+
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
-        return weight.best(count, survivors, criteria.gradient_magnitude, self.average)
+        among = self.among(weight, count, survivors, generator)
+        return weight.best(count, survivors, criteria.gradient_magnitude, self.average, among=among)
+
+    def searched(self, columns: int) -> int:
+        """How many of a layer's `columns` are searched for candidates."""
+        if self.grow_columns is None:
+            return columns
+        wanted = self.grow_columns
+        return min(columns, wanted if isinstance(wanted, int) else math.ceil(round(wanted * columns, 6)))
+
+    def among(
+        self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
+    ) -> Among | None:
+        """The columns to search, more where those drawn have fewer than `count` free positions; None for all."""
+        rows, columns = as_matrix(weight.shape)
+        number = self.searched(columns)
+        order = torch.randperm(columns, generator=generator) if number < columns else torch.empty(0)
+        while number < columns:
+            among = Among(order[:number].sort().values.to(survivors.device), columns)
+            if rows * number - len(among.narrow(survivors)) >= count:
+                return among
+            number *= 2
+        return None
+
+
+def _require_columns(value: object) -> int | float | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    if isinstance(value, float) and 0 < value <= 1:
+        return value
+    raise RegrowValueError(
+        f"`grow_columns` must be None, a number of columns above 0 or a share of them in (0, 1], got {value!r}"
+    )

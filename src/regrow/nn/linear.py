@@ -83,9 +83,13 @@ class SparseLinear(nn.Module):
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, positions: Tensor) -> SparseLinear:
-        """The connections at `positions` of a dense layer, with the layer's own bias parameter."""
-        values = linear.weight.detach().reshape(-1)[positions]
+    def from_linear(cls, linear: nn.Linear, positions: Tensor, values: Tensor | None = None) -> SparseLinear:
+        """The connections at `positions` of a dense layer, with the layer's own bias parameter.
+
+        Their `values` [nnz] are the layer's, unless they are given.
+        """
+        if values is None:
+            values = linear.weight.detach().reshape(-1)[positions]
         sparse = cls(linear.in_features, linear.out_features, bias=False, positions=positions, values=values)
         sparse.register_parameter("bias", linear.bias)
         sparse.weight_values.requires_grad_(linear.weight.requires_grad)
@@ -144,5 +148,5 @@ def _check_positions(positions: Tensor, size: int) -> None:
     if positions.dim() != 1:
         raise RegrowValueError(f"`positions` must have one dimension, got shape {tuple(positions.shape)}")
     inside = len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
-    if positions.dtype != torch.int64 or (positions.diff() <= 0).any() or not inside:
+    if positions.dtype != torch.int64 or (positions[1:] <= positions[:-1]).any() or not inside:
         raise RegrowValueError(f"`positions` must be int64, ascending without repetition, in [0, {size})")

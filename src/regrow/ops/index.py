@@ -5,10 +5,14 @@ What `crow`, `col`, `crow_t`, `row_t` and `order` hold, `regrow.ops.linear` says
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from regrow.ops import native, sketch
+from regrow.ops.sketch import PIECE as PIECE
 
 
 def _native(tensor: Tensor) -> bool:
@@ -54,11 +58,23 @@ def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = Non
     return all_positions[stays]
 
 
+def pieces(crow: Tensor, col: Tensor, columns: int) -> Iterator[Tensor]:
+    """The same positions, those of some rows at a time: about `PIECE` of them, or a row's."""
+    first = torch.arange(0, int(crow[-1]), PIECE, dtype=crow.dtype, device=crow.device)
+    rows = torch.searchsorted(crow[1:].contiguous(), first, right=True).unique().tolist()
+    for row, end in pairwise([*rows, len(crow) - 1]):
+        start, stop = int(crow[row]), int(crow[end])
+        yield positions(crow[row : end + 1] - start, col[start:stop], columns).add_(row * columns)
+
+
 def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
     """The index ``crow, col`` (int32, without padding) of flat `positions`, ascending, int64 [nnz]."""
-    crow = torch.zeros(rows + 1, dtype=torch.int32, device=positions.device)
-    crow[1:] = torch.bincount(positions // columns, minlength=rows).cumsum(0)
-    return crow, (positions % columns).int()
+    starts = torch.arange(rows + 1, device=positions.device) * columns
+    crow = torch.searchsorted(positions, starts, out_int32=True)
+    col = torch.empty(len(positions), dtype=torch.int32, device=positions.device)
+    for some, into in zip(positions.split(PIECE), col.split(PIECE), strict=True):
+        into.copy_(some % columns)
+    return crow, col
 
 
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:

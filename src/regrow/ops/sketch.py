@@ -12,6 +12,9 @@ from torch import Tensor
 
 SIZE = 1 << 14
 BUCKET_BITS = 14
+PIECE = 1 << 20
+"""Positions that are worked on at a time, so that what is computed of them on the way takes no memory to speak of."""
+
 HASH_BITS = 64 - BUCKET_BITS  # few enough for a float64 to hold
 
 
@@ -41,10 +44,12 @@ def add(positions: Tensor, population: int, before: Tensor | None) -> Tensor:
     )
     if population <= SIZE:
         return entries.index_fill(0, positions, 1)
-    mixed = mix(positions)
-    rest = _shift(mixed, BUCKET_BITS)
-    leading_zeros = HASH_BITS - rest.double().frexp().exponent
-    return entries.scatter_reduce(0, mixed & (SIZE - 1), (leading_zeros + 1).byte(), "amax")
+    for some in positions.split(PIECE):
+        mixed = mix(some)
+        rest = _shift(mixed, BUCKET_BITS)
+        leading_zeros = HASH_BITS - rest.double().frexp().exponent
+        entries = entries.scatter_reduce(0, mixed & (SIZE - 1), (leading_zeros + 1).byte(), "amax")
+    return entries
 
 
 def count(entries: Tensor, population: int) -> float:

@@ -65,6 +65,9 @@ class Recipe(BaseModel):
     method: Part = Field(
         Part(name="rigl"), description="how the topology evolves; `dense` for a dense network"
     )
+    never_dense: bool = Field(
+        False, description="the network is made from its connections: its dense weights never exist"
+    )
     initial_sparsity: float | None = Field(
         None,
         ge=0,
@@ -88,6 +91,11 @@ class Recipe(BaseModel):
         1,
         gt=0,
         description="parts of a batch that pass through the network one after another, to save memory",
+    )
+    test_batch_size: int | None = Field(
+        None,
+        gt=0,
+        description="examples of a test at a time; default: as many as their inputs allow, at most 1,000",
     )
     epochs: int | None = Field(None, gt=0, description="length of the run, or `steps`")
     steps: int | None = Field(None, gt=0, description="length of the run in optimizer steps")

@@ -48,6 +48,7 @@ class Batches:
 
     def __init__(self, data: Tensors, recipe: Recipe, device: torch.device) -> None:
         self.data, self.device, self.seed, self.size = data, device, recipe.seed, recipe.batch_size
+        self.test_size = recipe.test_batch_size
         self.augment = Augment(**recipe.augment)
         self.augment.check(data.train_inputs.shape[1:])
         self.inputs, self.targets = _resident(data.train_inputs, data.train_targets, device)
@@ -87,7 +88,7 @@ class Batches:
     def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All `examples` (default: `during`) in order, on the run's device."""
         tested = examples or self.during
-        size = min(1000, max(self.size, AT_ONCE // tested.inputs[0].numel()))
+        size = self.test_size or min(1000, max(self.size, AT_ONCE // tested.inputs[0].numel()))
         for some in tested.chosen.to(tested.inputs.device).split(size):
             inputs = self.augment.test(tested.inputs[some].to(self.device))
             yield prepared(self.data, inputs), tested.targets[some].to(self.device, torch.int64)

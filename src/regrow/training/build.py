@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -123,7 +124,8 @@ def _schedule_end(recipe: Recipe, plan: Plan | None, total: int) -> int:
 def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
     """The recipe's network, dense, with the same initial weights at each call; `options` change some of its own."""
     seed_everything(recipe.seed)
-    model = _make("model", Part(name=recipe.model.name, **{**recipe.model.options, **options}))
+    with torch.device("meta") if recipe.never_dense else nullcontext():
+        model = _make("model", Part(name=recipe.model.name, **{**recipe.model.options, **options}))
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`model` {recipe.model.name} returned {model!r}, no torch module")
     _check_shapes(model, data, batches, recipe)
@@ -176,7 +178,7 @@ def _device(name: str) -> torch.device:
 def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Recipe) -> None:
     """Two examples through the model, so that a wrong size is an error that names both sides."""
     training, state = model.training, torch.get_rng_state()
-    examples = batches.example(2).cpu()
+    examples = batches.example(2).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     try:
         with torch.no_grad():
             logits = model.eval()(examples)

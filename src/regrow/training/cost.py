@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 import regrow
+from regrow.costs import Costs
 from regrow.errors import RegrowError
+from regrow.methods import RigL
 from regrow.methods.registry import records as known
 
 
@@ -50,6 +53,7 @@ def measure(
     updates = [record for record in records if record.get("kind") == "update" and record["layers"]]
     kind = kind_of(method)
     # from the end to the beginning: only the topology at the end is at hand
+    share = _searched(costs, method)
     forward, now, end, extra, seen = 0.0, test, steps, 0.0, [test]
     for update in reversed(updates):
         after = update["step"] + 1  # the first step that sees the new topology
@@ -61,7 +65,7 @@ def measure(
         end = after
         seen.append(now)
         if kind in ("rigl", "granet"):
-            extra += dense - now
+            extra += (dense - now) * share
     forward += now * end
     total = 2 * forward + steps * dense if kind == "snfs" else 3 * forward + extra
     connections = float(costs.parameters["sparse"])
@@ -73,6 +77,15 @@ def measure(
         "training": total / steps,
         "connections": connections,
     }
+
+
+def _searched(costs: Costs, method: object) -> float:
+    """The share of the dense gradient that an update of `method` computes."""
+    if not isinstance(method, RigL):
+        return 1.0
+    columns = {layer.name: math.prod(layer.shape[1:]) for layer in costs.layers}
+    looked_at = sum(y.flops_dense * method.searched(columns[y.name]) / columns[y.name] for y in costs.layers)
+    return looked_at / sum(layer.flops_dense for layer in costs.layers)
 
 
 def tested(networks: Sequence[nn.Module], example: Tensor) -> dict[str, float]:

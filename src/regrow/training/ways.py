@@ -44,6 +44,11 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
     ``snip``; else as `regrow.sparsify` makes it.
     """
     name = recipe.method.name
+    if recipe.never_dense and (name in DENSE or name in PRUNING or is_topology(name)):
+        raise RegrowValueError(
+            f"`never_dense` is true, but method {name} needs the dense network\n"
+            "Take a method that starts sparse from random connections, such as rigl or set."
+        )
     if name == "dense":
         return build()
     if not recipe.sparsify:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
+from regrow.weights.among import Among
 from regrow.weights.hook import hook_of
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -204,6 +205,7 @@ class SparseWeight(ABC):
         score: Score,
         reduce: Reduce | None = None,
         gradient: Tensor | None = None,
+        among: Among | None = None,
     ) -> Tensor:
         """The `count` positions with the highest score of the dense gradient, `survivors` excluded.
 
@@ -214,6 +216,7 @@ class SparseWeight(ABC):
                 gradient of shape [r, c], with row numbers [r, 1] and column numbers [1, c].
             reduce: averages a gradient over processes.
             gradient: a dense tensor of `shape` that takes the dense gradient's place; masked storage only.
+            among: the columns to search, with at least `count` positions to choose from; None is all.
 
         Returns:
             Positions, ascending, int64 [count]. Ties go to the lower position.

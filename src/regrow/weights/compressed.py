@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index
+from regrow.ops import index, sketch
 from regrow.ops.linear import listen
 from regrow.ops.select import Best, top
+from regrow.weights.among import Among
 from regrow.weights.base import (
     NonFiniteGradientError,
     Reduce,
@@ -106,24 +107,52 @@ class CompressedWeight(SparseWeight):
         score: Score,
         reduce: Reduce | None = None,
         gradient: Tensor | None = None,
+        among: Among | None = None,
     ) -> Tensor:
         if gradient is not None:
             raise RegrowRuntimeError(
                 f"`{self.name}` is stored compressed: there is no dense tensor beside it"
             )
-        return self.best_of(self.stashed, count, survivors, score, reduce)
+        if among is None:
+            return self.best_of(self.stashed, count, survivors, score, reduce)
+        operands = [(x.t()[among.chosen].t(), g) for x, g in self.stashed]
+        found = self.best_of(operands, count, among.narrow(survivors), score, reduce, among.chosen)
+        return among.widen(found)
 
     def best_of(
-        self, operands: Operands, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
+        self,
+        operands: Operands,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None = None,
+        numbers: Tensor | None = None,
     ) -> Tensor:
-        """`best` by the dense gradient that these operands have."""
-        rows, columns = as_matrix(self.shape)
-        device = self.parameter.device
+        """`best` by the dense gradient that these operands have, whose columns have these `numbers` (None: all)."""
+        if numbers is None:
+            numbers = torch.arange(as_matrix(self.shape)[1], device=self.parameter.device)
         floor = -math.inf
-        if count and score is gradient_magnitude and rows * columns > TILE:
-            floor = self._floor(operands, count, survivors, reduce)
+        if count and score is gradient_magnitude and self.shape[0] * len(numbers) > TILE:
+            floor = self._floor(operands, count, survivors, len(numbers), reduce)
+        found = self._search(operands, count, survivors, score, reduce, numbers, floor)
+        if found.filled < count and floor > -math.inf:  # the sample was no good guide
+            found = self._search(operands, count, survivors, score, reduce, numbers, -math.inf)
+        return found.positions()
+
+    def _search(
+        self,
+        operands: Operands,
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None,
+        numbers: Tensor,
+        floor: float,
+    ) -> Best:
+        """The best of what reaches `floor`, tile by tile."""
+        device = self.parameter.device
+        rows, columns = self.shape[0], len(numbers)
         found = Best(count, device, floor)
-        column = torch.arange(columns, device=device)[None, :]
         height = max(1, TILE // columns)
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         memory = torch.empty(min(height, rows), columns, dtype=exact, device=device)
@@ -137,17 +166,17 @@ class CompressedWeight(SparseWeight):
                 finite = bool(tile.isfinite().all())
                 if finite:
                     row = torch.arange(start, stop, device=device)[:, None]
-                    found.add(score(tile, row, column), excluded, offset)
+                    found.add(score(tile, row, numbers[None, :]), excluded, offset)
             if not finite:
                 raise NonFiniteGradientError("the dense gradient is not finite")
-        if found.filled < count and floor > -math.inf:  # the sample was no good guide
-            return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce)
-        return found.positions()
+        return found
 
-    def _floor(self, operands: Operands, count: int, survivors: Tensor, reduce: Reduce | None) -> float:
-        """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
-        rows, columns = as_matrix(self.shape)
-        height, sample = max(1, rows // 512), []
+    def _floor(
+        self, operands: Operands, count: int, survivors: Tensor, columns: int, reduce: Reduce | None
+    ) -> float:
+        """A magnitude that more than `count` candidates are likely to reach, from a few of the rows."""
+        rows, sample = self.shape[0], []
+        height = max(1, min(rows // 512, 4 * TILE // columns))
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         for start in range(0, max(rows - height, 1), max(height, rows // 8)):
             memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
@@ -156,7 +185,7 @@ class CompressedWeight(SparseWeight):
             tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
             sample.append(tile)
         magnitudes = torch.cat(sample)
-        share = 1.2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
+        share = 2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
         if share >= len(magnitudes) or not magnitudes.isfinite().all():
             return -math.inf
         return float(magnitudes[top(magnitudes, int(share))].min())
@@ -164,7 +193,7 @@ class CompressedWeight(SparseWeight):
     def _dense_gradient(
         self, operands: Operands, start: int, stop: int, reduce: Reduce | None, memory: Tensor
     ) -> Tensor:
-        """Rows `start` to `stop` of the dense gradient, in `memory`, of float32 or better."""
+        """Rows `start` to `stop` of the dense gradient, in `memory` [rows, columns], of float32 or better."""
         tile = memory[: stop - start]
         if not operands:
             tile.zero_()
@@ -184,6 +213,14 @@ class CompressedWeight(SparseWeight):
             index.move(source, tensor)
         self._write_index(new_crow, new_col)
         return int((source < 0).sum())
+
+    def explored(self, before: Tensor | None) -> Tensor:
+        explored = sketch.add(
+            torch.empty(0, dtype=torch.int64, device=self.parameter.device), self.numel, before
+        )
+        for some in index.pieces(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1]):
+            explored = sketch.add(some, self.numel, explored)
+        return explored
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
         self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values

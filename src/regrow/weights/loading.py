@@ -109,7 +109,7 @@ def from_csr(
             f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}"
         )
     found = index.positions(crow, used, columns)
-    if (found.diff() <= 0).any():
+    if (found[1:] <= found[:-1]).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
     return found, values.detach()[:nnz, 0]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.ops.select import top
+from regrow.weights.among import Among
 from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
 
 
@@ -64,18 +65,23 @@ class MaskedWeight(SparseWeight):
         score: Score,
         reduce: Reduce | None = None,
         gradient: Tensor | None = None,
+        among: Among | None = None,
     ) -> Tensor:
         rows, columns = as_matrix(self.shape)
         if gradient is None:
             gradient = self.stashed
         assert gradient is not None
-        gradient = require_finite(reduce(gradient) if reduce else gradient).reshape(rows, columns)
+        gradient = (reduce(gradient) if reduce else gradient).reshape(rows, columns)
         row, column = (torch.arange(n, device=gradient.device) for n in (rows, columns))
-        free = torch.ones(self.numel, dtype=torch.bool, device=gradient.device)
+        if among is not None:
+            gradient, column, survivors = gradient[:, among.chosen], among.chosen, among.narrow(survivors)
+        require_finite(gradient)
+        free = torch.ones(gradient.numel(), dtype=torch.bool, device=gradient.device)
         free[survivors] = False
         candidates = free.nonzero().view(-1)
         scores = score(gradient, row[:, None], column[None, :]).reshape(-1)[candidates]
-        return candidates[top(scores, count)]
+        best = candidates[top(scores, count)]
+        return best if among is None else among.widen(best)
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         before = self._mask.clone()

@@ -1,0 +1,75 @@
+"""Weights for a model that was built on the meta device, where a weight that is stored compressed is never dense.
+
+``with torch.device("meta"): model = ...`` makes a network of any size in no memory. Its weights are drawn here as the
+layers of torch draw them: uniform in ``+- 1 / sqrt(fan_in)``, the dense fan-in, from torch's global generator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import RegrowValueError
+
+DRAWN = (nn.Linear.reset_parameters, nn.modules.conv._ConvNd.reset_parameters)
+"""Initialisers whose distribution `draw` knows."""
+
+
+def is_on_meta(model: nn.Module) -> bool:
+    """Whether any parameter or buffer of `model` is on the meta device."""
+    return any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers()))
+
+
+def draw(module: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Values of `shape` for the weight or the bias of a linear layer or a convolution, on the CPU."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
+    return torch.empty(*shape, dtype=weight.dtype, device="cpu").uniform_(-bound, bound)
+
+
+def materialize(model: nn.Module, never_dense: Collection[nn.Module]) -> None:
+    """Give `model` the parameters and buffers that it lacks, on the CPU, all but the weights of `never_dense`.
+
+    Args:
+        model: on the meta device, wholly or in part.
+        never_dense: layers whose weight stays on the meta device; their bias is drawn.
+
+    Raises:
+        RegrowValueError: a module of which nobody knows how its weights are drawn, before anything is changed.
+    """
+    lacking = {name: m for name, m in model.named_modules() if _lacks(m)}
+    for name, module in lacking.items():
+        if module in never_dense:
+            known = type(module).reset_parameters in DRAWN  # type: ignore[comparison-overlap]
+        else:  # buffers that a constructor computes are lost; those of torch's own modules are reset
+            whole = type(module).__module__.startswith("torch.nn.") or not any(
+                b.is_meta for b in module.buffers(recurse=False)
+            )
+            known = whole and callable(getattr(module, "reset_parameters", None))
+        if not known:
+            raise RegrowValueError(
+                f"`model` is on the meta device, and how `{name or type(module).__name__}` draws its weights is not "
+                "known.\nBuild that module outside of torch.device('meta'), or give it a method reset_parameters()."
+            )
+    owners = [id(parameter) for m in lacking.values() for parameter in m.parameters(recurse=False)]
+    if len(set(owners)) < len(owners):
+        raise RegrowValueError(
+            "`model` is on the meta device and shares a weight between layers, which would part.\n"
+            "Build it outside of torch.device('meta')."
+        )
+    for module in lacking.values():
+        if module not in never_dense:
+            module.to_empty(device="cpu", recurse=False)
+            module.reset_parameters()  # type: ignore[operator]
+        elif module.bias is not None:
+            trained = module.bias.requires_grad
+            module.bias = nn.Parameter(draw(module, module.bias.shape), requires_grad=bool(trained))  # type: ignore[arg-type]
+
+
+def _lacks(module: nn.Module) -> bool:
+    own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+    return any(tensor.is_meta for tensor in own)
