@@ -22,11 +22,12 @@ ROOMS: list[set[str]] = [
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains"},
+    {"fuse"},
     {"sparsify", "summary"},
     {"saving", "compress"},
     {"criteria", "schedules"},
     {"methods"},
-    {"tickets", "testing", "costs", "landscape", "compact"},
+    {"tickets", "testing", "costs", "landscape", "compact", "fold"},
     {"regrow"},  # src/regrow/__init__.py: the public names of the library half
     {"data", "models"},
     {"recipes"},

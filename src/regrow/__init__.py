@@ -5,6 +5,8 @@ from regrow.compact import compact
 from regrow.compress import compress
 from regrow.costs import Costs, costs
 from regrow.errors import RegrowError
+from regrow.fold import fold
+from regrow.fuse import fuse, unfuse
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import SparseLinear
 from regrow.saving import load, save
@@ -36,6 +38,8 @@ __all__ = [
     "costs",
     "compress",
     "densify",
+    "fold",
+    "fuse",
     "is_sparse",
     "landscape",
     "load",
@@ -45,4 +49,5 @@ __all__ = [
     "summary",
     "tickets",
     "topology",
+    "unfuse",
 ]
