@@ -11,6 +11,8 @@ namespace REGROW_ISA {
 #include "finish_gradient.h"
 #include "linear_backward.h"
 #include "linear_forward.h"
+#include "norm_planes.h"
+#include "pool_planes.h"
 #include "tiles_copy.h"
 
 #define REGROW_TEXT(x) #x
@@ -20,6 +22,9 @@ template <class T>
 constexpr Kernels<T> table{
     FORWARD_VECTORS * LANES<T>, BACKWARD_VECTORS * LANES<T>, &forward<T, FORWARD_VECTORS>, &backward<T>, &finish<T>,
     &copy_tiles<T, true>, &copy_tiles<T, false>,
+    {&norm_moments<T>, &norm_forward<T>, &norm_sums<T>, &norm_backward<T>},
+    {&pool_max<T>, &pool_max_backward<T>, &pool_average<T>, &pool_average_backward<T>, &pool_mean<T>,
+     &pool_mean_backward<T>},
 };
 
 extern const Isa isa{REGROW_NAME(REGROW_ISA), table<float>, table<double>};

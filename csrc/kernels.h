@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "norm.h"
+#include "pool.h"
 #include "tiles.h"
 
 namespace regrow {
@@ -83,6 +85,8 @@ struct Kernels {
     // channels [begin, end) of one tile, without its border
     void (*tile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
     void (*untile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
+    NormKernels<T> norm;
+    PoolKernels<T> pool;
 };
 
 struct Isa {

@@ -4,7 +4,7 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "torch.h"
+#include "tiles_torch.h"
 
 namespace regrow {
 
@@ -21,27 +21,18 @@ void clear_border(const Geometry& g, T* channel) {
 template void clear_border(const Geometry&, float*);
 template void clear_border(const Geometry&, double*);
 
+template <class T>
+void clear_absent(const Geometry& g, T* channel, int64_t t) {
+    const int64_t present = g.present(t);
+    if (present == TILE) return;
+    for (T* line = channel; line < channel + g.size(); line += TILE) std::fill(line + present, line + TILE, T(0));
+}
+template void clear_absent(const Geometry&, float*, int64_t);
+template void clear_absent(const Geometry&, double*, int64_t);
+
 namespace {
 
 constexpr int64_t GROUP = 16; // channels at a time
-
-Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& g) {
-    return empty(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
-}
-
-void check_tiles(const Tensor& buffer, const Geometry& g) {
-    STD_TORCH_CHECK(
-        buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
-            buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
-        "`buffer` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
-}
-
-template <class F>
-auto by_type(const Tensor& t, F run) {
-    const ScalarType type = t.scalar_type();
-    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "tiles are copied in float32 and float64");
-    return type == ScalarType::Double ? run(double()) : run(float());
-}
 
 // Calls copy(tile, first channel, last channel), threaded.
 template <class F>

@@ -43,4 +43,8 @@ struct Tiling {
 template <class T>
 void clear_border(const Geometry& g, T* channel);
 
+// Sets the images that tile t lacks to zero in one channel.
+template <class T>
+void clear_absent(const Geometry& g, T* channel, int64_t t);
+
 } // namespace regrow

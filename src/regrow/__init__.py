@@ -6,6 +6,8 @@ from regrow.compress import compress
 from regrow.costs import Costs, costs
 from regrow.errors import RegrowError
 from regrow.explain import explain
+from regrow.fold import fold
+from regrow.fuse import fuse, unfuse
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import SparseLinear
 from regrow.saving import load, save
@@ -38,6 +40,8 @@ __all__ = [
     "compress",
     "densify",
     "explain",
+    "fold",
+    "fuse",
     "is_sparse",
     "landscape",
     "load",
@@ -47,4 +51,5 @@ __all__ = [
     "summary",
     "tickets",
     "topology",
+    "unfuse",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from regrow import topology
 from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, require_fraction
+from regrow.fuse import unfuse
 from regrow.layers import (
     Layer,
     Selector,
@@ -368,7 +369,7 @@ def register(module: nn.Module) -> None:
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Make every layer of `model` a plain dense one again, in place; zeros stay zeros.
+    """Make every layer of `model` a plain dense one again, in place; zeros stay zeros, what was fused is apart again.
 
     Build a new optimizer afterwards, and `detach` methods before.
 
@@ -379,6 +380,7 @@ def densify(model: nn.Module) -> nn.Module:
         RegrowRuntimeError: a method is attached.
     """
     refuse_driven(model)
+    unfuse(model)
     for name, module in list(model.named_modules()):
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):

@@ -297,6 +297,15 @@ def test_a_plain_tensor_joins_the_tiles(converted: list[str]) -> None:
     assert torch.allclose(x.grad, 1 + x.exp())
 
 
+def test_tiles_join_a_plain_tensor_in_place() -> None:
+    plain, x = draw().clone(), draw().requires_grad_()
+    plain += to_tiles(x)
+    assert type(plain) is Tensor
+    (plain * plain).sum().backward()
+    assert torch.equal(plain, 2 * draw())
+    assert torch.allclose(x.grad, 4 * draw())
+
+
 def test_buffers_are_reached_by_autograd() -> None:
     x = draw().requires_grad_()
     t = to_tiles(x)

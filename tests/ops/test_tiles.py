@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regrow.ops import native
-from regrow.ops.tiles import Geometry, reborder, tile, untile
+from regrow.ops.tiles import geometry_of, reborder, tile, untile
 from regrow.topology import generator
 
 
 def expected(images: torch.Tensor, border: int) -> torch.Tensor:
     """Element by element, as the module's docstring describes the layout."""
     n, c, h, w = images.shape
-    geometry = Geometry(n, h, w, border)
+    geometry = geometry_of(images, border)
     buffer = torch.zeros(geometry.tiles, c, geometry.plane, 16, dtype=images.dtype)
     for i in range(n):
         for row in range(h):
@@ -66,7 +65,7 @@ def test_there_and_back(
         images = images[:1].expand(shape[0] and 18, -1, -1, -1) if shape[0] else images
     try:
         buffer = tile(images, border)
-        geometry = Geometry(*(images.shape[i] for i in (0, 2, 3)), border)
+        geometry = geometry_of(images, border)
         assert torch.equal(buffer, expected(images, border))
         assert torch.equal(reborder(buffer, geometry, other), expected(images, other))
         for channels_last in (False, True):

@@ -1,5 +1,8 @@
-"""Modules whose weight is stored compressed."""
+"""Modules whose weight is stored compressed, and the layout of activations between them."""
 
+from regrow.nn import pool as pool  # what it answers to is known to BatchTiles from here on
 from regrow.nn.linear import SparseLinear
+from regrow.nn.norm import FusedBatchNorm2d
+from regrow.nn.tiles import BatchTiles
 
-__all__ = ["SparseLinear"]
+__all__ = ["BatchTiles", "FusedBatchNorm2d", "SparseLinear"]

@@ -5,7 +5,8 @@ Between sparse convolutions activations stay in that layout. Functions reach the
 - element-wise ones with f(0) = 0 (`_ELEMENTWISE`: ReLU, sums of branches, scaling ...) run on the whole buffer, under
   torch's own autograd;
 - those with an operator in this layout (`native`: batch norm, pooling, dropout) are called with the tiles;
-- any other converts its arguments to torch's own layout, once, and goes on with plain tensors. `on_convert` hears of it.
+- any other converts its arguments to torch's own layout, once, and goes on with plain tensors; `on_convert` hears
+  of it.
 
 Gradients are in tiles too wherever they arrive as such.
 """
@@ -23,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from regrow.ops.tiles import BORDER, Geometry, reborder, tile, untile
+from regrow.ops.tiles import BORDER, Geometry, geometry_of, reborder, tile, untile
 
 on_convert: list[Callable[[str, torch.Size, float], None]] = []
 """Called at each conversion with the operation that asked for it, the shape and the milliseconds it took."""
@@ -41,14 +42,16 @@ class BatchTiles(Tensor):
 
     buffer: Tensor
     geometry: Geometry
+    rectified: int | None
+    """The version of `buffer` that a ReLU to come finds done; only that ReLU may have this tensor."""
 
     @staticmethod
     def __new__(cls, buffer: Tensor, geometry: Geometry) -> BatchTiles:
         """See the class: no gradient flows to `buffer`; `wrap` is the differentiable form."""
         images, height, width, _ = geometry
         shape = (images, buffer.shape[1], height, width)
-        self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=buffer.dtype, device=buffer.device)  # type: ignore[attr-defined]
-        self.buffer, self.geometry = buffer, geometry
+        self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=buffer.dtype, device=buffer.device)
+        self.buffer, self.geometry, self.rectified = buffer, geometry, None
         return self
 
     def to_dense_layout(self, channels_last: bool = False, operation: str = "to_dense_layout") -> Tensor:
@@ -60,17 +63,19 @@ class BatchTiles(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The public function `func` on arguments of which one at least is in tiles."""
         kwargs = kwargs or {}
-        if func in _PASSED or _is_attribute(func):
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
         if func in _NATIVE:
             result = _NATIVE[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if func in _PASSED or _is_attribute(func):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
         return _on_plain(func, args, kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """The operator `func` below autograd: what `__torch_function__` passed on, and what autograd itself does."""
         kwargs = kwargs or {}
         if func in _BELOW:
@@ -84,7 +89,8 @@ class BatchTiles(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> BatchTiles:
         if not self.is_leaf:
             raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol")
-        fresh = BatchTiles(self.buffer.clone(), self.geometry).requires_grad_(self.requires_grad)
+        fresh = BatchTiles(self.buffer.clone(), self.geometry)
+        fresh.requires_grad_(self.requires_grad)
         memo[id(self)] = fresh
         fresh.grad = copy.deepcopy(self.grad, memo)
         return fresh
@@ -94,7 +100,7 @@ class BatchTiles(Tensor):
         plain = untile(self.buffer, self.geometry).requires_grad_(self.requires_grad)
         return plain.__reduce_ex__(protocol)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         text = repr(untile(self.buffer, self.geometry)).replace("tensor(", "BatchTiles(", 1)
         if self.grad_fn is not None:
             return f"{text[:-1]}, grad_fn=<{self.grad_fn.name()}>)"
@@ -128,7 +134,7 @@ def unwrap(tiles: BatchTiles) -> Tensor:
 
 
 def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
-    """The buffer of `images`, plain or in tiles, in `geometry`: what an operator's backward pass makes of a gradient."""
+    """The buffer of `images`, plain or in tiles, in `geometry`: so a backward pass takes its gradient."""
     if isinstance(images, BatchTiles):
         return reborder(images.buffer, images.geometry, geometry.border)
     return _told(operation, images.shape, lambda: tile(images, geometry.border))
@@ -157,8 +163,8 @@ class _Tile(torch.autograd.Function):
         ctx.channels_last = not images.is_contiguous() and images.is_contiguous(
             memory_format=torch.channels_last
         )
-        geometry = Geometry(images.shape[0], *images.shape[2:], border)
-        return BatchTiles(_told(operation, images.shape, lambda: tile(images, border)), geometry)
+        buffer = _told(operation, images.shape, lambda: tile(images, border))
+        return BatchTiles(buffer, geometry_of(images, border))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -258,9 +264,21 @@ def native(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return register
 
 
-_IN_PLACE = {
-    f"__i{name}__" for name in "add sub mul truediv floordiv mod pow and or xor lshift rshift".split()
-}
+_OPERATORS = (
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+)
+_IN_PLACE = {f"__i{name}__" for name in _OPERATORS}
 
 
 def _changed(name: str, args: Any, kwargs: Any) -> Any:
@@ -292,6 +310,13 @@ def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
+@native(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
+def _relu(input: BatchTiles, inplace: bool = False) -> Any:
+    return (
+        input if input.rectified is not None and input.rectified == input.buffer._version else NotImplemented
+    )
+
+
 @native(F.dropout)
 def _dropout(input: BatchTiles, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     if not isinstance(input, BatchTiles) or not 0 <= p < 1:
@@ -312,6 +337,8 @@ def _contiguous(input: BatchTiles, memory_format: torch.memory_format = torch.co
 
 def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
     """A pointwise operator, where it takes zeros to zeros and every tensor is of one shape, or a number."""
+    if func._schema.is_mutable and not isinstance(args[0], BatchTiles):
+        return NotImplemented
     first = next(x for x in args if isinstance(x, BatchTiles))
     buffers: list[Any] = []
     numbers: list[Any] = []
@@ -328,7 +355,8 @@ def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
         return NotImplemented
     result = func(*buffers, **kwargs)
     if result is buffers[0]:  # changed in place
-        return args[0] if args[0] is first else NotImplemented
+        _note_change(result)
+        return first
     return BatchTiles(result, first.geometry)
 
 
@@ -363,8 +391,14 @@ def _copy(to: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
     if not isinstance(to, BatchTiles):
         return NotImplemented
     whole = source if isinstance(source, BatchTiles) else source.expand(to.shape)
-    to.buffer.copy_(buffer_of(whole, to.geometry, "copy_"))
+    _note_change(to.buffer.copy_(buffer_of(whole, to.geometry, "copy_")))
     return to
+
+
+def _note_change(buffer: Tensor) -> None:
+    """Let autograd see that a buffer was changed in place, which it does not down here by itself."""
+    if not buffer.is_inference():
+        torch.autograd.graph.increment_version(buffer)
 
 
 def _alias(x: BatchTiles, *shape: Any) -> Any:

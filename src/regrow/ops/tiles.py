@@ -2,8 +2,8 @@
 
 Images [N, C, H, W] are one contiguous buffer [T, C, P, 16] with T = ceil(N / 16): tiles of 16 batch elements, which are
 innermost, and to each channel P lines of 16: the image row by row with a border of zeros around it, P rounded up by
-`plane`. Border, rounding lines and the lanes past N of the last tile hold zeros in every buffer, so that an element-wise
-function with f(0) = 0 runs on the whole buffer, and a sum over it is the sum over the images.
+`plane`. Border, rounding lines and the lanes past N of the last tile hold zeros in every buffer, so that an
+element-wise function with f(0) = 0 runs on the whole buffer, and a sum over it is the sum over the images.
 """
 
 from __future__ import annotations
@@ -42,20 +42,28 @@ class Geometry(NamedTuple):
         return plane(self.height, self.width, self.border)
 
 
+def geometry_of(images: Tensor, border: int) -> Geometry:
+    """The geometry of images [N, C, H, W] with that border."""
+    count, _, height, width = images.shape
+    return Geometry(count, height, width, border)
+
+
 def plane(height: int, width: int, border: int) -> int:
     """Lines of 16 that a channel takes: no multiple of 64, where all channels fall upon the same lines of a cache."""
     lines = (height + 2 * border) * (width + 2 * border)
     return lines + 1 if lines % 64 == 0 else lines
 
 
-def _has_kernel(x: Tensor) -> bool:
-    return x.dtype in (torch.float32, torch.float64) and native.serves(x)
+def serves(buffer: Tensor, *others: Tensor | None) -> bool:
+    """Whether there are kernels for these operands, which are of one dtype: float32 or float64."""
+    same = all(other is None or other.dtype == buffer.dtype for other in others)
+    return same and buffer.dtype in (torch.float32, torch.float64) and native.serves(buffer)
 
 
 def tile(images: Tensor, border: int = BORDER) -> Tensor:
     """Images [N, C, H, W] of any strides -> buffer [T, C, P, 16]."""
-    geometry = Geometry(images.shape[0], *images.shape[2:], border)
-    if _has_kernel(images):
+    geometry = geometry_of(images, border)
+    if serves(images):
         if not (images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)):
             images = images.contiguous()
         buffer: Tensor = torch.ops.regrow_native.tile.default(images, border)
@@ -63,12 +71,13 @@ def tile(images: Tensor, border: int = BORDER) -> Tensor:
     more = geometry.tiles * TILE - geometry.images
     padded = F.pad(images, (border, border, border, border, 0, 0, 0, more)).flatten(2)
     padded = F.pad(padded, (0, geometry.plane - padded.shape[2]))
-    return padded.unflatten(0, (geometry.tiles, TILE)).permute(0, 2, 3, 1).contiguous()
+    tiled: Tensor = padded.unflatten(0, (geometry.tiles, TILE))  # type: ignore[no-untyped-call]
+    return tiled.permute(0, 2, 3, 1).contiguous()
 
 
 def untile(buffer: Tensor, geometry: Geometry, channels_last: bool = False) -> Tensor:
     """Buffer [T, C, P, 16] -> images [N, C, H, W], contiguous or channels-last."""
-    if _has_kernel(buffer):
+    if serves(buffer):
         found: Tensor = torch.ops.regrow_native.untile.default(buffer, *geometry, channels_last)
         return found.permute(0, 3, 1, 2) if channels_last else found
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -80,14 +89,15 @@ def _images(buffer: Tensor, geometry: Geometry) -> Tensor:
     images, height, width, border = geometry
     wide = (height + 2 * border, width + 2 * border)
     planes = buffer[:, :, : wide[0] * wide[1]].permute(0, 3, 1, 2).flatten(0, 1)[:images]
-    return planes.unflatten(2, wide)[:, :, border : border + height, border : border + width]
+    padded: Tensor = planes.unflatten(2, wide)  # type: ignore[no-untyped-call]
+    return padded[:, :, border : border + height, border : border + width]
 
 
 def reborder(buffer: Tensor, geometry: Geometry, border: int) -> Tensor:
     """The same images in a buffer with another border, itself where it has that already."""
     if border == geometry.border:
         return buffer
-    if _has_kernel(buffer):
+    if serves(buffer):
         found: Tensor = torch.ops.regrow_native.reborder.default(buffer, *geometry, border)
         return found
     return tile(_images(buffer, geometry), border)

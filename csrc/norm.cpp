@@ -1,0 +1,195 @@
+// Batch norm over batch tiles: the operators around the kernels. A channel is done at a time, all tiles of it, so that
+// what the first pass reads is still in a near cache for the second.
+#include "norm.h"
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <tuple>
+
+#include "kernels.h"
+#include "tiles_torch.h"
+
+namespace regrow {
+namespace {
+
+using Given = const std::optional<Tensor>&;
+
+template <class T> const T* maybe(Given t) { return t ? read<T>(*t) : nullptr; }
+
+// A buffer's channels.
+template <class T>
+struct Channels {
+    T* data;
+    int64_t channels;
+    Geometry g;
+    T* at(int64_t t, int64_t c) const { return data ? data + (t * channels + c) * g.size() : nullptr; }
+};
+
+// What a kernel left in border and absent images is no zero.
+template <class T>
+void clear(const Channels<T>& out, int64_t t, int64_t c) {
+    clear_border(out.g, out.at(t, c));
+    clear_absent(out.g, out.at(t, c), t);
+}
+
+template <class T>
+std::tuple<T, double> statistics(const Channels<const T>& x, int64_t c) {
+    const auto& kernels = isa().kernels<T>().norm;
+    const Geometry& g = x.g;
+    const double count = double(g.images * g.pixels());
+    // about the mean of the first tile, so that squares do not cancel
+    const T pivot = T(kernels.moments(x.at(0, c), T(0), g, 0).first / double(g.present(0) * g.pixels()));
+    Sums sums{0, 0};
+    for (int64_t t = 0; t < g.tiles(); t++) {
+        const Sums some = kernels.moments(x.at(t, c), pivot, g, t);
+        sums.first += some.first;
+        sums.second += some.second;
+    }
+    const double off = sums.first / count;
+    return {T(pivot + off), std::max(sums.second / count - off * off, 0.0)};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> forward(
+    const Tensor& input, Given residual, Given weight, Given bias, Given running_mean, Given running_var,
+    const Geometry& g, bool training, double momentum, double eps, bool relu) {
+    const int64_t channels = input.size(1);
+    const double count = double(g.images * g.pixels());
+    Tensor output = torch::stable::empty_like(input);
+    Tensor mean = empty(input, {channels}, TYPE<T>), invstd = empty(input, {channels}, TYPE<T>);
+    const Channels<const T> x{read<T>(input), channels, g}, r{maybe<T>(residual), channels, g};
+    const Channels<T> y{write<T>(output), channels, g};
+    T *const means = write<T>(mean), *const scales = write<T>(invstd);
+    T *const old_mean = running_mean ? write<T>(*running_mean) : nullptr;
+    T *const old_var = running_var ? write<T>(*running_var) : nullptr;
+    const T *const w = maybe<T>(weight), *const b = maybe<T>(bias);
+    torch::stable::parallel_for(0, channels, 1 + (1 << 14) / (g.tiles() * g.size() + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; c++) {
+            T middle;
+            double variance;
+            if (training) {
+                std::tie(middle, variance) = statistics(x, c);
+                if (old_mean) old_mean[c] = T((1 - momentum) * old_mean[c] + momentum * middle);
+                if (old_var) old_var[c] = T((1 - momentum) * old_var[c] + momentum * variance * count / (count - 1));
+            } else {
+                middle = old_mean[c];
+                variance = old_var[c];
+            }
+            means[c] = middle;
+            scales[c] = T(1 / std::sqrt(variance + eps));
+            const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - middle * scale;
+            for (int64_t t = 0; t < g.tiles(); t++) {
+                isa().kernels<T>().norm.forward({x.at(t, c), r.at(t, c), y.at(t, c), scale, shift, relu}, g);
+                clear(y, t, c);
+            }
+        }
+    });
+    return {output, mean, invstd};
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
+    const Tensor& gradient, const Tensor& input, Given output, Given weight, Given bias, const Tensor& mean,
+    const Tensor& invstd, const Geometry& g, bool training, bool relu) {
+    const auto& kernels = isa().kernels<T>().norm;
+    const int64_t channels = input.size(1);
+    const double count = double(g.images * g.pixels());
+    Tensor input_gradient = torch::stable::empty_like(input);
+    Tensor residual_gradient = output ? torch::stable::empty_like(input) : empty(input, {0}, TYPE<T>);
+    Tensor weight_gradient = empty(input, {channels}, TYPE<T>), bias_gradient = empty(input, {channels}, TYPE<T>);
+    const Channels<const T> dy{read<T>(gradient), channels, g}, x{read<T>(input), channels, g},
+        y{maybe<T>(output), channels, g};
+    const Channels<T> dx{write<T>(input_gradient), channels, g},
+        dr{output ? write<T>(residual_gradient) : nullptr, channels, g};
+    const T *const w = maybe<T>(weight), *const b = maybe<T>(bias), *const means = read<T>(mean), *const scales = read<T>(invstd);
+    T *const dw = write<T>(weight_gradient), *const db = write<T>(bias_gradient);
+    torch::stable::parallel_for(0, channels, 1 + (1 << 14) / (g.tiles() * g.size() + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; c++) {
+            const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
+            const auto work = [&](int64_t t) {
+                return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), dr.at(t, c), dx.at(t, c), scale, shift,
+                                       means[c], scale, 0, 0, relu};
+            };
+            Sums sums{0, 0};
+            for (int64_t t = 0; t < g.tiles(); t++) {
+                const Sums some = kernels.sums(work(t), g, t);
+                sums.first += some.first;
+                sums.second += some.second;
+                if (output) clear(dr, t, c);
+            }
+            db[c] = T(sums.first);
+            dw[c] = T(sums.second * scales[c]);
+            for (int64_t t = 0; t < g.tiles(); t++) {
+                NormBackward<T> rest = work(t);
+                if (training) {
+                    rest.b = T(-scale * double(scales[c]) * scales[c] * sums.second / count);
+                    rest.c = T(-scale * sums.first / count);
+                }
+                if (output) { // the first pass has put through the ReLU what comes
+                    rest.gradient = rest.residual;
+                    rest.relu = false;
+                }
+                kernels.backward(rest, g);
+                clear(dx, t, c);
+            }
+        }
+    });
+    return {input_gradient, residual_gradient, weight_gradient, bias_gradient};
+}
+
+void check(const Tensor& given, const Tensor& like, bool vector) {
+    STD_TORCH_CHECK(
+        given.is_cpu() && given.is_contiguous() && given.scalar_type() == like.scalar_type() &&
+            given.numel() == (vector ? like.size(1) : like.numel()),
+        "operands of batch norm must be contiguous, of one dtype and fit each other");
+}
+void check(Given given, const Tensor& like, bool vector) {
+    if (given) check(*given, like, vector);
+}
+
+std::tuple<Tensor, Tensor, Tensor> norm_forward(
+    Tensor input, std::optional<Tensor> residual, std::optional<Tensor> weight, std::optional<Tensor> bias,
+    std::optional<Tensor> running_mean, std::optional<Tensor> running_var, int64_t images, int64_t height, int64_t width,
+    int64_t border, bool training, double momentum, double eps, bool relu) {
+    const Geometry g{images, height, width, border};
+    check_tiles(input, g);
+    check(residual, input, false);
+    for (Given each : {weight, bias, running_mean, running_var}) check(each, input, true);
+    STD_TORCH_CHECK(training || (running_mean && running_var), "evaluation needs running statistics");
+    return by_type(input, [&](auto type) {
+        return forward<decltype(type)>(input, residual, weight, bias, running_mean, running_var, g, training, momentum, eps, relu);
+    });
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
+    Tensor gradient, Tensor input, std::optional<Tensor> output, std::optional<Tensor> weight,
+    std::optional<Tensor> bias, Tensor mean, Tensor invstd, int64_t images, int64_t height, int64_t width, int64_t border,
+    bool training, bool relu) {
+    const Geometry g{images, height, width, border};
+    check_tiles(input, g);
+    check(gradient, input, false);
+    check(output, input, false);
+    for (Given each : {weight, bias}) check(each, input, true);
+    check(mean, input, true);
+    check(invstd, input, true);
+    return by_type(input, [&](auto type) {
+        return backward<decltype(type)>(gradient, input, output, weight, bias, mean, invstd, g, training, relu);
+    });
+}
+
+} // namespace
+} // namespace regrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
+    m.def("norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
+          "Tensor(b!)? running_var, int images, int height, int width, int border, bool training, float momentum, "
+          "float eps, bool relu) -> (Tensor, Tensor, Tensor)");
+    m.def("norm_backward(Tensor gradient, Tensor input, Tensor? output, Tensor? weight, Tensor? bias, Tensor mean, "
+          "Tensor invstd, int images, int height, int width, int border, bool training, bool relu) "
+          "-> (Tensor, Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
+    m.impl("norm_forward", TORCH_BOX(&regrow::norm_forward));
+    m.impl("norm_backward", TORCH_BOX(&regrow::norm_backward));
+}

@@ -1,0 +1,46 @@
+// Batch norm over batch tiles, with what surrounds it: y = relu(scale x + shift + residual), channel by channel.
+#pragma once
+
+#include "tiles.h"
+
+namespace regrow {
+
+// One channel of one tile. Pixels only: the border is not touched, lanes past the batch may get anything.
+template <class T>
+struct Norm {
+    const T* x;
+    const T* residual; // or null
+    T* y;
+    T scale, shift;
+    bool relu;
+};
+
+// Its gradients. g is `gradient` where the ReLU let it through, if there was one.
+template <class T>
+struct NormBackward {
+    const T* gradient; // of y
+    const T* x;
+    const T* y;  // tells what the ReLU let through; null: scale x + shift tells
+    T* residual; // gets g, or null
+    T* input;    // gets a g + b (x - mean) + c
+    T scale, shift, mean;
+    T a, b, c;
+    bool relu;
+};
+
+struct Sums {
+    double first, second;
+};
+
+template <class T>
+struct NormKernels {
+    // sums of x - pivot and of its square, of one channel of tile t
+    Sums (*moments)(const T* x, T pivot, const Geometry&, int64_t t);
+    void (*forward)(const Norm<T>&, const Geometry&);
+    // sums of g and of g (x - mean); writes `residual`
+    Sums (*sums)(const NormBackward<T>&, const Geometry&, int64_t t);
+    // writes `input`
+    void (*backward)(const NormBackward<T>&, const Geometry&);
+};
+
+} // namespace regrow

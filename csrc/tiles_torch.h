@@ -1,0 +1,28 @@
+// Tensors that hold batch tiles.
+#pragma once
+
+#include "tiles.h"
+#include "torch.h"
+
+namespace regrow {
+
+inline Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& g) {
+    return empty(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
+}
+
+inline void check_tiles(const Tensor& buffer, const Geometry& g) {
+    STD_TORCH_CHECK(
+        buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
+            buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
+        "`buffer` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
+}
+
+// run(T()) for the tensor's type.
+template <class F>
+auto by_type(const Tensor& t, F run) {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double, "tiles are float32 or float64");
+    return type == ScalarType::Double ? run(double()) : run(float());
+}
+
+} // namespace regrow

@@ -1,0 +1,97 @@
+"""`fuse`: what follows a layer is done together with it; `unfuse` undoes that."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from torch import nn
+
+from regrow.nn import FusedBatchNorm2d, SparseLinear
+from regrow.nn.order import Calls, is_shared
+from regrow.ops.linear import ACTIVATIONS
+
+NAMES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
+
+
+class Fused(nn.Identity):
+    """Stands where an activation was that the layer before it applies now."""
+
+    def __init__(self, activation: nn.Module) -> None:
+        super().__init__()
+        self._replaced = (activation,)  # in a tuple: no child
+
+    @property
+    def activation(self) -> nn.Module:
+        """The module whose place this has."""
+        return self._replaced[0]
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """Let layers do what follows them, in place: fewer passes over the data, the same results.
+
+    - A `torch.nn.BatchNorm2d` whose output goes into a ReLU and nowhere else (as torch.fx sees it in the `forward` of
+      the module that owns it) does the ReLU too, forward and backward, where the data are in batch tiles.
+    - ReLU, and what else `regrow.ops.linear.ACTIVATIONS` names, right behind a `SparseLinear` in an `nn.Sequential` is
+      folded into it; `nn.Identity` takes its place.
+
+    Modules that are used twice, or whose output a forward hook sees, are left alone. Parameters, buffers and the names
+    of the state dict stay, so checkpoints of fused and unfused models load into each other.
+
+    Returns:
+        `model`.
+
+    Warns:
+        RuntimeWarning: the `forward` of a module with batch norms cannot be traced; it stays as it is.
+    """
+    shared = is_shared(model)
+    for name, parent in list(model.named_modules()):
+        _fuse_norms(parent, name, shared)
+        if isinstance(parent, nn.Sequential):
+            _fuse_activations(parent, shared)
+    return model
+
+
+def unfuse(model: nn.Module) -> nn.Module:
+    """Undo `fuse`, in place.
+
+    Returns:
+        `model`.
+    """
+    for parent in list(model.modules()):
+        before: nn.Module | None = None
+        for name, child in list(parent.named_children()):
+            if isinstance(child, FusedBatchNorm2d) and child.followed:
+                parent.register_module(name, child.to_batch_norm())
+            elif isinstance(child, Fused) and isinstance(before, SparseLinear):
+                before.activation = None
+                parent.register_module(name, child.activation)
+            before = child
+    return model
+
+
+def _fuse_norms(parent: nn.Module, name: str, shared: Any) -> None:
+    norms = [
+        (child_name, child)
+        for child_name, child in parent.named_children()
+        if type(child) is nn.BatchNorm2d and not shared(child) and not child._forward_hooks
+    ]
+    if not norms:
+        return
+    calls = Calls.of(parent, name)
+    for child_name, norm in norms:
+        if calls.only_relu_follows(child_name):
+            parent.register_module(child_name, FusedBatchNorm2d.from_batch_norm(norm, followed=True))
+
+
+def _fuse_activations(parent: nn.Sequential, shared: Any) -> None:
+    children = list(parent.named_children())
+    for (_, layer), (name, activation) in pairwise(children):
+        wanted = NAMES.get(type(activation))
+        if not isinstance(layer, SparseLinear) or layer.activation is not None or wanted not in ACTIVATIONS:
+            continue
+        exact = getattr(activation, "approximate", "none") == "none"  # of GELU
+        watched = layer._forward_hooks or activation._forward_hooks
+        if exact and not shared(layer) and not watched:
+            layer.activation = wanted
+            parent.register_module(name, Fused(activation))

@@ -1,0 +1,77 @@
+"""In what order a module calls its children, as torch.fx sees it."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+
+RELU = (F.relu, torch.relu, torch.relu_)
+
+
+class _Tracer(fx.Tracer):
+    """Follows one module's own `forward`; its children are leaves."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+class Calls:
+    """The calls that a module makes in one forward pass: of its children, and of functions."""
+
+    def __init__(self, module: nn.Module, nodes: list[fx.Node]) -> None:
+        self._module = module
+        self._nodes = nodes
+        self._times = Counter(node.target for node in nodes if node.op == "call_module")
+
+    @classmethod
+    def of(cls, module: nn.Module, name: str) -> Calls:
+        """The calls of `module`; none, with a warning that tells its `name`, where it cannot be traced."""
+        try:
+            nodes = list(_Tracer().trace(module).nodes)
+        except Exception as error:  # whatever the user's code raises on a proxy
+            reason = (str(error).splitlines() or [""])[0]
+            warnings.warn(
+                f"`{name or type(module).__name__}` is left as it is, since its forward cannot be traced: {reason}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            nodes = []
+        return cls(module, nodes)
+
+    def node(self, child: str) -> fx.Node | None:
+        """The call of the child with this name, if there is one and only one."""
+        found = [node for node in self._nodes if node.op == "call_module" and node.target == child]
+        return found[0] if len(found) == 1 else None
+
+    def is_relu(self, node: fx.Node) -> bool:
+        """Whether a call is a ReLU: a function, a method, or a child."""
+        if node.op == "call_module":
+            return type(self._child(node)) is nn.ReLU
+        return node.target in RELU or (node.op == "call_method" and node.target in ("relu", "relu_"))
+
+    def input_child(self, child: str) -> nn.Module | None:
+        """The child whose output is the input of `child`, and goes nowhere else."""
+        node = self.node(child)
+        before: Any = node.args[0] if node is not None and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
+            return None
+        return self._child(before) if self._times[before.target] == 1 else None
+
+    def only_relu_follows(self, child: str) -> bool:
+        """Whether the output of `child` goes into a ReLU and nowhere else."""
+        node = self.node(child)
+        return node is not None and len(node.users) == 1 and self.is_relu(next(iter(node.users)))
+
+    def _child(self, node: fx.Node) -> nn.Module:
+        return self._module.get_submodule(str(node.target))
+
+
+def is_shared(model: nn.Module) -> Any:
+    """A function that says whether `model` has a module under two names."""
+    times = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    return lambda module: times[id(module)] > 1

@@ -1,0 +1,182 @@
+"""`fuse`, `unfuse` and `fold`: other modules, the same results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import regrow
+from regrow.fuse import Fused
+from regrow.models.resnet import resnet18_cifar
+from regrow.models.vgg import vgg16
+from regrow.models.wrn import wrn
+from regrow.nn import BatchTiles, FusedBatchNorm2d
+from regrow.nn.tiles import to_tiles
+from regrow.ops import native
+from regrow.ops.linear import ACTIVATIONS
+
+
+def put_in_tiles(model: nn.Module) -> None:
+    """Let each convolution give tiles, as a sparse one does."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda module, given, output: to_tiles(output))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "wrn": lambda: wrn(10, 1, width=0.5),
+    "vgg": lambda: vgg16(width=0.1),
+    "resnet": lambda: resnet18_cifar(width=0.1),
+}
+
+
+def gradients(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    model.zero_grad()
+    F.cross_entropy(model(x), torch.arange(len(x)) % 10).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(one: nn.Module, other: nn.Module, x: Tensor) -> None:
+    for training in (True, False):
+        one.train(training)
+        other.train(training)
+        assert torch.allclose(one(x), other(x), rtol=1e-9, atol=1e-11)
+        expected, found = gradients(one, x), gradients(other, x)
+        assert list(found) == list(expected)
+        for name, gradient in expected.items():
+            assert torch.allclose(found[name], gradient, rtol=1e-7, atol=1e-10), name
+    for name, value in one.state_dict().items():
+        assert torch.allclose(other.state_dict()[name], value, rtol=1e-9), name
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_networks_stay_what_they_are(name: str, tiled: bool) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    twin = copy.deepcopy(model)
+    keys, parameters = list(model.state_dict()), list(model.parameters())
+    assert regrow.fuse(model) is model
+    assert list(model.state_dict()) == keys
+    assert all(p is q for p, q in zip(parameters, model.parameters(), strict=True))
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    fused = [m for m in norms if isinstance(m, FusedBatchNorm2d)]
+    # a residual network's second norms go into a sum
+    expected = {"wrn": len(norms), "vgg": len(norms), "resnet": 9}[name]
+    assert len(fused) == expected
+    twin.load_state_dict(model.state_dict())
+    if tiled:
+        put_in_tiles(model)
+    assert_same(twin, model, torch.randn(18, 3, 32, 32, dtype=torch.float64))
+    regrow.densify(model)
+    assert not any(isinstance(m, FusedBatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+def test_the_relu_finds_its_work_done() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace=True))
+    regrow.fuse(model)
+    x = to_tiles(torch.randn(4, 3, 5, 5))
+    seen: list[Tensor] = []
+    model[1].register_forward_hook(lambda module, given, output: seen.extend([given[0], output]))
+    y = model(x)
+    assert isinstance(y, BatchTiles)
+    assert seen[0] is seen[1]
+    assert (y.to_dense_layout() >= 0).all()
+    assert torch.equal(
+        F.relu(y.sub_(0.5)).to_dense_layout(), y.to_dense_layout().relu()
+    )  # it was changed since
+
+
+class Unusual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.alone, self.seen, self.twice = nn.BatchNorm2d(2), nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+        self.shared = nn.BatchNorm2d(2)
+        self.also = self.shared
+        self.good, self.relu = nn.BatchNorm2d(2), nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.seen(F.relu(self.twice(F.relu(self.twice(self.alone(x))))))
+        y = y + F.relu(y)
+        return self.relu(self.good(torch.relu(self.shared(y))))
+
+
+class Branching(Unusual):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.good(x)) if x.sum() > 0 else x
+
+
+def test_only_what_is_certain_is_fused() -> None:
+    model = regrow.fuse(Unusual())
+    fused = [name for name, module in model.named_modules() if isinstance(module, FusedBatchNorm2d)]
+    assert fused == ["good"]
+    with pytest.warns(RuntimeWarning, match="`0` is left as it is"):
+        model = regrow.fuse(nn.Sequential(Branching()))
+    assert not any(isinstance(module, FusedBatchNorm2d) for module in model.modules())
+    hooked = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU())
+    hooked[0].register_forward_hook(lambda *_: None)
+    assert type(regrow.fuse(hooked)[0]) is nn.BatchNorm2d
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.GELU("tanh"), nn.Tanh()])
+def test_activations_behind_linear_layers(activation: nn.Module) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 4), nn.Flatten()).double()
+    regrow.sparsify(model, sparsity=0.5, storage="compressed")
+    twin, keys = copy.deepcopy(model), list(model.state_dict())
+    regrow.fuse(model)
+    name = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}.get(type(activation))
+    folded = name in ACTIVATIONS and getattr(activation, "approximate", "none") == "none"
+    assert isinstance(model[1], Fused) == folded
+    assert model[0].activation == (name if folded else None)
+    assert model[2].activation is None
+    assert list(model.state_dict()) == keys
+    assert_same(twin, model, torch.randn(5, 8, dtype=torch.float64))
+    restored = copy.deepcopy(model)
+    regrow.densify(restored)
+    assert type(restored[1]) is type(activation)
+    assert torch.allclose(restored(torch.ones(2, 8).double()), model(torch.ones(2, 8).double()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("storage", ["dense", "masked"])
+def test_fold(name: str, storage: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    if storage == "masked":
+        regrow.sparsify(model, sparsity=0.5, storage="masked")
+    regrow.fuse(model)
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor.data = torch.rand_like(tensor) + 0.5
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    folded = regrow.fold(model)
+    assert torch.allclose(folded(x), model.eval()(x), rtol=1e-9)
+    left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    assert left == {"wrn": 4, "vgg": 0, "resnet": 0}[name]  # norms before the first convolution of a block
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    if storage == "masked":
+        assert all(
+            torch.equal(mask, regrow.masks(model)[weight]) for weight, mask in regrow.masks(folded).items()
+        )
+
+
+def test_fold_into_compressed_linear_layers() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4)
+    ).double()
+    regrow.sparsify(model, sparsity=0.5, storage="compressed")
+    model(torch.randn(50, 8, dtype=torch.float64) * 3 + 1)
+    folded = regrow.fold(model)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    assert type(folded[1]) is nn.Identity
+    assert torch.allclose(folded(x), model.eval()(x))
