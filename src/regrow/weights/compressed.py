@@ -2,7 +2,8 @@
 
 A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity, 1] and the buffers
 ``weight_crow`` and ``weight_col``, with their mirrored index ``weight_crow_t``, ``weight_row_t`` and
-``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says what each holds.
+``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says what each holds; a weight of more than two
+dimensions is the matrix of its first dimension and all the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import index
-from regrow.ops.linear import listen
+from regrow.ops.listener import Operands, listen
 from regrow.ops.select import Best, top
 from regrow.weights.base import (
     NonFiniteGradientError,
@@ -31,9 +32,6 @@ from regrow.weights.hook import hook_of
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
 TILE = 1 << 18  # elements of the dense gradient that exist at a time
-
-Operands = list[tuple[Tensor, Tensor]]
-"""Inputs [batch, columns] and output gradients [batch, rows] of the backward passes of a step."""
 
 
 class CompressedWeight(SparseWeight):
@@ -77,11 +75,11 @@ class CompressedWeight(SparseWeight):
         if hook is not None:
             listen(self._buffer("crow"), hook)
 
-    def note(self, gradient: Tensor) -> Operands:
+    def note(self, gradient: Tensor) -> list[Operands]:
         hook = hook_of(self.parameter)
         assert hook is not None
         running = torch._C._current_graph_task_id()
-        own = [(x, g) for number, x, g in hook.pending if number == running]
+        own = [operands for number, operands in hook.pending if number == running]
         hook.pending.clear()  # what is left comes from passes that never reached the parameter (attacks)
         if not own:
             raise RegrowRuntimeError(
@@ -90,10 +88,10 @@ class CompressedWeight(SparseWeight):
             )
         return own
 
-    def add(self, before: Operands, noted: Operands) -> Operands:
+    def add(self, before: list[Operands], noted: list[Operands]) -> list[Operands]:
         return before + noted
 
-    def nothing(self) -> Operands:
+    def nothing(self) -> list[Operands]:
         return []
 
     def best(
@@ -111,7 +109,7 @@ class CompressedWeight(SparseWeight):
         return self.best_of(self.stashed, count, survivors, score, reduce)
 
     def best_of(
-        self, operands: Operands, count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
+        self, operands: list[Operands], count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
     ) -> Tensor:
         """`best` by the dense gradient that these operands have."""
         rows, columns = as_matrix(self.shape)
@@ -139,7 +137,7 @@ class CompressedWeight(SparseWeight):
             return self.best_of(operands, count, survivors, lambda g, r, c: g.abs(), reduce)
         return found.positions()
 
-    def _floor(self, operands: Operands, count: int, survivors: Tensor, reduce: Reduce | None) -> float:
+    def _floor(self, operands: list[Operands], count: int, survivors: Tensor, reduce: Reduce | None) -> float:
         """A magnitude that somewhat more than `count` candidates are likely to reach, from a few of the rows."""
         rows, columns = as_matrix(self.shape)
         height, sample = max(1, rows // 512), []
@@ -154,13 +152,13 @@ class CompressedWeight(SparseWeight):
             return -math.inf
         return float(magnitudes[top(magnitudes, int(share))].min())
 
-    def _dense_gradient(self, operands: Operands, start: int, stop: int, reduce: Reduce | None) -> Tensor:
+    def _dense_gradient(self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, float32 or better."""
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         columns = as_matrix(self.shape)[1]
         tile = torch.zeros(stop - start, columns, dtype=exact, device=self.parameter.device)
-        for x, g in operands:
-            tile.addmm_(g[:, start:stop].t().to(exact), x.to(exact))
+        for each in operands:
+            each.add_rows(tile, start)
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
