@@ -7,7 +7,7 @@ from regrow.costs import Costs, costs
 from regrow.errors import RegrowError
 from regrow.explain import explain
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
-from regrow.nn import SparseLinear
+from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.saving import load, save
 from regrow.sparsify import densify, is_sparse, masks, sparsify
 from regrow.summary import summary
@@ -16,6 +16,7 @@ from regrow.tickets import Ensemble, FreeTickets, SupTickets
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchTiles",
     "ITOP",
     "SET",
     "SNFS",
@@ -30,6 +31,7 @@ __all__ = [
     "RegrowError",
     "RigL",
     "SetITOP",
+    "SparseConv2d",
     "SparseLinear",
     "Static",
     "SupTickets",

@@ -21,7 +21,7 @@ from regrow.layers import (
     reads_weights,
     why_not_compressed,
 )
-from regrow.nn import SparseLinear
+from regrow.nn import SparseModule, compressed_form, dense_form
 from regrow.ops.select import top
 from regrow.storage import choose_storage
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
@@ -299,8 +299,7 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
         weight.mul_((weight.numel() / len(plan.positions)) ** 0.5)
     layer.parameter.grad = None
     if plan.storage == "compressed":
-        assert isinstance(module, nn.Linear)
-        module = SparseLinear.from_linear(module, plan.positions)
+        module = compressed_form(module, plan.positions)
         parent.register_module(layer.name.rpartition(".")[2], module)
     else:
         mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
@@ -355,9 +354,9 @@ def densify(model: nn.Module) -> nn.Module:
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):
                 del module._buffers[f"{weight.parameter_name}_mask"]
-            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseLinear):
+            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseModule):
                 parent, _, child = name.rpartition(".")
-                model.get_submodule(parent).register_module(child, module.to_linear(weight.to_dense()))
+                model.get_submodule(parent).register_module(child, dense_form(module, weight.to_dense()))
             else:
                 raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
         _unregister(module)
