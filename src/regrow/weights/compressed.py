@@ -109,7 +109,12 @@ class CompressedWeight(SparseWeight):
         return self.best_of(self.stashed, count, survivors, score, reduce)
 
     def best_of(
-        self, operands: list[Operands], count: int, survivors: Tensor, score: Score, reduce: Reduce | None = None
+        self,
+        operands: list[Operands],
+        count: int,
+        survivors: Tensor,
+        score: Score,
+        reduce: Reduce | None = None,
     ) -> Tensor:
         """`best` by the dense gradient that these operands have."""
         rows, columns = as_matrix(self.shape)
@@ -152,7 +157,9 @@ class CompressedWeight(SparseWeight):
             return -math.inf
         return float(magnitudes[top(magnitudes, int(share))].min())
 
-    def _dense_gradient(self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None) -> Tensor:
+    def _dense_gradient(
+        self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None
+    ) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, float32 or better."""
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         columns = as_matrix(self.shape)[1]
