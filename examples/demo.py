@@ -1,9 +1,10 @@
 """What `make demo` runs: does it pay to let the topology evolve, and how much faster is sparse than dense?
 
-A 784-1024-1024-10 network on all of Fashion-MNIST: dense once, and 98% and 99.5% sparse with a fixed topology (Static) and
-with one that evolves (RigL), three seeds each: thirteen ordinary `regrow train` runs, as `regrow compare` makes them, two
-at a time on a core each. Started again, it continues where it was; finished runs are not repeated. Exits with 1 if
-at 99.5% RigL is not better than Static, or if RigL's first layer does not come to look at the centre of the images.
+A 784-1024-1024-10 network on all of Fashion-MNIST: dense once, and 98% and 99.5% sparse with a fixed topology
+(Static) and with one that evolves (RigL), three seeds each: thirteen ordinary `regrow train` runs, as `regrow compare`
+makes them, two at a time on a core each. Started again, it continues where it was; finished runs are not repeated.
+Exits with 1 if at 99.5% RigL is not better than Static, or if RigL's first layer does not come to look at the centre
+of the images.
 
     python examples/demo.py [--runs FOLDER] [--seeds N] [key=value ...]
 """

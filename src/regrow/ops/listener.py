@@ -1,0 +1,51 @@
+"""Operands of backward passes, kept for the growth search: from them any tile of the dense gradient can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+
+class Operands(Protocol):
+    """What one backward pass through a compressed weight was given."""
+
+    def add_rows(self, tile: Tensor, start: int) -> None:
+        """Add the rows of the dense gradient from `start` on to `tile` [r, columns], float32 or better."""
+
+    def among(self, chosen: Tensor) -> Operands:
+        """Those of the columns `chosen` [c] alone."""
+
+
+class Listener(Protocol):
+    """Someone who wants the operands of backward passes."""
+
+    pending: list[tuple[int, Operands]]
+    """Number of the running backward pass, and its operands."""
+
+    @property
+    def recording(self) -> bool:
+        """Whether the backward pass that runs now is of interest."""
+
+
+_listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
+
+
+def listen(crow: Tensor, listener: Listener) -> None:
+    """Let `listener` have the operands of backward passes through the weight whose row pointers are `crow`."""
+    _listeners[crow.data_ptr()] = listener
+
+
+def tell(crow: Tensor, operands: Callable[[], Operands]) -> None:
+    """Leave `operands` with the weight's listener, where there is one that wants them.
+
+    Args:
+        crow: row pointers of the weight.
+        operands: makes them, of copies: compilers reuse the memory of what a backward pass was given.
+    """
+    listener = _listeners.get(crow.data_ptr())
+    if listener is not None and listener.recording:
+        listener.pending.append((torch._C._current_graph_task_id(), operands()))
