@@ -127,7 +127,7 @@ def test_only_what_is_certain_is_fused() -> None:
 @pytest.mark.parametrize("activation", [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.GELU("tanh"), nn.Tanh()])
 def test_activations_behind_linear_layers(activation: nn.Module) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 4), nn.Flatten()).double()
+    model = nn.Sequential(nn.Linear(8, 16), activation, nn.Linear(16, 10), nn.Flatten()).double()
     regrow.sparsify(model, sparsity=0.5, storage="compressed")
     twin, keys = copy.deepcopy(model), list(model.state_dict())
     regrow.fuse(model)

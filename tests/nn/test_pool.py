@@ -106,7 +106,7 @@ def test_means(isa: str, dtype: torch.dtype, function: object) -> None:
             assert compare(function, torch.randn(shape, dtype=dtype), 1, isa).shape[:2] == shape[:2]
     finally:
         tiles.on_convert.clear()
-    assert converted == ["to_tiles"] * 3
+    assert set(converted) == {"to_tiles", "gradient of the first tiles"}
 
 
 def test_nan_is_kept() -> None:

@@ -83,7 +83,7 @@ def _pool(
     return function.apply(input, output, window)
 
 
-@native(torch.max_pool2d)
+@native(F.max_pool2d, torch.max_pool2d)
 def _max_pool2d(
     input: BatchTiles,
     kernel_size: Any,
@@ -91,8 +91,9 @@ def _max_pool2d(
     padding: Any = 0,
     dilation: Any = 1,
     ceil_mode: bool = False,
+    return_indices: bool = False,
 ) -> Any:
-    if _pair(dilation) != (1, 1):
+    if _pair(dilation) != (1, 1) or return_indices:
         return NotImplemented
     return _pool(_MaxPool, input, kernel_size, stride, padding, ceil_mode)
 
