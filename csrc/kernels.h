@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <utility>
 
+#include "conv.h"
 #include "norm.h"
 #include "pool.h"
 #include "tiles.h"
@@ -82,6 +83,7 @@ struct Kernels {
     void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
     // features [begin, end): out = gradient x derivative of the activation, bias = sums of out over the batch
     void (*finish)(const Finish<T>&, int64_t begin, int64_t end);
+    ConvKernels<T> conv;
     // channels [begin, end) of one tile, without its border
     void (*tile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
     void (*untile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);

@@ -22,6 +22,22 @@ template <class T> inline Vector<T> load_unaligned(const T* p) {
 template <class T> inline void store_unaligned(T* p, Vector<T> v) { __builtin_memcpy(p, &v, sizeof v); }
 template <class T> inline Vector<T> splat(T x) { return x - Vector<T>{}; }
 
+// Stores past the caches, for what is too large to be found there; `fence` before another thread reads it.
+template <class T> inline void store_past_caches(T* p, Vector<T> v) {
+#if defined(__x86_64__) && VECTOR_BYTES > 16
+    asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<Vector<T>*>(p)) : "v"(v));
+#elif defined(__x86_64__)
+    asm volatile("movntps %1, %0" : "=m"(*reinterpret_cast<Vector<T>*>(p)) : "x"(v));
+#else
+    store(p, v);
+#endif
+}
+inline void fence() {
+#if defined(__x86_64__)
+    asm volatile("sfence" ::: "memory");
+#endif
+}
+
 // Keeps v in a register: the compiler would rather read it from memory again for each use.
 template <class V> inline V hold(V v) {
 #if defined(__x86_64__)

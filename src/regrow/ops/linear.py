@@ -12,8 +12,7 @@ A weight of shape [rows, columns] is given by `values` [capacity, 1] with `crow`
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,26 +21,26 @@ from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import native, reference
+from regrow.ops.listener import tell
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
 
 
-class Listener(Protocol):
-    """Someone who wants the operands of backward passes, from which the dense gradient can be computed."""
+class Products(NamedTuple):
+    """Operands of a linear layer's backward pass."""
 
-    pending: list[tuple[int, Tensor, Tensor]]
-    """Number of the running backward pass, input [batch, columns] and output gradient [batch, rows]."""
+    input: Tensor
+    """[batch, columns]"""
+    gradient: Tensor
+    """Of the output before its activation, [batch, rows]."""
 
-    @property
-    def recording(self) -> bool:
-        """Whether the backward pass that runs now is of interest."""
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """See `regrow.ops.listener.Operands`."""
+        rows = self.gradient[:, start : start + len(tile)]
+        tile.addmm_(rows.t().to(tile.dtype), self.input.to(tile.dtype), beta=float(add))
 
-
-_listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
-
-
-def listen(crow: Tensor, listener: Listener) -> None:
-    """Let `listener` have the operands of backward passes through the weight whose row pointers are `crow`."""
-    _listeners[crow.data_ptr()] = listener
+    def among(self, columns: Tensor) -> Products:
+        """See `regrow.ops.listener.Operands`."""
+        return Products(self.input.t()[columns].t(), self.gradient)
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -90,11 +89,8 @@ def _backward(
     need_values: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    listener = _listeners.get(crow.data_ptr())
-    if need_values and listener is not None and listener.recording:
-        before = gradient.clone() if kept is None else THROUGH[activation](gradient, kept)
-        # clones: inductor reuses the memory of both
-        listener.pending.append((torch._C._current_graph_task_id(), input.clone(), before))
+    if need_values:
+        tell(crow, lambda: _products(gradient, input, kept, activation))
     if native.serves(values):
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.linear_backward.default(
             gradient,
@@ -125,6 +121,11 @@ def _backward(
         need_values,
         need_bias,
     )
+
+
+def _products(gradient: Tensor, input: Tensor, kept: Tensor | None, activation: str) -> Products:
+    before = gradient.clone() if kept is None else THROUGH[activation](gradient, kept)
+    return Products(input.clone(), before)
 
 
 def _check(
@@ -230,7 +231,7 @@ def sparse_linear_backward(
     """Gradients of input [..., columns], values [capacity, 1] and bias [rows], empty where not needed.
 
     `kept` is the output of a fused ReLU, or what went into another activation. Opaque to compilers, so that it can hand
-    its operands to a `Listener`.
+    its operands to a listener.
     """
     _check(input, values, None, crow, col, crow_t, row_t, order, activation)
     index = (crow, col, crow_t, row_t, order)

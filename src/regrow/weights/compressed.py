@@ -2,7 +2,8 @@
 
 A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity, 1] and the buffers
 ``weight_crow`` and ``weight_col``, with their mirrored index ``weight_crow_t``, ``weight_row_t`` and
-``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says what each holds.
+``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says what each holds; a weight of more than two
+dimensions is the matrix of its first dimension and all the others.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import index, sketch
-from regrow.ops.linear import listen
+from regrow.ops.listener import Operands, listen
 from regrow.ops.select import Best, top
 from regrow.weights.among import Among
 from regrow.weights.base import (
@@ -32,9 +33,6 @@ from regrow.weights.hook import hook_of
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
 TILE = 1 << 19  # elements of the dense gradient that exist at a time
-
-Operands = list[tuple[Tensor, Tensor]]
-"""Inputs [batch, columns] and output gradients [batch, rows] of the backward passes of a step."""
 
 
 class CompressedWeight(SparseWeight):
@@ -81,11 +79,11 @@ class CompressedWeight(SparseWeight):
         if hook is not None:
             listen(self._buffer("crow"), hook)
 
-    def note(self, gradient: Tensor) -> Operands:
+    def note(self, gradient: Tensor) -> list[Operands]:
         hook = hook_of(self.parameter)
         assert hook is not None
         running = torch._C._current_graph_task_id()
-        own = [(x, g) for number, x, g in hook.pending if number == running]
+        own = [operands for number, operands in hook.pending if number == running]
         hook.pending.clear()  # what is left comes from passes that never reached the parameter (attacks)
         if not own:
             raise RegrowRuntimeError(
@@ -94,10 +92,10 @@ class CompressedWeight(SparseWeight):
             )
         return own
 
-    def add(self, before: Operands, noted: Operands) -> Operands:
+    def add(self, before: list[Operands], noted: list[Operands]) -> list[Operands]:
         return before + noted
 
-    def nothing(self) -> Operands:
+    def nothing(self) -> list[Operands]:
         return []
 
     def best(
@@ -115,13 +113,13 @@ class CompressedWeight(SparseWeight):
             )
         if among is None:
             return self.best_of(self.stashed, count, survivors, score, reduce)
-        operands = [(x.t()[among.chosen].t(), g) for x, g in self.stashed]
+        operands = [each.among(among.chosen) for each in self.stashed]
         found = self.best_of(operands, count, among.narrow(survivors), score, reduce, among.chosen)
         return among.widen(found)
 
     def best_of(
         self,
-        operands: Operands,
+        operands: list[Operands],
         count: int,
         survivors: Tensor,
         score: Score,
@@ -141,7 +139,7 @@ class CompressedWeight(SparseWeight):
 
     def _search(
         self,
-        operands: Operands,
+        operands: list[Operands],
         count: int,
         survivors: Tensor,
         score: Score,
@@ -172,7 +170,7 @@ class CompressedWeight(SparseWeight):
         return found
 
     def _floor(
-        self, operands: Operands, count: int, survivors: Tensor, columns: int, reduce: Reduce | None
+        self, operands: list[Operands], count: int, survivors: Tensor, columns: int, reduce: Reduce | None
     ) -> float:
         """A magnitude that more than `count` candidates are likely to reach, from a few of the rows."""
         rows, sample = self.shape[0], []
@@ -191,14 +189,14 @@ class CompressedWeight(SparseWeight):
         return float(magnitudes[top(magnitudes, int(share))].min())
 
     def _dense_gradient(
-        self, operands: Operands, start: int, stop: int, reduce: Reduce | None, memory: Tensor
+        self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None, memory: Tensor
     ) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, in `memory` [rows, columns], of float32 or better."""
         tile = memory[: stop - start]
         if not operands:
             tile.zero_()
-        for i, (x, g) in enumerate(operands):
-            tile.addmm_(g[:, start:stop].t().to(tile.dtype), x.to(tile.dtype), beta=float(i > 0))
+        for i, each in enumerate(operands):
+            each.put_rows(tile, start, add=i > 0)
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from regrow.ops.listener import Operands
+
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
 
@@ -48,8 +50,8 @@ class GradientHook:
         """The dense gradient of the last backward pass, until it is accumulated."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
-        self.pending: list[tuple[int, Tensor, Tensor]] = []
-        """Operands that a backward operator has left for the stash (`regrow.ops.linear.Listener`)."""
+        self.pending: list[tuple[int, Operands]] = []
+        """Operands that a backward operator has left for the stash (`regrow.ops.listener`)."""
 
     @property
     def driving(self) -> Driver | None:

@@ -1,0 +1,252 @@
+// Convolutions on batch tiles with a compressed weight: the operators around the kernels.
+#include <algorithm>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "activations.h"
+#include "conv_index.h"
+
+namespace regrow {
+namespace {
+
+constexpr int64_t GROUPS = 32;            // of tiles whose gradients of the values are summed on their own
+constexpr int64_t CACHED = 8 << 20;       // bytes of activations beyond which no cache will hold them
+constexpr int64_t PRODUCTS = 512 << 10;   // bytes of products that a cache holds beside the activations
+
+using Sizes = std::vector<int64_t>;
+
+Window window_of(const Sizes& kernel, const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
+    STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
+                    "`kernel`, `stride` and `dilation` must be two numbers, `padding` four");
+    const Window w{{kernel[0], kernel[1]}, {stride[0], stride[1]}, {padding[0], padding[2]},
+                   {padding[1], padding[3]}, {dilation[0], dilation[1]}};
+    for (int d = 0; d < 2; d++)
+        STD_TORCH_CHECK(w.kernel[d] > 0 && w.stride[d] > 0 && w.dilation[d] > 0 && w.before[d] >= 0 && w.after[d] >= 0,
+                        "`kernel`, `stride` and `dilation` must be positive, `padding` not negative");
+    return w;
+}
+
+Geometry output_of(const Window& w, const Geometry& in, int64_t border) {
+    const Geometry out{in.images, w.output(0, in.height), w.output(1, in.width), border};
+    STD_TORCH_CHECK(in.height + w.before[0] + w.after[0] >= w.span(0) && in.width + w.before[1] + w.after[1] >= w.span(1),
+                    "the kernel is larger than the padded image");
+    return out;
+}
+
+// The buffer as type T, where kernels can read it: itself, or a copy.
+template <class T>
+Tensor tiles_of(const Tensor& buffer, const Geometry& g, int64_t channels, const char* name) {
+    STD_TORCH_CHECK(
+        buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
+            buffer.size(1) == channels && buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
+        "`", name, "` must be contiguous [", g.tiles(), ", ", channels, ", ", g.size() / TILE, ", 16] on the CPU");
+    STD_TORCH_CHECK(channels * g.size() < int64_t(1) << 31, "`", name, "` has 2^31 elements or more in a tile of 16 images");
+    const Tensor typed = as<T>(buffer);
+    return reinterpret_cast<uintptr_t>(typed.const_data_ptr()) % 64 == 0 ? typed : torch::stable::clone(typed);
+}
+
+template <class T>
+Tensor empty_tiles(const Tensor& like, const Geometry& g, int64_t channels) {
+    return empty(like, {g.tiles(), channels, g.size() / TILE, TILE}, TYPE<T>);
+}
+
+template <class T>
+Pixels<T> pixels_of(T* data, const Geometry& g, int64_t channels) {
+    return {data + g.first() * TILE, channels * g.size(), g.size(), g.row() * TILE, TILE};
+}
+
+// Every `stride`-th pixel, from `first` on.
+template <class T>
+Pixels<T> every(Pixels<T> p, const int64_t* first, const int64_t* stride) {
+    p.data += first[0] * p.rows + first[1] * p.pixels;
+    p.rows *= stride[0];
+    p.pixels *= stride[1];
+    return p;
+}
+
+template <class T>
+void clear_borders(const Geometry& g, T* channel, int64_t channels) {
+    for (int64_t c = 0; c < channels; c++) clear_border(g, channel + c * g.size());
+}
+
+// Lanes past the batch, which a bias has filled.
+template <class T>
+void clear_lanes(const Geometry& g, T* tile, int64_t channels) {
+    for (int64_t i = 0; i < channels * g.size(); i += TILE)
+        std::fill(tile + i + g.present(g.tiles() - 1), tile + i + TILE, T(0));
+}
+
+// Parts of each job, so that all threads have as much to do.
+int64_t split(int64_t jobs) {
+    const int64_t threads = torch::stable::get_num_threads();
+    return jobs % threads == 0 || jobs > 8 * threads ? 1 : threads;
+}
+
+template <class T>
+Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, const std::optional<Tensor>& bias,
+               const Tensor& crow, const Tensor& col, const Window& w, const Geometry& out) {
+    const ConvKernels<T>& kernels = isa().kernels<T>().conv;
+    const int64_t rows = crow.numel() - 1, channels = buffer.size(1), tiles = out.tiles();
+    const Tensor x = tiles_of<T>(buffer, in, channels, "buffer"), v = as<T>(values);
+    const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
+    Tensor y = empty_tiles<T>(x, out, rows);
+    const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels);
+    const int64_t origin[2] = {0, 0};
+    T* const to = write<T>(y);
+    const ConvForward<T> work{
+        index.start.data(), index.offset.data(), read<T>(v), b ? read<T>(*b) : nullptr,
+        every(pixels_of(read<T>(x), in, channels), origin, w.stride), pixels_of(to, out, rows),
+        rows, index.blocks, out.width, y.numel() * int64_t(sizeof(T)) > CACHED};
+    const int64_t bands = std::min(split(tiles), out.height);
+    torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) {
+            const int64_t tile = i / bands, band = i % bands;
+            if (band == 0) clear_borders(out, to + tile * rows * out.size(), rows);
+            kernels.forward(work, tile, band * out.height / bands, (band + 1) * out.height / bands);
+        }
+    });
+    if (b && tiles > 0 && out.present(tiles - 1) < TILE)
+        clear_lanes(out, to + (tiles - 1) * rows * out.size(), rows);
+    return buffer.scalar_type() == TYPE<T> ? y : torch::stable::to(y, buffer.scalar_type());
+}
+
+template <class T>
+Tensor bias_gradient(const Tensor& gradient, int64_t rows) {
+    const int64_t size = gradient.size(2) * TILE, tiles = gradient.size(0);
+    Tensor sums = empty(gradient, {rows}, TYPE<T>);
+    if (tiles == 0) torch::stable::zero_(sums);
+    const auto finish = isa().kernels<T>().finish;
+    torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (size * tiles + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t t = 0; t < tiles; t++)
+            finish({read<T>(gradient) + t * rows * size, nullptr, nullptr, write<T>(sums), size, 0, 0, size, t > 0},
+                   begin, end);
+    });
+    return sums;
+}
+
+// Gradients of the input and of the values, either of them where it is given.
+template <class T>
+void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geometry& in, int64_t channels, const Tensor& values,
+           const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, T* dx, T* dw) {
+    const ConvKernels<T>& kernels = isa().kernels<T>().conv;
+    const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
+    const BackwardIndex index(read(crow_t), read(row_t), read(order), rows, channels, w, in, out,
+                              kernels.backward_pixels, split(groups));
+    const int64_t nnz = int64_t(index.place.size()), parts = int64_t(index.parts.size());
+    std::vector<T> own(nnz), sums(dw ? groups * nnz : 0);
+    for (int64_t j = 0; j < nnz; j++) own[j] = read<T>(values)[index.place[j]];
+    const bool wait = dw && nnz * kernels.vector * int64_t(sizeof(T)) <= PRODUCTS;
+
+    torch::stable::parallel_for(0, groups * parts, 1, [&](int64_t begin, int64_t end) {
+        std::vector<T> room;
+        for (int64_t i = begin; i < end; i++) {
+            const BackwardIndex::Part& part = index.parts[i % parts];
+            const int64_t group = i / parts, size = part.last - part.first;
+            T* const sum = dw ? sums.data() + group * nnz : nullptr;
+            T* products = nullptr;
+            if (wait) {
+                room.assign((size + 1) * kernels.vector, T(0)); // one more, to begin at a vector's alignment
+                products = room.data();
+                while (reinterpret_cast<uintptr_t>(products) % (kernels.vector * sizeof(T))) products++;
+            }
+            for (int64_t tile = group * in.tiles() / groups; tile < (group + 1) * in.tiles() / groups; tile++) {
+                if (dx)
+                    clear_borders(in, dx + (tile * channels + part.begin) * in.size(), part.end - part.begin);
+                for (const Sweep& each : part.sweeps) {
+                    if (!dx && each.start.front() == each.start.back()) continue;
+                    const int64_t skipped = part.begin * in.size();
+                    ConvBackward<T> work{
+                        each.start.data(), index.offset.data(), own.data(), sum,
+                        wait ? products - part.first * kernels.vector : nullptr,
+                        pixels_of(read<T>(gradient), out, rows),
+                        every(pixels_of(x + skipped, in, channels), each.first, w.stride), {},
+                        part.end - part.begin, index.blocks, each.size[0], each.size[1],
+                        in.tiles() * channels * in.size() * int64_t(sizeof(T)) > CACHED};
+                    if (dx) work.dx = every(pixels_of(dx + skipped, in, channels), each.first, w.stride);
+                    kernels.backward(work, tile);
+                }
+            }
+            if (wait) kernels.reduce(products, sum + part.first, size);
+        }
+    });
+    if (!dw) return;
+    torch::stable::parallel_for(0, nnz, 1 << 13, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; j++) {
+            T sum(0);
+            for (int64_t group = 0; group < groups; group++) sum += sums[group * nnz + j];
+            dw[index.place[j]] = sum;
+        }
+    });
+}
+
+template <class T>
+std::tuple<Tensor, Tensor, Tensor> backward(
+    const Tensor& gradient, const Geometry& out, const Tensor& buffer, const Geometry& in, const Tensor& values,
+    const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w,
+    bool need_input, bool need_values, bool need_bias) {
+    const ScalarType type = buffer.scalar_type();
+    const int64_t channels = buffer.size(1);
+    const Tensor g = tiles_of<T>(gradient, out, gradient.size(1), "gradient"), x = tiles_of<T>(buffer, in, channels, "buffer");
+    Tensor dx = need_input ? empty_tiles<T>(x, in, channels) : empty(buffer, {0}, TYPE<T>);
+    Tensor dw = empty(values, {need_values ? values.size(0) : 0, 1}, TYPE<T>);
+    Tensor db = need_bias ? bias_gradient<T>(g, g.size(1)) : empty(buffer, {0}, TYPE<T>);
+    torch::stable::zero_(dw);
+    if (need_input || need_values)
+        sweep<T>(g, out, read<T>(x), in, channels, as<T>(values), crow_t, row_t, order, w,
+                 need_input ? write<T>(dx) : nullptr, need_values ? write<T>(dw) : nullptr);
+    const auto back = [&](const Tensor& t) { return type == TYPE<T> ? t : torch::stable::to(t, type); };
+    return {back(dx), back(dw), back(db)};
+}
+
+bool is_double(const Tensor& buffer) {
+    const ScalarType type = buffer.scalar_type();
+    STD_TORCH_CHECK(
+        type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+        "kernels are for float32, float64 and bfloat16");
+    return type == ScalarType::Double;
+}
+
+Tensor conv_forward(
+    Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, Tensor values,
+    std::optional<Tensor> bias, Tensor crow, Tensor col, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
+    int64_t out_border) {
+    const Window w = window_of(kernel, stride, padding, dilation);
+    const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
+    STD_TORCH_CHECK(w.border(in, out) <= border, "`border` must be at least ", w.border(in, out), ", got ", border);
+    check_index(crow, 1, "crow");
+    check_index(col, read(crow)[crow.numel() - 1], "col");
+    const auto f = is_double(buffer) ? &forward<double> : &forward<float>;
+    return f(buffer, in, values, bias, crow, col, w, out);
+}
+
+std::tuple<Tensor, Tensor, Tensor> conv_backward(
+    Tensor gradient, int64_t out_border, Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border,
+    Tensor values, Tensor crow_t, Tensor row_t, Tensor order, Sizes kernel, Sizes stride, Sizes padding,
+    Sizes dilation, bool need_input, bool need_values, bool need_bias) {
+    const Window w = window_of(kernel, stride, padding, dilation);
+    const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
+    STD_TORCH_CHECK(w.gradient_border(in, out) <= out_border,
+                    "`out_border` must be at least ", w.gradient_border(in, out), ", got ", out_border);
+    check_index(crow_t, buffer.size(1) * w.taps() + 1, "crow_t");
+    const int64_t nnz = read(crow_t)[buffer.size(1) * w.taps()];
+    check_index(row_t, nnz, "row_t");
+    check_index(order, nnz, "order");
+    const auto f = is_double(buffer) ? &backward<double> : &backward<float>;
+    return f(gradient, out, buffer, in, values, crow_t, row_t, order, w, need_input, need_values, need_bias);
+}
+
+} // namespace
+} // namespace regrow
+
+STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
+    m.def("conv_forward(Tensor buffer, int images, int height, int width, int border, Tensor values, Tensor? bias, "
+          "Tensor crow, Tensor col, int[] kernel, int[] stride, int[] padding, int[] dilation, int out_border) -> Tensor");
+    m.def("conv_backward(Tensor gradient, int out_border, Tensor buffer, int images, int height, int width, int border, "
+          "Tensor values, Tensor crow_t, Tensor row_t, Tensor order, int[] kernel, int[] stride, int[] padding, "
+          "int[] dilation, bool need_input, bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)");
+}
+STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
+    m.impl("conv_forward", TORCH_BOX(&regrow::conv_forward));
+    m.impl("conv_backward", TORCH_BOX(&regrow::conv_backward));
+}

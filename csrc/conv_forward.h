@@ -1,0 +1,50 @@
+// y = W x + bias over batch tiles, included once for each instruction set.
+//
+// A patch of pixels stays in registers while the connections of one output channel, in a block of input channels, pass;
+// the block is chosen such that what the patch reads of it stays in the nearest cache.
+
+// STRIDE: that of the input's pixels, 0: any.
+template <class T, int STRIDE, int R, int Q>
+inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int64_t block) {
+    constexpr int L = LANES<T>, V = TILE / L;
+    const ConvForward<T> a = args; // a copy, which no store can change
+    const bool first = block == 0, stream = a.stream && a.blocks == 1;
+    const int32_t* const start = a.start + block * a.outputs;
+    const int64_t step = STRIDE ? STRIDE * TILE : a.x.pixels, xr = a.x.rows, yr = a.y.rows;
+    for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels) {
+        int32_t j = start[o];
+        const int32_t end = start[o + a.outputs];
+        if (j == end && !first) continue;
+        const Vector<T> bias = splat(first && a.bias ? a.bias[o] : T(0));
+        Vector<T> sum[R][Q * V];
+        for (int r = 0; r < R; r++)
+            for (int n = 0; n < Q * V; n++) sum[r][n] = first ? bias : load(y + r * yr + n * L);
+        for (; j < end; j++) {
+            const T* const in = x + a.offset[j];
+            const Vector<T> w = splat(a.values[j]);
+            for (int r = 0; r < R; r++)
+                for (int n = 0; n < Q * V; n++) sum[r][n] += w * load(in + r * xr + n / V * step + n % V * L);
+        }
+        for (int r = 0; r < R; r++)
+            for (int n = 0; n < Q * V; n++)
+                stream ? store_past_caches(y + r * yr + n * L, sum[r][n]) : store(y + r * yr + n * L, sum[r][n]);
+    }
+}
+
+template <class T, int STRIDE>
+inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t begin, int64_t end) {
+    const T* const x = a.x.data + tile * a.x.tiles;
+    T* const y = a.y.data + tile * a.y.tiles;
+    patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
+        conv_forward_patch<T, STRIDE, r.value, w.value>(
+            a, x + p * a.x.rows + q * a.x.pixels, y + p * a.y.rows + q * TILE, block);
+    });
+}
+
+template <class T>
+void conv_forward(const ConvForward<T>& a, int64_t tile, int64_t begin, int64_t end) {
+    if (a.x.pixels == TILE) conv_forward_rows<T, 1>(a, tile, begin, end);
+    else if (a.x.pixels == 2 * TILE) conv_forward_rows<T, 2>(a, tile, begin, end);
+    else conv_forward_rows<T, 0>(a, tile, begin, end);
+    if (a.stream) fence();
+}

@@ -1,0 +1,371 @@
+"""Two-dimensional convolutions with a compressed weight, as torch operators on batch tiles.
+
+Activations are buffers [T, C, P, 16] as `regrow.ops.tiles` describes them. The kernels (`regrow.ops.native`) do the work
+where there are some; elsewhere the reference does, torch's own convolution with the weight made dense.
+
+A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`, `crow`, `col`, `crow_t`, `row_t` and
+`order` as in `regrow.ops.linear`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import register_flop_formula
+
+from regrow.ops import index, native
+from regrow.ops.listener import tell
+from regrow.ops.tiles import BORDER, TILE, Geometry, reborder, tile, untile
+
+
+class Window(NamedTuple):
+    """Where a convolution's taps lie; vertically, then horizontally."""
+
+    kernel: Sequence[int]
+    """Height and width."""
+    stride: Sequence[int]
+    padding: Sequence[int]
+    """Rows above and below the image, columns left and right of it."""
+    dilation: Sequence[int]
+
+    def span(self, dimension: int) -> int:
+        """Pixels from the first tap to the last, both included."""
+        return self.dilation[dimension] * (self.kernel[dimension] - 1) + 1
+
+    def size(self, dimension: int, size: int) -> int:
+        """Pixels of the output for so many of the input; below 1 where the kernel is larger than the padded image."""
+        padded = size + self.padding[2 * dimension] + self.padding[2 * dimension + 1]
+        return (padded - self.span(dimension)) // self.stride[dimension] + 1
+
+    def output(self, geometry: Geometry, border: int = BORDER) -> Geometry:
+        """Geometry of the output."""
+        return Geometry(
+            geometry.images, self.size(0, geometry.height), self.size(1, geometry.width), border
+        )
+
+    def border(self, geometry: Geometry) -> int:
+        """The border that the kernels read of the input."""
+        return max(
+            border
+            for d, size in enumerate((geometry.height, geometry.width))
+            for border in (
+                self.padding[2 * d],
+                (self.size(d, size) - 1) * self.stride[d] + self.span(d) - self.padding[2 * d] - size,
+            )
+        )
+
+    def gradient_border(self, geometry: Geometry) -> int:
+        """The border that the kernels read of the output's gradient, by the geometry of the input."""
+        return max(
+            border
+            for d, size in enumerate((geometry.height, geometry.width))
+            for border in (
+                -((self.padding[2 * d] - self.span(d) + 1) // self.stride[d]),
+                (size - 1 + self.padding[2 * d]) // self.stride[d] - self.size(d, size) + 1,
+            )
+        )
+
+
+class Correlation(NamedTuple):
+    """Operands of a convolution's backward pass."""
+
+    input: Tensor
+    """[N, in, H, W]"""
+    gradient: Tensor
+    """[N, out, H', W']"""
+    window: Window
+    columns: Tensor | None = None
+    """Those that are wanted of the matrix [out, in * kh * kw]; None: all."""
+
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """See `regrow.ops.listener.Operands`."""
+        weight = tile.new_empty(1).expand(len(tile), self.input.shape[1], *self.window.kernel)
+        rows = self.gradient[:, start : start + len(tile)].to(tile.dtype)
+        found = _dense_backward(rows, self.input.to(tile.dtype), weight, self.window, (False, True, False))
+        matrix = found[1].reshape(len(tile), -1)
+        matrix = matrix if self.columns is None else matrix[:, self.columns]
+        tile.add_(matrix) if add else tile.copy_(matrix)
+
+    def among(self, columns: Tensor) -> Correlation:
+        """See `regrow.ops.listener.Operands`."""
+        return self._replace(columns=columns)
+
+
+def _dense_weight(values: Tensor, crow: Tensor, col: Tensor, channels: int, kernel: Sequence[int]) -> Tensor:
+    """The weight [out, in, kh, kw], in float32 or better."""
+    columns, rows = channels * kernel[0] * kernel[1], len(crow) - 1
+    exact = torch.promote_types(values.dtype, torch.float32)
+    dense = values.new_zeros(rows * columns, dtype=exact)
+    dense[index.positions(crow, col, columns)] = values[: int(crow[-1]), 0].to(exact)
+    return dense.view(rows, channels, *kernel)
+
+
+def _padded(images: Tensor, window: Window) -> Tensor:
+    top, bottom, left, right = window.padding
+    return F.pad(images, (left, right, top, bottom))
+
+
+def _dense_backward(
+    gradient: Tensor, images: Tensor, weight: Tensor, window: Window, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of images, weight and bias, by torch."""
+    found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
+        gradient,
+        _padded(images, window),
+        weight,
+        [len(weight)],
+        list(window.stride),
+        [0, 0],
+        list(window.dilation),
+        False,
+        [0, 0],
+        1,
+        needs,
+    )
+    return found
+
+
+def _forward(
+    buffer: Tensor,
+    geometry: Geometry,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    window: Window,
+    out_border: int,
+) -> Tensor:
+    if native.serves(values):
+        border = max(geometry.border, window.border(geometry))
+        output: Tensor = torch.ops.regrow_native.conv_forward.default(
+            reborder(buffer, geometry, border),
+            *geometry._replace(border=border),
+            values,
+            bias,
+            crow,
+            col,
+            *map(list, window),
+            out_border,
+        )
+        return output
+    weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
+    images = _padded(untile(buffer, geometry).to(weight.dtype), window)
+    offset = None if bias is None else bias.to(weight.dtype)
+    with torch.autocast(buffer.device.type, enabled=False):
+        result = F.conv2d(images, weight, offset, tuple(window.stride), 0, tuple(window.dilation))
+    return tile(result.to(buffer.dtype), out_border)
+
+
+def _backward(
+    gradient: Tensor,
+    out_border: int,
+    buffer: Tensor,
+    geometry: Geometry,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    window: Window,
+    need_input: bool,
+    need_values: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    output = window.output(geometry, out_border)
+    if need_values:
+        tell(crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
+    if native.serves(values):
+        border = max(out_border, window.gradient_border(geometry))
+        found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.conv_backward.default(
+            reborder(gradient, output, border),
+            border,
+            buffer,
+            *geometry,
+            values,
+            crow_t,
+            row_t,
+            order,
+            *map(list, window),
+            need_input,
+            need_values,
+            need_bias,
+        )
+        return found
+    weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
+    dense = [untile(gradient, output).to(weight.dtype), untile(buffer, geometry).to(weight.dtype)]
+    needs = (need_input, need_values, need_bias)
+    wide, dense_gradient, bias_gradient = _dense_backward(*dense, weight, window, needs)
+    values_gradient = torch.zeros_like(values) if need_values else values.new_empty(0, 1)
+    if need_values:
+        positions = index.positions(crow, col, weight[0].numel())
+        values_gradient[: len(positions), 0] = dense_gradient.view(-1)[positions].to(values.dtype)
+    return (
+        tile(_unpadded(wide, window, geometry).to(buffer.dtype), geometry.border)
+        if need_input
+        else buffer.new_empty(0),
+        values_gradient,
+        bias_gradient.to(buffer.dtype) if need_bias else buffer.new_empty(0),
+    )
+
+
+def _unpadded(images: Tensor, window: Window, geometry: Geometry) -> Tensor:
+    top, _, left, _ = window.padding
+    return images[:, :, top : top + geometry.height, left : left + geometry.width]
+
+
+@torch.library.custom_op("regrow::sparse_conv2d", mutates_args=())
+def sparse_conv2d(
+    buffer: Tensor,
+    images: int,
+    height: int,
+    width: int,
+    border: int,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_border: int,
+) -> Tensor:
+    """A convolution: buffer [T, in, P, 16] of images in `Geometry` -> buffer [T, out, P', 16] with `out_border`.
+
+    `kernel`, `stride`, `padding` and `dilation` are those of a `Window`; index as in the module's docstring.
+    """
+    window = Window(kernel, stride, padding, dilation)
+    geometry = Geometry(images, height, width, border)
+    return _forward(buffer, geometry, values, bias, crow, col, window, out_border)
+
+
+@sparse_conv2d.register_fake
+def _(
+    buffer: Tensor,
+    images: int,
+    height: int,
+    width: int,
+    border: int,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    out_border: int,
+) -> Tensor:
+    window = Window(kernel, stride, padding, dilation)
+    output = window.output(Geometry(images, height, width, border), out_border)
+    return buffer.new_empty(buffer.shape[0], len(crow) - 1, output.plane, TILE)
+
+
+@torch.library.custom_op("regrow::sparse_conv2d_backward", mutates_args=())
+def sparse_conv2d_backward(
+    gradient: Tensor,
+    out_border: int,
+    buffer: Tensor,
+    images: int,
+    height: int,
+    width: int,
+    border: int,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_input: bool,
+    need_values: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out], empty where not needed.
+
+    Opaque to compilers, so that it can hand its operands to a listener.
+    """
+    window = Window(kernel, stride, padding, dilation)
+    geometry = Geometry(images, height, width, border)
+    index_ = (crow, col, crow_t, row_t, order)
+    needs = (need_input, need_values, need_bias)
+    return _backward(gradient.contiguous(), out_border, buffer, geometry, values, *index_, window, *needs)
+
+
+@sparse_conv2d_backward.register_fake
+def _(
+    gradient: Tensor,
+    out_border: int,
+    buffer: Tensor,
+    images: int,
+    height: int,
+    width: int,
+    border: int,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_input: bool,
+    need_values: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(buffer) if need_input else buffer.new_empty(0),
+        torch.empty_like(values) if need_values else values.new_empty(0, 1),
+        buffer.new_empty(len(crow) - 1 if need_bias else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    buffer, *geometry, values, bias, crow, col, crow_t, row_t, order = inputs[:12]
+    ctx.save_for_backward(buffer, values, crow, col, crow_t, row_t, order)
+    ctx.geometry, ctx.window, ctx.out_border = geometry, inputs[12:16], inputs[16]
+    ctx.has_bias = bias is not None
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[5], ctx.needs_input_grad[6] and ctx.has_bias)
+    buffer, values, *index_ = ctx.saved_tensors
+    found = sparse_conv2d_backward(
+        gradient, ctx.out_border, buffer, *ctx.geometry, values, *index_, *ctx.window, *needed
+    )
+    input_gradient, *rest = (g if need else None for g, need in zip(found, needed, strict=True))
+    return (input_gradient, *[None] * 4, *rest, *[None] * 10)
+
+
+sparse_conv2d.register_autograd(_gradients, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.regrow.sparse_conv2d)  # type: ignore[untyped-decorator]
+def _flops(buffer: Any, images: int, height: int, width: int, border: int, values: Any, *rest: Any, **_: Any) -> int:
+    """Two for each connection, image and pixel of the output."""
+    output = Window(*rest[6:10]).output(Geometry(images, height, width, border))
+    return 2 * int(values[0]) * images * output.height * output.width
+
+
+@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)  # type: ignore[untyped-decorator]
+def _backward_flops(
+    gradient: Any, out_border: int, buffer: Any, images: int, height: int, width: int, border: int, values: Any, *rest: Any, **_: Any
+) -> int:
+    output = Window(*rest[5:9]).output(Geometry(images, height, width, border))
+    return 2 * int(values[0]) * images * output.height * output.width * (int(rest[9]) + int(rest[10]))

@@ -1,0 +1,51 @@
+"""Operands of backward passes, kept for the growth search: from them any tile of the dense gradient can be computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+
+class Operands(Protocol):
+    """What one backward pass through a compressed weight was given: the dense gradient, not yet computed."""
+
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """Put the rows of the dense gradient from `start` on into `tile` [r, columns], float32 or better, or add them."""
+
+    def among(self, columns: Tensor) -> Operands:
+        """The same for the dense gradient of some columns alone, int64 [n]."""
+
+
+class Listener(Protocol):
+    """Someone who wants the operands of backward passes."""
+
+    pending: list[tuple[int, Operands]]
+    """Number of the running backward pass, and its operands."""
+
+    @property
+    def recording(self) -> bool:
+        """Whether the backward pass that runs now is of interest."""
+
+
+_listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
+
+
+def listen(crow: Tensor, listener: Listener) -> None:
+    """Let `listener` have the operands of backward passes through the weight whose row pointers are `crow`."""
+    _listeners[crow.data_ptr()] = listener
+
+
+def tell(crow: Tensor, operands: Callable[[], Operands]) -> None:
+    """Leave `operands` with the weight's listener, where there is one that wants them.
+
+    Args:
+        crow: row pointers of the weight.
+        operands: makes them, of copies: compilers reuse the memory of what a backward pass was given.
+    """
+    listener = _listeners.get(crow.data_ptr())
+    if listener is not None and listener.recording:
+        listener.pending.append((torch._C._current_graph_task_id(), operands()))
