@@ -25,6 +25,7 @@ struct ConvForward {
     Pixels<T> y;
     int64_t outputs, blocks, width;
     bool stream; // past the caches
+    int64_t inputs, block, below;
 };
 
 // Gradients of the input and of the values for some input channels, by pixels of the input that meet the same taps:
@@ -41,6 +42,7 @@ struct ConvBackward {
     Pixels<T> dx; // null: not wanted
     int64_t inputs, blocks, height, width;
     bool stream;
+    int64_t outputs, block, below;
 };
 
 template <class T>

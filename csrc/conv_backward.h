@@ -25,6 +25,17 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
     int32_t j = start[0];
     for (int64_t c = 0; c < a.inputs; c++, x += a.x.channels, dx += a.dx.channels) {
         const int32_t end = start[c + 1];
+        if (a.stream) { // the row below, which the patches after these will read
+            const int64_t from = block * a.block, count = (a.outputs - from < a.block ? a.outputs - from : a.block);
+            for (int64_t o = c * count / a.inputs; o < (c + 1) * count / a.inputs; o++)
+                for (int n = 0; n < R * Q; n++)
+                    __builtin_prefetch(g + (from + o) * a.gradient.channels + (R + n / Q) * gr + n % Q * TILE + a.below, 0, 2);
+            for (int r = 0; first && r < R; r++)
+                for (int n = 0; n < Q; n++) {
+                    if (VALUES) __builtin_prefetch(x + (R + r) * xr + n * xp, 0, 2);
+                    if (INPUT && !stream) __builtin_prefetch(dx + (R + r) * dr + n * dp, 1, 2);
+                }
+        }
         if (j == end && !(INPUT && first)) continue;
         Vector<T> in[R][Q * V], sum[R][Q * V];
         for (int r = 0; r < R; r++)

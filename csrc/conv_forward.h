@@ -14,6 +14,12 @@ inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int
     for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels) {
         int32_t j = start[o];
         const int32_t end = start[o + a.outputs];
+        if (a.stream) { // the row below, which the patches after these will read
+            const int64_t from = block * a.block, count = (a.inputs - from < a.block ? a.inputs - from : a.block);
+            for (int64_t c = o * count / a.outputs; c < (o + 1) * count / a.outputs; c++)
+                for (int n = 0; n < R * Q; n++)
+                    __builtin_prefetch(x + (from + c) * a.x.channels + (R + n / Q) * xr + n % Q * step + a.below, 0, 2);
+        }
         if (j == end && !first) continue;
         const Vector<T> bias = splat(first && a.bias ? a.bias[o] : T(0));
         Vector<T> sum[R][Q * V];

@@ -47,7 +47,7 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
                            const Geometry& in, int64_t patch) {
     const int64_t taps = w.taps(), nnz = crow[rows];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
-    const int64_t block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, 12);
+    block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, 12);
     blocks = (channels + block - 1) / block;
 
     std::vector<int32_t> from(channels * taps);
@@ -73,7 +73,7 @@ BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const 
                              int64_t most) {
     const int64_t taps = w.taps(), nnz = crow_t[channels * taps];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
-    const int64_t block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, 20);
+    block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, 20);
     blocks = (rows + block - 1) / block;
 
     std::vector<int32_t> crow_channels(channels + 1);

@@ -25,7 +25,7 @@ struct Window {
 struct ForwardIndex {
     ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows, int64_t channels, const Window& window,
                  const Geometry& in, int64_t patch);
-    int64_t blocks;
+    int64_t blocks, block;
     std::vector<int32_t> start, offset;
 };
 
@@ -44,7 +44,7 @@ struct BackwardIndex {
         int64_t first, last; // connections
         std::vector<Sweep> sweeps;
     };
-    int64_t blocks;
+    int64_t blocks, block;
     std::vector<Part> parts; // at most `most`
     std::vector<int32_t> offset, place; // place: in the values
 };

@@ -232,9 +232,9 @@ def test_two_layers_that_share_a_weight_have_one_topology() -> None:
         ),
         (mlp, {"init": {"0.weight": torch.ones(300, 784)}, "include": "0"}, "must be a boolean mask"),
         (
-            lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.Linear(4, 4)),
+            lambda: nn.Sequential(nn.Conv1d(1, 4, 3), nn.Linear(4, 4)),
             {"sparsity": 0.5, "storage": "compressed"},
-            "`storage` is 'compressed', but `0.weight` cannot be stored so: Conv2d has no compressed form",
+            "`storage` is 'compressed', but `0.weight` cannot be stored so: Conv1d has no compressed form",
         ),
         (
             lambda: nn.Linear(4, 4),

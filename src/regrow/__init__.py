@@ -9,7 +9,7 @@ from regrow.explain import explain
 from regrow.fold import fold
 from regrow.fuse import fuse, unfuse
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
-from regrow.nn import SparseLinear
+from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.saving import load, save
 from regrow.sparsify import densify, is_sparse, masks, sparsify
 from regrow.summary import summary
@@ -18,6 +18,7 @@ from regrow.tickets import Ensemble, FreeTickets, SupTickets
 __version__ = "0.1.0"
 
 __all__ = [
+    "BatchTiles",
     "ITOP",
     "SET",
     "SNFS",
@@ -32,6 +33,7 @@ __all__ = [
     "RegrowError",
     "RigL",
     "SetITOP",
+    "SparseConv2d",
     "SparseLinear",
     "Static",
     "SupTickets",

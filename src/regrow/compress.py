@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from regrow.errors import RegrowRuntimeError
 from regrow.layers import Layer, why_not_compressed
-from regrow.nn import SparseLinear
+from regrow.nn import compressed_form
 from regrow.sparsify import register
 from regrow.weights import MaskedWeight, views
 from regrow.weights.views import adopt, refuse_driven, release
@@ -51,12 +51,11 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
 
 
 def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: Optimizer | None) -> None:
-    linear, old, record = layer.module, weight.parameter, weight.record
-    assert isinstance(linear, nn.Linear)
-    module = SparseLinear.from_linear(linear, weight.positions())
+    dense, old, record = layer.module, weight.parameter, weight.record
+    module = compressed_form(dense, weight.positions())
     state = optimizer.state.get(old, {}) if optimizer is not None else {}
     moved = {key: _taken(weight, value) for key, value in state.items()}
-    release(linear)
+    release(dense)
     parent, _, child = layer.name.rpartition(".")
     model.get_submodule(parent).register_module(child, module)
     adopt(module, layer.parameter_name, replace(record, storage="compressed", reason=""))

@@ -220,8 +220,12 @@ def in_distribution(glob: str, layers: Sequence[Layer]) -> list[str]:
 def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
     """Why the weight cannot be stored compressed, or None where it can."""
     module = layer.module
-    if type(module) is not nn.Linear:
+    if type(module) not in (nn.Linear, nn.Conv2d):
         return f"{type(module).__name__} has no compressed form"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"a convolution with groups={module.groups} has no compressed form"
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        return f"a convolution with padding_mode={module.padding_mode!r} has no compressed form"
     if module is model:
         return "the model itself cannot be replaced in place"
     if parametrize.is_parametrized(module):

@@ -23,7 +23,7 @@ from regrow.layers import (
     why_not_compressed,
 )
 from regrow.materialize import draw, is_on_meta, materialize
-from regrow.nn import SparseLinear
+from regrow.nn import SparseModule, compressed_form, dense_form
 from regrow.ops.select import top
 from regrow.storage import choose_storage
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
@@ -326,9 +326,8 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     scale = (weight.numel() / len(plan.positions)) ** 0.5 if rescale else 1.0
     layer.parameter.grad = None
     if plan.storage == "compressed":
-        assert isinstance(module, nn.Linear)
         drawn = draw(module, (len(plan.positions),)) if weight.is_meta else None
-        module = SparseLinear.from_linear(module, plan.positions, drawn)
+        module = compressed_form(module, plan.positions, drawn)
         module.weight_values.detach().mul_(scale)
         parent.register_module(layer.name.rpartition(".")[2], module)
     else:
@@ -385,9 +384,9 @@ def densify(model: nn.Module) -> nn.Module:
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):
                 del module._buffers[f"{weight.parameter_name}_mask"]
-            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseLinear):
+            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseModule):
                 parent, _, child = name.rpartition(".")
-                model.get_submodule(parent).register_module(child, module.to_linear(weight.to_dense()))
+                model.get_submodule(parent).register_module(child, dense_form(module, weight.to_dense()))
             else:
                 raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
         _unregister(module)

@@ -102,11 +102,10 @@ class Run:
 
 
 def network(storage: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A sparse network of three layers; the convolutional first layer is there in masked storage only."""
+    """A sparse network of three layers, the first of them a convolution."""
     torch.manual_seed(0)
-    first = [nn.Conv2d(1, 4, 3), nn.Flatten()] if storage == "masked" else [nn.Flatten(), nn.Linear(36, 64)]
-    layers = [*first, nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)]
-    model = nn.Sequential(*layers).to(dtype)
+    first = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()]
+    model = nn.Sequential(*first, nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)).to(dtype)
     return sparsify(model, sparsity=0.7, storage=storage)
 
 

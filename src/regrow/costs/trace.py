@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regrow.costs.units import Unit
 from regrow.example import Example, run_once
+from regrow.nn import SparseConv2d
 
 
 @dataclass
@@ -93,7 +94,7 @@ def _add(
     if isinstance(module, nn.modules.conv._ConvTransposeNd):
         given = _first(inputs or tuple(named.values()))
         places, outputs = given.numel() / module.in_channels, float(_first(output).numel())
-    elif isinstance(module, nn.modules.conv._ConvNd):
+    elif isinstance(module, nn.modules.conv._ConvNd | SparseConv2d):
         outputs = float(output.numel())
         if convention == "rigl":
             given = _first(inputs or tuple(named.values()))
@@ -124,7 +125,7 @@ def _add(
     done.counted = True
 
 
-def _counter_sizes(module: nn.modules.conv._ConvNd, sizes: Sequence[int]) -> int:
+def _counter_sizes(module: nn.modules.conv._ConvNd | SparseConv2d, sizes: Sequence[int]) -> int:
     """Output positions as the published counter computes them."""
     result = 1
     for size, kernel, stride in zip(sizes, module.kernel_size, module.stride, strict=True):

@@ -1,8 +1,19 @@
 """Modules whose weight is stored compressed, and the layout of activations between them."""
 
 from regrow.nn import pool as pool  # what it answers to is known to BatchTiles from here on
+from regrow.nn.base import SparseModule
+from regrow.nn.conv import SparseConv2d
+from regrow.nn.forms import compressed_form, dense_form
 from regrow.nn.linear import SparseLinear
 from regrow.nn.norm import FusedBatchNorm2d
 from regrow.nn.tiles import BatchTiles
 
-__all__ = ["BatchTiles", "FusedBatchNorm2d", "SparseLinear"]
+__all__ = [
+    "BatchTiles",
+    "FusedBatchNorm2d",
+    "SparseConv2d",
+    "SparseLinear",
+    "SparseModule",
+    "compressed_form",
+    "dense_form",
+]

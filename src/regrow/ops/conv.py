@@ -129,7 +129,7 @@ def _dense_backward(
     return found
 
 
-def _forward(
+def forward(
     buffer: Tensor,
     geometry: Geometry,
     values: Tensor,
@@ -160,7 +160,7 @@ def _forward(
     return tile(result.to(buffer.dtype), out_border)
 
 
-def _backward(
+def backward(
     gradient: Tensor,
     out_border: int,
     buffer: Tensor,
@@ -244,7 +244,7 @@ def sparse_conv2d(
     """
     window = Window(kernel, stride, padding, dilation)
     geometry = Geometry(images, height, width, border)
-    return _forward(buffer, geometry, values, bias, crow, col, window, out_border)
+    return forward(buffer, geometry, values, bias, crow, col, window, out_border)
 
 
 @sparse_conv2d.register_fake
@@ -303,7 +303,7 @@ def sparse_conv2d_backward(
     geometry = Geometry(images, height, width, border)
     index_ = (crow, col, crow_t, row_t, order)
     needs = (need_input, need_values, need_bias)
-    return _backward(gradient.contiguous(), out_border, buffer, geometry, values, *index_, window, *needs)
+    return backward(gradient.contiguous(), out_border, buffer, geometry, values, *index_, window, *needs)
 
 
 @sparse_conv2d_backward.register_fake

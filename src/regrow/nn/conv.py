@@ -1,0 +1,205 @@
+"""`SparseConv2d`: torch's Conv2d with a compressed weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
+
+from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.nn.base import SparseModule
+from regrow.nn.tiles import BatchTiles, buffer_of, to_tiles
+from regrow.ops import index, native
+from regrow.ops.conv import Window, backward, forward, sparse_conv2d
+from regrow.ops.tiles import BORDER, Geometry, tile, untile
+
+Size = int | tuple[int, int]
+
+
+class SparseConv2d(SparseModule):
+    """A convolution with a weight in compressed storage: time and memory follow the connections.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        kernel_size, stride, padding, dilation: as for `torch.nn.Conv2d`, ``"same"`` and ``"valid"`` included.
+        groups: 1; other convolutions stay dense or masked.
+        bias: whether there is a bias.
+        padding_mode: ``"zeros"``.
+        positions: flat positions of the connections in the dense weight [out_channels, in_channels, kh, kw],
+            ascending, int64 [nnz].
+        values: their values [nnz].
+
+    Shape:
+        Input (N, in_channels, H, W), output (N, out_channels, H', W'); one image without N works too. On the kernels
+        the output is a `regrow.nn.BatchTiles`, which shows that shape; an input that is none is converted first.
+
+    Raises:
+        RegrowValueError: sizes, positions or arguments that are not allowed.
+        RegrowRuntimeError: an input whose shape or dtype does not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        positions: Tensor,
+        values: Tensor,
+    ) -> None:
+        for name, given, allowed in (("groups", groups, 1), ("padding_mode", padding_mode, "zeros")):
+            if given != allowed:
+                raise RegrowValueError(
+                    f"`{name}` must be {allowed!r}, got {given!r}: such a convolution has no compressed form.\n"
+                    "Use storage='masked' for it."
+                )
+        kernel, step, spread = _pair(kernel_size), _pair(stride), _pair(dilation)
+        shape = (out_channels, in_channels, *kernel)
+        pairs = {"kernel_size": kernel, "stride": step, "dilation": spread}
+        sizes = {
+            "in_channels": in_channels,
+            "out_channels": out_channels,
+            **{f"{name}[{d}]": pair[d] for name, pair in pairs.items() for d in (0, 1)},
+            "in_channels * kernel_size": in_channels * kernel[0] * kernel[1],
+        }
+        super().__init__(shape, sizes, bias, positions, values)
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size: tuple[int, int] = kernel
+        self.stride: tuple[int, int] = step
+        self.padding: tuple[int, int] | str = padding if isinstance(padding, str) else _pair(padding)
+        self.dilation: tuple[int, int] = spread
+        self.groups = groups
+        self.padding_mode = padding_mode
+        self._window = Window(kernel, step, self._paddings(), spread)
+
+    def _paddings(self) -> tuple[int, int, int, int]:
+        """Rows above and below, columns left and right."""
+        if self.padding == "valid":
+            return (0, 0, 0, 0)
+        if self.padding == "same" and self.stride == (1, 1):
+            down, across = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
+            return (down // 2, down - down // 2, across // 2, across - across // 2)
+        if isinstance(self.padding, str) or min(self.padding) < 0:
+            raise RegrowValueError(
+                f"`padding` must be 0 or more, 'valid', or 'same' where the stride is 1, got {self.padding!r} "
+                f"with stride {self.stride}"
+            )
+        return (self.padding[0], self.padding[0], self.padding[1], self.padding[1])
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, positions: Tensor, values: Tensor | None = None) -> SparseConv2d:
+        """The connections at `positions` of a dense layer, with the layer's own bias parameter.
+
+        Their `values` [nnz] are the layer's, unless they are given.
+        """
+        if values is None:
+            values = conv.weight.detach().reshape(-1)[positions]
+        sparse = cls(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            bias=False,
+            padding_mode=conv.padding_mode,
+            positions=positions,
+            values=values,
+        )
+        sparse._take_from(conv)
+        return sparse
+
+    def to_conv(self, dense: Tensor) -> nn.Conv2d:
+        """The dense layer with weight `dense` [out_channels, in_channels, kh, kw] and this layer's bias parameter."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            bias=False,
+            device="meta",
+        )
+        self._give_to(conv, dense)
+        return conv
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight as a `torch.sparse_coo` tensor [out_channels, in_channels, kh, kw], read-only."""
+        crow, col, *_ = self._index
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        positions = index.positions(crow, col, shape[1] * shape[2] * shape[3])
+        where = torch.stack(torch.unravel_index(positions, shape))
+        values = self.weight_values.detach()[: len(positions), 0]
+        return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            output = self.forward(input.unsqueeze(0))
+            return output.squeeze(0)
+        if input.dim() != 4 or input.shape[1] != self.in_channels:
+            raise RegrowRuntimeError(
+                f"`input` must be (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), "
+                f"got shape {tuple(input.shape)}"
+            )
+        window, size = self._window, tuple(input.shape[2:])
+        if 0 in size or min(window.size(d, n) for d, n in enumerate(size)) < 1:
+            raise RegrowRuntimeError(
+                f"`input` must be as large as the kernel once it is padded: {size} with padding {self.padding} is "
+                f"smaller than {window.span(0)} x {window.span(1)}"
+            )
+        input, values, bias = self._operands(input)
+        if native.serves(values) and not torch.compiler.is_compiling():
+            tiles = to_tiles(input, operation="SparseConv2d")
+            output = _OnTiles.apply(tiles, values, bias, *self._index, window)  # type: ignore[no-untyped-call]
+            return output
+        geometry = Geometry(input.shape[0], *size, BORDER)
+        buffer = sparse_conv2d(tile(input), *geometry, values, bias, *self._index, *window, BORDER)
+        return untile(buffer, window.output(geometry))
+
+    def extra_repr(self) -> str:
+        parts = [
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
+        ]
+        if self.padding != (0, 0):
+            parts.append(f"padding={self.padding!r}")
+        if self.dilation != (1, 1):
+            parts.append(f"dilation={self.dilation}")
+        parts.append(f"bias={self.bias is not None}, connections={int(self._index[0][-1])}")
+        return ", ".join(parts)
+
+
+class _OnTiles(torch.autograd.Function):
+    """`sparse_conv2d` from tiles to tiles, without an operator of Python's on the way to the kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, tiles: BatchTiles, values: Tensor, bias: Tensor | None, *rest: Any) -> BatchTiles:
+        *parts, window = rest
+        ctx.save_for_backward(tiles.buffer, values, *parts)
+        ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
+        crow, col, *_ = parts
+        return BatchTiles(
+            forward(tiles.buffer, tiles.geometry, values, bias, crow, col, window, BORDER), ctx.output
+        )
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        buffer, values, *parts = ctx.saved_tensors
+        gradient = buffer_of(gradients[0], ctx.output, "gradient of SparseConv2d")
+        needs = ctx.needs_input_grad[:3]
+        found = backward(gradient, BORDER, buffer, ctx.geometry, values, *parts, ctx.window, *needs)
+        input_gradient, *rest = (g if need else None for g, need in zip(found, needs, strict=True))
+        tiles = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
+        return (tiles, *rest, *[None] * 6)
