@@ -24,8 +24,9 @@ struct ConvForward {
     Pixels<const T> x;     // by the output's pixels: `rows` and `pixels` hold the stride
     Pixels<T> y;
     int64_t outputs, blocks, width;
-    bool stream; // past the caches
-    int64_t inputs, block, below;
+    bool large; // more than the caches hold: what is read soon is fetched early, what is written goes past them
+    int64_t inputs, block; // channels, in all and in a block
+    int64_t below;         // from the input at an output's pixel to the lowest row that is read there
 };
 
 // Gradients of the input and of the values for some input channels, by pixels of the input that meet the same taps:
@@ -41,8 +42,9 @@ struct ConvBackward {
     Pixels<const T> x;
     Pixels<T> dx; // null: not wanted
     int64_t inputs, blocks, height, width;
-    bool stream;
-    int64_t outputs, block, below;
+    bool large;             // as above
+    int64_t outputs, block; // channels, in all and in a block
+    int64_t below;          // from the output gradient at a pixel to the lowest row that is read there
 };
 
 template <class T>

@@ -17,7 +17,7 @@ template <class T, bool INPUT, int VALUES, int R, int Q>
 inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T* x, T* dx, int64_t block) {
     constexpr int L = LANES<T>, V = TILE / L;
     const ConvBackward<T> a = args; // a copy, which no store can change
-    const bool first = block == 0, stream = a.stream && a.blocks == 1;
+    const bool first = block == 0, stream = a.large && a.blocks == 1;
     const int32_t* const start = a.start + block * (a.inputs + 1);
     const int64_t gr = a.gradient.rows, xr = a.x.rows, xp = a.x.pixels, dr = a.dx.rows, dp = a.dx.pixels;
     Vector<T> product[L]; // of connections that wait to be summed a vector full at a time
@@ -25,7 +25,7 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
     int32_t j = start[0];
     for (int64_t c = 0; c < a.inputs; c++, x += a.x.channels, dx += a.dx.channels) {
         const int32_t end = start[c + 1];
-        if (a.stream) { // the row below, which the patches after these will read
+        if (a.large) { // the row below, which the patches after these will read
             const int64_t from = block * a.block, count = (a.outputs - from < a.block ? a.outputs - from : a.block);
             for (int64_t o = c * count / a.inputs; o < (c + 1) * count / a.inputs; o++)
                 for (int n = 0; n < R * Q; n++)
@@ -90,7 +90,7 @@ void conv_backward(const ConvBackward<T>& a, int64_t tile) {
     if (!a.sums) conv_backward_tile<T, true, 0>(a, tile);
     else if (a.dx.data) a.products ? conv_backward_tile<T, true, 2>(a, tile) : conv_backward_tile<T, true, 1>(a, tile);
     else a.products ? conv_backward_tile<T, false, 2>(a, tile) : conv_backward_tile<T, false, 1>(a, tile);
-    if (a.stream) fence();
+    if (a.large) fence();
 }
 
 template <class T>

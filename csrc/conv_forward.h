@@ -8,13 +8,13 @@ template <class T, int STRIDE, int R, int Q>
 inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int64_t block) {
     constexpr int L = LANES<T>, V = TILE / L;
     const ConvForward<T> a = args; // a copy, which no store can change
-    const bool first = block == 0, stream = a.stream && a.blocks == 1;
+    const bool first = block == 0, stream = a.large && a.blocks == 1;
     const int32_t* const start = a.start + block * a.outputs;
     const int64_t step = STRIDE ? STRIDE * TILE : a.x.pixels, xr = a.x.rows, yr = a.y.rows;
     for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels) {
         int32_t j = start[o];
         const int32_t end = start[o + a.outputs];
-        if (a.stream) { // the row below, which the patches after these will read
+        if (a.large) { // the row below, which the patches after these will read
             const int64_t from = block * a.block, count = (a.inputs - from < a.block ? a.inputs - from : a.block);
             for (int64_t c = o * count / a.outputs; c < (o + 1) * count / a.outputs; c++)
                 for (int n = 0; n < R * Q; n++)
@@ -52,5 +52,5 @@ void conv_forward(const ConvForward<T>& a, int64_t tile, int64_t begin, int64_t 
     if (a.x.pixels == TILE) conv_forward_rows<T, 1>(a, tile, begin, end);
     else if (a.x.pixels == 2 * TILE) conv_forward_rows<T, 2>(a, tile, begin, end);
     else conv_forward_rows<T, 0>(a, tile, begin, end);
-    if (a.stream) fence();
+    if (a.large) fence();
 }

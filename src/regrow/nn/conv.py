@@ -147,8 +147,7 @@ class SparseConv2d(SparseModule):
 
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 3:
-            output = self.forward(input.unsqueeze(0))
-            return output.squeeze(0)
+            return self.forward(input.unsqueeze(0)).squeeze(0)
         if input.dim() != 4 or input.shape[1] != self.in_channels:
             raise RegrowRuntimeError(
                 f"`input` must be (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), "
@@ -163,8 +162,8 @@ class SparseConv2d(SparseModule):
         input, values, bias = self._operands(input)
         if native.serves(values) and not torch.compiler.is_compiling():
             tiles = to_tiles(input, operation="SparseConv2d")
-            output = _OnTiles.apply(tiles, values, bias, *self._index, window)  # type: ignore[no-untyped-call]
-            return output
+            sparse: Tensor = _OnTiles.apply(tiles, values, bias, *self._index, window)  # type: ignore[no-untyped-call]
+            return sparse
         geometry = Geometry(input.shape[0], *size, BORDER)
         buffer = sparse_conv2d(tile(input), *geometry, values, bias, *self._index, *window, BORDER)
         return untile(buffer, window.output(geometry))

@@ -21,7 +21,7 @@ def compressed_form(module: nn.Module, positions: Tensor, values: Tensor | None 
 
 
 def dense_form(module: SparseModule, weight: Tensor) -> nn.Module:
-    """The dense module that computes what `module` does, with the dense `weight` and the module's own bias parameter."""
+    """The dense module that does what `module` does, with the dense `weight` and the module's own bias parameter."""
     if isinstance(module, SparseConv2d):
         return module.to_conv(weight)
     assert isinstance(module, SparseLinear)

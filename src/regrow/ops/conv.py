@@ -1,7 +1,7 @@
 """Two-dimensional convolutions with a compressed weight, as torch operators on batch tiles.
 
-Activations are buffers [T, C, P, 16] as `regrow.ops.tiles` describes them. The kernels (`regrow.ops.native`) do the work
-where there are some; elsewhere the reference does, torch's own convolution with the weight made dense.
+Activations are buffers [T, C, P, 16] as `regrow.ops.tiles` describes them. The kernels (`regrow.ops.native`) do the
+work where there are some; elsewhere the reference does, torch's own convolution with the weight made dense.
 
 A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`, `crow`, `col`, `crow_t`, `row_t` and
 `order` as in `regrow.ops.linear`.
@@ -10,6 +10,7 @@ A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -43,9 +44,7 @@ class Window(NamedTuple):
 
     def output(self, geometry: Geometry, border: int = BORDER) -> Geometry:
         """Geometry of the output."""
-        return Geometry(
-            geometry.images, self.size(0, geometry.height), self.size(1, geometry.width), border
-        )
+        return Geometry(geometry.images, self.size(0, geometry.height), self.size(1, geometry.width), border)
 
     def border(self, geometry: Geometry) -> int:
         """The border that the kernels read of the input."""
@@ -139,7 +138,9 @@ def forward(
     window: Window,
     out_border: int,
 ) -> Tensor:
+    """`sparse_conv2d` without the operator around it, for those who differentiate it themselves."""
     if native.serves(values):
+        _count_kernels()
         border = max(geometry.border, window.border(geometry))
         output: Tensor = torch.ops.regrow_native.conv_forward.default(
             reborder(buffer, geometry, border),
@@ -176,6 +177,7 @@ def backward(
     need_values: bool,
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`sparse_conv2d_backward` without the operator around it."""
     output = window.output(geometry, out_border)
     if need_values:
         tell(crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
@@ -356,16 +358,30 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 sparse_conv2d.register_autograd(_gradients, setup_context=_save)
 
 
+def _flops(values: Any, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
+    """Two for each connection, image and pixel of the output, in each product."""
+    output = Window(*window).output(Geometry(*geometry))
+    return 2 * int(values[0]) * output.images * output.height * output.width * products
+
+
 @register_flop_formula(torch.ops.regrow.sparse_conv2d)  # type: ignore[untyped-decorator]
-def _flops(buffer: Any, images: int, height: int, width: int, border: int, values: Any, *rest: Any, **_: Any) -> int:
-    """Two for each connection, image and pixel of the output."""
-    output = Window(*rest[6:10]).output(Geometry(images, height, width, border))
-    return 2 * int(values[0]) * images * output.height * output.width
+def _(*args: Any, **_: Any) -> int:
+    return _flops(args[5], args[1:5], args[12:16], 1)
 
 
 @register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)  # type: ignore[untyped-decorator]
-def _backward_flops(
-    gradient: Any, out_border: int, buffer: Any, images: int, height: int, width: int, border: int, values: Any, *rest: Any, **_: Any
-) -> int:
-    output = Window(*rest[5:9]).output(Geometry(images, height, width, border))
-    return 2 * int(values[0]) * images * output.height * output.width * (int(rest[9]) + int(rest[10]))
+def _(*args: Any, **_: Any) -> int:
+    return _flops(args[7], args[3:7], args[13:17], args[17] + args[18])
+
+
+@cache
+def _count_kernels() -> None:
+    """Let FLOP counters see the kernels themselves, once they are loaded."""
+
+    @register_flop_formula(torch.ops.regrow_native.conv_forward)  # type: ignore[untyped-decorator]
+    def _(*args: Any, **_: Any) -> int:
+        return _flops(args[5], args[1:5], args[9:13], 1)
+
+    @register_flop_formula(torch.ops.regrow_native.conv_backward)  # type: ignore[untyped-decorator]
+    def _(*args: Any, **_: Any) -> int:
+        return _flops(args[7], args[3:7], args[11:15], args[15] + args[16])
