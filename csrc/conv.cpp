@@ -91,14 +91,14 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     const Tensor x = tiles_of<T>(buffer, in, channels, "buffer"), v = as<T>(values);
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
     Tensor y = empty_tiles<T>(x, out, rows);
-    const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels);
+    const bool large = y.numel() * int64_t(sizeof(T)) > CACHED;
+    const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels, large);
     const int64_t origin[2] = {0, 0};
     T* const to = write<T>(y);
     const ConvForward<T> work{
         index.start.data(), index.offset.data(), read<T>(v), b ? read<T>(*b) : nullptr,
         every(pixels_of(read<T>(x), in, channels), origin, w.stride), pixels_of(to, out, rows),
-        rows, index.blocks, out.width, y.numel() * int64_t(sizeof(T)) > CACHED,
-        channels, index.block, w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
+        rows, index.blocks, out.width, large, channels, index.block, w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
     const int64_t bands = std::min(split(tiles), out.height);
     torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
@@ -132,8 +132,9 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
            const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, T* dx, T* dw) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
     const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
+    const bool large = in.tiles() * channels * in.size() * int64_t(sizeof(T)) > CACHED;
     const BackwardIndex index(read(crow_t), read(row_t), read(order), rows, channels, w, in, out,
-                              kernels.backward_pixels, split(groups));
+                              kernels.backward_pixels, large, split(groups));
     const int64_t nnz = int64_t(index.place.size()), parts = int64_t(index.parts.size());
     std::vector<T> own(nnz), sums(dw ? groups * nnz : 0);
     for (int64_t j = 0; j < nnz; j++) own[j] = read<T>(values)[index.place[j]];
@@ -163,8 +164,7 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
                         pixels_of(read<T>(gradient), out, rows),
                         every(pixels_of(x + skipped, in, channels), each.first, w.stride), {},
                         part.end - part.begin, index.blocks, each.size[0], each.size[1],
-                        in.tiles() * channels * in.size() * int64_t(sizeof(T)) > CACHED,
-                        rows, index.block, w.before[0] / w.stride[0] * out.row() * TILE};
+                        large, rows, index.block, w.before[0] / w.stride[0] * out.row() * TILE};
                     if (dx) work.dx = every(pixels_of(dx + skipped, in, channels), each.first, w.stride);
                     kernels.backward(work, tile);
                 }

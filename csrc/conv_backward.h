@@ -25,16 +25,11 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
     int32_t j = start[0];
     for (int64_t c = 0; c < a.inputs; c++, x += a.x.channels, dx += a.dx.channels) {
         const int32_t end = start[c + 1];
-        if (a.large) { // the row below, which the patches after these will read
-            const int64_t from = block * a.block, count = (a.outputs - from < a.block ? a.outputs - from : a.block);
-            for (int64_t o = c * count / a.inputs; o < (c + 1) * count / a.inputs; o++)
-                for (int n = 0; n < R * Q; n++)
-                    __builtin_prefetch(g + (from + o) * a.gradient.channels + (R + n / Q) * gr + n % Q * TILE + a.below, 0, 2);
-            for (int r = 0; first && r < R; r++)
-                for (int n = 0; n < Q; n++) {
-                    if (VALUES) __builtin_prefetch(x + (R + r) * xr + n * xp, 0, 2);
-                    if (INPUT && !stream) __builtin_prefetch(dx + (R + r) * dr + n * dp, 1, 2);
-                }
+        if (a.large) {
+            const Channels read{block * a.block, a.block, a.outputs};
+            fetch_next<T, R, Q>(g + a.below, a.gradient.channels, gr, TILE, read, c, a.inputs);
+            if (VALUES && first) fetch_next<T, R, Q>(x, 0, xr, xp, {0, 1, 1}, 0, 1);
+            if (INPUT && first && !stream) fetch_next<T, R, Q>(dx, 0, dr, dp, {0, 1, 1}, 0, 1);
         }
         if (j == end && !(INPUT && first)) continue;
         Vector<T> in[R][Q * V], sum[R][Q * V];
@@ -78,11 +73,12 @@ inline void conv_backward_tile(const ConvBackward<T>& a, int64_t tile) {
     const T* const g = a.gradient.data + tile * a.gradient.tiles;
     const T* const x = a.x.data + tile * a.x.tiles;
     T* const dx = INPUT ? a.dx.data + tile * a.dx.tiles : nullptr;
-    patches<T, BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
+    const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
         conv_backward_patch<T, INPUT, VALUES, r.value, w.value>(
             a, g + p * a.gradient.rows + q * TILE, x + p * a.x.rows + q * a.x.pixels,
             dx + p * a.dx.rows + q * a.dx.pixels, block);
-    });
+    };
+    patches<T, BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, patch);
 }
 
 template <class T>

@@ -14,11 +14,9 @@ inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int
     for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels) {
         int32_t j = start[o];
         const int32_t end = start[o + a.outputs];
-        if (a.large) { // the row below, which the patches after these will read
-            const int64_t from = block * a.block, count = (a.inputs - from < a.block ? a.inputs - from : a.block);
-            for (int64_t c = o * count / a.outputs; c < (o + 1) * count / a.outputs; c++)
-                for (int n = 0; n < R * Q; n++)
-                    __builtin_prefetch(x + (from + c) * a.x.channels + (R + n / Q) * xr + n % Q * step + a.below, 0, 2);
+        if (a.large) {
+            const Channels read{block * a.block, a.block, a.inputs};
+            fetch_next<T, R, Q>(x + a.below, a.x.channels, xr, step, read, o, a.outputs);
         }
         if (j == end && !first) continue;
         const Vector<T> bias = splat(first && a.bias ? a.bias[o] : T(0));
@@ -41,10 +39,11 @@ template <class T, int STRIDE>
 inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t begin, int64_t end) {
     const T* const x = a.x.data + tile * a.x.tiles;
     T* const y = a.y.data + tile * a.y.tiles;
-    patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
+    const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
         conv_forward_patch<T, STRIDE, r.value, w.value>(
             a, x + p * a.x.rows + q * a.x.pixels, y + p * a.y.rows + q * TILE, block);
-    });
+    };
+    patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
 }
 
 template <class T>

@@ -23,9 +23,10 @@ struct Window {
 
 // For the forward pass: connections as they are, in blocks of input channels.
 struct ForwardIndex {
+    // patch: pixels that a kernel holds; large: the activations come from memory
     ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows, int64_t channels, const Window& window,
-                 const Geometry& in, int64_t patch);
-    int64_t blocks, block;
+                 const Geometry& in, int64_t patch, bool large);
+    int64_t blocks, block; // number and size
     std::vector<int32_t> start, offset;
 };
 
@@ -38,7 +39,8 @@ struct Sweep {
 // For the backward pass: connections by part of the input channels, sweep, block of output channels, input channel.
 struct BackwardIndex {
     BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t rows, int64_t channels,
-                  const Window& window, const Geometry& in, const Geometry& out, int64_t patch, int64_t most);
+                  const Window& window, const Geometry& in, const Geometry& out, int64_t patch, bool large,
+                  int64_t most);
     struct Part {
         int64_t begin, end; // input channels
         int64_t first, last; // connections
