@@ -29,6 +29,7 @@ def stored(layer: nn.Module, sparsity: float) -> tuple[str, str]:
         (nn.Linear(256, 256), 0.9, "compressed", "faster so"),
         (nn.Linear(256, 256), 0.6, "masked", "above 0.3"),
         (nn.Linear(784, 512).half(), 0.9, "masked", "no kernels for torch.float16"),
+        (nn.Conv2d(64, 128, 3), 0.9, "masked", "ask for storage='compressed'"),
         (nn.ConvTranspose2d(64, 64, 3), 0.9, "masked", "ConvTranspose2d has no compressed form"),
     ],
 )

@@ -44,6 +44,8 @@ def _why_no_kernel(layer: Layer) -> str | None:
 
 
 def _why_slower(layer: Layer, density: float) -> str | None:
+    if isinstance(layer.module, nn.Conv2d):
+        return "a convolution gains where its neighbours keep its layout: ask for storage='compressed'"
     rows, columns = as_matrix(layer.shape)
     limit = max((most for size, most in DENSEST if rows * columns >= size), default=0.0)
     if min(rows, columns) < NARROWEST or not limit:
