@@ -199,9 +199,9 @@ def backward(
         )
         return found
     weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
-    dense = [untile(gradient, output).to(weight.dtype), untile(buffer, geometry).to(weight.dtype)]
+    images, above = (untile(*tiles).to(weight.dtype) for tiles in ((buffer, geometry), (gradient, output)))
     needs = (need_input, need_values, need_bias)
-    wide, dense_gradient, bias_gradient = _dense_backward(*dense, weight, window, needs)
+    wide, dense_gradient, bias_gradient = _dense_backward(above, images, weight, window, needs)
     values_gradient = torch.zeros_like(values) if need_values else values.new_empty(0, 1)
     if need_values:
         positions = index.positions(crow, col, weight[0].numel())
@@ -364,12 +364,12 @@ def _flops(values: Any, geometry: Sequence[int], window: Sequence[Any], products
     return 2 * int(values[0]) * output.images * output.height * output.width * products
 
 
-@register_flop_formula(torch.ops.regrow.sparse_conv2d)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.regrow.sparse_conv2d)
 def _(*args: Any, **_: Any) -> int:
     return _flops(args[5], args[1:5], args[12:16], 1)
 
 
-@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)
 def _(*args: Any, **_: Any) -> int:
     return _flops(args[7], args[3:7], args[13:17], args[17] + args[18])
 
@@ -378,10 +378,10 @@ def _(*args: Any, **_: Any) -> int:
 def _count_kernels() -> None:
     """Let FLOP counters see the kernels themselves, once they are loaded."""
 
-    @register_flop_formula(torch.ops.regrow_native.conv_forward)  # type: ignore[untyped-decorator]
+    @register_flop_formula(torch.ops.regrow_native.conv_forward)
     def _(*args: Any, **_: Any) -> int:
         return _flops(args[5], args[1:5], args[9:13], 1)
 
-    @register_flop_formula(torch.ops.regrow_native.conv_backward)  # type: ignore[untyped-decorator]
+    @register_flop_formula(torch.ops.regrow_native.conv_backward)
     def _(*args: Any, **_: Any) -> int:
         return _flops(args[7], args[3:7], args[11:15], args[15] + args[16])

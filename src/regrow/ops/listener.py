@@ -14,7 +14,7 @@ class Operands(Protocol):
     """What one backward pass through a compressed weight was given: the dense gradient, not yet computed."""
 
     def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
-        """Put the rows of the dense gradient from `start` on into `tile` [r, columns], float32 or better, or add them."""
+        """Put the dense gradient's rows from `start` on into `tile` [r, columns], float32 or better, or add them."""
 
     def among(self, columns: Tensor) -> Operands:
         """The same for the dense gradient of some columns alone, int64 [n]."""
