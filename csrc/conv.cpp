@@ -6,6 +6,7 @@
 
 #include "activations.h"
 #include "conv_index.h"
+#include "tiles_torch.h"
 
 namespace regrow {
 namespace {
@@ -47,11 +48,6 @@ Tensor tiles_of(const Tensor& buffer, const Geometry& g, int64_t channels, const
 }
 
 template <class T>
-Tensor empty_tiles(const Tensor& like, const Geometry& g, int64_t channels) {
-    return empty(like, {g.tiles(), channels, g.size() / TILE, TILE}, TYPE<T>);
-}
-
-template <class T>
 Pixels<T> pixels_of(T* data, const Geometry& g, int64_t channels) {
     return {data + g.first() * TILE, channels * g.size(), g.size(), g.row() * TILE, TILE};
 }
@@ -90,7 +86,7 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     const int64_t rows = crow.numel() - 1, channels = buffer.size(1), tiles = out.tiles();
     const Tensor x = tiles_of<T>(buffer, in, channels, "buffer"), v = as<T>(values);
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
-    Tensor y = empty_tiles<T>(x, out, rows);
+    Tensor y = empty_tiles(x, rows, out);
     const bool large = y.numel() * int64_t(sizeof(T)) > CACHED;
     const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels, large);
     const int64_t origin[2] = {0, 0};
@@ -190,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const ScalarType type = buffer.scalar_type();
     const int64_t channels = buffer.size(1);
     const Tensor g = tiles_of<T>(gradient, out, gradient.size(1), "gradient"), x = tiles_of<T>(buffer, in, channels, "buffer");
-    Tensor dx = need_input ? empty_tiles<T>(x, in, channels) : empty(buffer, {0}, TYPE<T>);
+    Tensor dx = need_input ? empty_tiles(x, channels, in) : empty(buffer, {0}, TYPE<T>);
     Tensor dw = empty(values, {need_values ? values.size(0) : 0, 1}, TYPE<T>);
     Tensor db = need_bias ? bias_gradient<T>(g, g.size(1)) : empty(buffer, {0}, TYPE<T>);
     torch::stable::zero_(dw);
@@ -213,11 +209,14 @@ Tensor conv_forward(
     Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, Tensor values,
     std::optional<Tensor> bias, Tensor crow, Tensor col, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
     int64_t out_border) {
+    STD_TORCH_CHECK(buffer.dim() == 4, "`buffer` must be of shape [T, C, P, 16]");
     const Window w = window_of(kernel, stride, padding, dilation);
     const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
     STD_TORCH_CHECK(w.border(in, out) <= border, "`border` must be at least ", w.border(in, out), ", got ", border);
-    check_index(crow, 1, "crow");
-    check_index(col, read(crow)[crow.numel() - 1], "col");
+    const int64_t rows = std::max<int64_t>(crow.numel() - 1, 0), nnz = check_pointers(crow, rows, "crow");
+    check_index(col, nnz, "col");
+    check_vector(values, nnz, "values");
+    if (bias) check_vector(*bias, rows, "bias");
     const auto f = is_double(buffer) ? &forward<double> : &forward<float>;
     return f(buffer, in, values, bias, crow, col, w, out);
 }
@@ -230,10 +229,11 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(
     const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
     STD_TORCH_CHECK(w.gradient_border(in, out) <= out_border,
                     "`out_border` must be at least ", w.gradient_border(in, out), ", got ", out_border);
-    check_index(crow_t, buffer.size(1) * w.taps() + 1, "crow_t");
-    const int64_t nnz = read(crow_t)[buffer.size(1) * w.taps()];
+    STD_TORCH_CHECK(buffer.dim() == 4 && gradient.dim() == 4, "`buffer` and `gradient` must be of shape [T, C, P, 16]");
+    const int64_t nnz = check_pointers(crow_t, buffer.size(1) * w.taps(), "crow_t");
     check_index(row_t, nnz, "row_t");
     check_index(order, nnz, "order");
+    check_vector(values, nnz, "values");
     const auto f = is_double(buffer) ? &backward<double> : &backward<float>;
     return f(gradient, out, buffer, in, values, crow_t, row_t, order, w, need_input, need_values, need_bias);
 }

@@ -144,17 +144,6 @@ void check_activations(const Tensor& t, const Tensor& input, int64_t features, c
                         t.scalar_type() == input.scalar_type(),
                     "`", name, "` must be of shape [", input.size(0), ", ", features, "] and the input's dtype, on the CPU");
 }
-int64_t check_pointers(const Tensor& crow, int64_t rows, const char* name) {
-    check_index(crow, rows + 1, name);
-    const int32_t* const c = read(crow);
-    STD_TORCH_CHECK(crow.numel() == rows + 1 && c[0] == 0 && c[rows] >= 0, "`", name, "` must be of shape [", rows + 1,
-                    "] and start at 0");
-    return c[rows];
-}
-void check_vector(const Tensor& t, int64_t least, const char* name) {
-    STD_TORCH_CHECK(t.is_cpu() && t.numel() >= least, "`", name, "` must hold at least ", least, " numbers, on the CPU, got ",
-                    t.numel());
-}
 void check_activation(int64_t activation, bool kept) {
     STD_TORCH_CHECK(activation >= 0 && activation <= int64_t(Activation::silu), "`activation` must be in [0, 3], got ",
                     activation);

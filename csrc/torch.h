@@ -40,4 +40,17 @@ inline void check_positions(const Tensor& positions, const char* name) {
                     "`", name, "` must be a contiguous int64 vector on the CPU");
 }
 
+// Row pointers; returns the number of connections.
+inline int64_t check_pointers(const Tensor& crow, int64_t rows, const char* name) {
+    check_index(crow, rows + 1, name);
+    const int32_t* const c = read(crow);
+    STD_TORCH_CHECK(crow.numel() == rows + 1 && c[0] == 0 && c[rows] >= 0, "`", name, "` must be of shape [", rows + 1,
+                    "] and start at 0");
+    return c[rows];
+}
+inline void check_vector(const Tensor& t, int64_t least, const char* name) {
+    STD_TORCH_CHECK(t.is_cpu() && t.numel() >= least, "`", name, "` must hold at least ", least, " numbers, on the CPU, got ",
+                    t.numel());
+}
+
 } // namespace regrow

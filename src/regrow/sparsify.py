@@ -328,8 +328,7 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     if plan.storage == "compressed":
         drawn = draw(module, (len(plan.positions),)) if weight.is_meta else None
         module = compressed_form(module, plan.positions, drawn)
-        values: Tensor = module.weight_values.detach()
-        values.mul_(scale)
+        module.weight_values.detach().mul_(scale)
         parent.register_module(layer.name.rpartition(".")[2], module)
     else:
         weight.mul_(scale)

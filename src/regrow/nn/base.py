@@ -75,6 +75,12 @@ class SparseModule(nn.Module):
         dense.register_parameter("bias", self.bias)
         dense.train(self.training)
 
+    def _replicate_for_data_parallel(self) -> SparseModule:
+        raise RegrowRuntimeError(
+            "nn.DataParallel copies the model in every pass, and what a backward pass leaves with a copy is lost.\n"
+            "Use torch.nn.parallel.DistributedDataParallel."
+        )
+
     @property
     def _index(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``crow, col, crow_t, row_t, order`` as `regrow.ops.linear` describes them."""
@@ -98,12 +104,6 @@ class SparseModule(nn.Module):
                 f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}"
             )
         return input, values, bias
-
-    def _replicate_for_data_parallel(self) -> SparseModule:
-        raise RegrowRuntimeError(
-            "nn.DataParallel copies the model in every pass, and what a backward pass leaves with a copy is lost.\n"
-            "Use torch.nn.parallel.DistributedDataParallel."
-        )
 
 
 def _check_positions(positions: Tensor, size: int) -> None:

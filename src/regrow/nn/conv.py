@@ -153,7 +153,7 @@ class SparseConv2d(SparseModule):
                 f"`input` must be (N, {self.in_channels}, H, W) or ({self.in_channels}, H, W), "
                 f"got shape {tuple(input.shape)}"
             )
-        window, size = self._window, tuple(input.shape[2:])
+        window, size = self._window, (input.shape[2], input.shape[3])
         if 0 in size or min(window.size(d, n) for d, n in enumerate(size)) < 1:
             raise RegrowRuntimeError(
                 f"`input` must be as large as the kernel once it is padded: {size} with padding {self.padding} is "
@@ -195,10 +195,11 @@ class _OnTiles(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        buffer, values, *parts = ctx.saved_tensors
+        buffer, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
         gradient = buffer_of(gradients[0], ctx.output, "gradient of SparseConv2d")
-        needs = ctx.needs_input_grad[:3]
-        found = backward(gradient, BORDER, buffer, ctx.geometry, values, *parts, ctx.window, *needs)
+        needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
+        index_ = (crow, col, crow_t, row_t, order)
+        found = backward(gradient, BORDER, buffer, ctx.geometry, values, *index_, ctx.window, *needs)
         input_gradient, *rest = (g if need else None for g, need in zip(found, needs, strict=True))
         tiles = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
         return (tiles, *rest, *[None] * 6)

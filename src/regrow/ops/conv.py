@@ -77,21 +77,21 @@ class Correlation(NamedTuple):
     gradient: Tensor
     """[N, out, H', W']"""
     window: Window
-    chosen: Tensor | None = None
-    """The columns that are asked for; None: all."""
+    columns: Tensor | None = None
+    """Those that are wanted of the matrix [out, in * kh * kw]; None: all."""
 
-    def among(self, chosen: Tensor) -> Correlation:
-        """Those of the columns `chosen` [c] alone."""
-        return self._replace(chosen=chosen)
-
-    def add_rows(self, tile: Tensor, start: int) -> None:
-        """Add the rows of the dense gradient from `start` on to `tile` [r, in * kh * kw], or [r, c] of those chosen."""
-        shape = (len(tile), self.input.shape[1], *self.window.kernel)
-        weight = tile.new_empty(1).expand(shape)
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """See `regrow.ops.listener.Operands`."""
+        weight = tile.new_empty(1).expand(len(tile), self.input.shape[1], *self.window.kernel)
         rows = self.gradient[:, start : start + len(tile)].to(tile.dtype)
         found = _dense_backward(rows, self.input.to(tile.dtype), weight, self.window, (False, True, False))
-        dense = found[1].reshape(len(tile), -1)
-        tile += dense if self.chosen is None else dense[:, self.chosen]
+        matrix = found[1].reshape(len(tile), -1)
+        matrix = matrix if self.columns is None else matrix[:, self.columns]
+        tile.add_(matrix) if add else tile.copy_(matrix)
+
+    def among(self, columns: Tensor) -> Correlation:
+        """See `regrow.ops.listener.Operands`."""
+        return self._replace(columns=columns)
 
 
 def _dense_weight(values: Tensor, crow: Tensor, col: Tensor, channels: int, kernel: Sequence[int]) -> Tensor:
@@ -199,9 +199,9 @@ def backward(
         )
         return found
     weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
-    dense = [untile(gradient, output).to(weight.dtype), untile(buffer, geometry).to(weight.dtype)]
+    images, above = (untile(*tiles).to(weight.dtype) for tiles in ((buffer, geometry), (gradient, output)))
     needs = (need_input, need_values, need_bias)
-    wide, dense_gradient, bias_gradient = _dense_backward(*dense, weight, window, needs)
+    wide, dense_gradient, bias_gradient = _dense_backward(above, images, weight, window, needs)
     values_gradient = torch.zeros_like(values) if need_values else values.new_empty(0, 1)
     if need_values:
         positions = index.positions(crow, col, weight[0].numel())
@@ -364,12 +364,12 @@ def _flops(values: Any, geometry: Sequence[int], window: Sequence[Any], products
     return 2 * int(values[0]) * output.images * output.height * output.width * products
 
 
-@register_flop_formula(torch.ops.regrow.sparse_conv2d)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.regrow.sparse_conv2d)
 def _(*args: Any, **_: Any) -> int:
     return _flops(args[5], args[1:5], args[12:16], 1)
 
 
-@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)  # type: ignore[untyped-decorator]
+@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)
 def _(*args: Any, **_: Any) -> int:
     return _flops(args[7], args[3:7], args[13:17], args[17] + args[18])
 
@@ -378,10 +378,10 @@ def _(*args: Any, **_: Any) -> int:
 def _count_kernels() -> None:
     """Let FLOP counters see the kernels themselves, once they are loaded."""
 
-    @register_flop_formula(torch.ops.regrow_native.conv_forward)  # type: ignore[untyped-decorator]
+    @register_flop_formula(torch.ops.regrow_native.conv_forward)
     def _(*args: Any, **_: Any) -> int:
         return _flops(args[5], args[1:5], args[9:13], 1)
 
-    @register_flop_formula(torch.ops.regrow_native.conv_backward)  # type: ignore[untyped-decorator]
+    @register_flop_formula(torch.ops.regrow_native.conv_backward)
     def _(*args: Any, **_: Any) -> int:
         return _flops(args[7], args[3:7], args[11:15], args[15] + args[16])

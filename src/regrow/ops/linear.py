@@ -33,14 +33,14 @@ class Products(NamedTuple):
     gradient: Tensor
     """Of the output before its activation, [batch, rows]."""
 
-    def add_rows(self, tile: Tensor, start: int) -> None:
-        """Add the rows of the dense gradient from `start` on to `tile` [r, columns]."""
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """See `regrow.ops.listener.Operands`."""
         rows = self.gradient[:, start : start + len(tile)]
-        tile.addmm_(rows.t().to(tile.dtype), self.input.to(tile.dtype))
+        tile.addmm_(rows.t().to(tile.dtype), self.input.to(tile.dtype), beta=float(add))
 
-    def among(self, chosen: Tensor) -> Products:
-        """Those of the columns `chosen` [c] alone."""
-        return Products(self.input.t()[chosen].t(), self.gradient)
+    def among(self, columns: Tensor) -> Products:
+        """See `regrow.ops.listener.Operands`."""
+        return Products(self.input.t()[columns].t(), self.gradient)
 
 
 def _flat(x: Tensor) -> Tensor:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 
 class Operands(Protocol):
-    """What one backward pass through a compressed weight was given."""
+    """What one backward pass through a compressed weight was given: the dense gradient, not yet computed."""
 
-    def add_rows(self, tile: Tensor, start: int) -> None:
-        """Add the rows of the dense gradient from `start` on to `tile` [r, columns], float32 or better."""
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """Put the dense gradient's rows from `start` on into `tile` [r, columns], float32 or better, or add them."""
 
-    def among(self, chosen: Tensor) -> Operands:
-        """Those of the columns `chosen` [c] alone."""
+    def among(self, columns: Tensor) -> Operands:
+        """The same for the dense gradient of some columns alone, int64 [n]."""
 
 
 class Listener(Protocol):

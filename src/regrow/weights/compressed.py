@@ -192,9 +192,11 @@ class CompressedWeight(SparseWeight):
         self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None, memory: Tensor
     ) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, in `memory` [rows, columns], of float32 or better."""
-        tile = memory[: stop - start].zero_()
-        for each in operands:
-            each.add_rows(tile, start)
+        tile = memory[: stop - start]
+        if not operands:
+            tile.zero_()
+        for i, each in enumerate(operands):
+            each.put_rows(tile, start, add=i > 0)
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
