@@ -44,7 +44,7 @@ def materialize(model: nn.Module, never_dense: Collection[nn.Module]) -> None:
     lacking = {name: m for name, m in model.named_modules() if _lacks(m)}
     for name, module in lacking.items():
         if module in never_dense:
-            known = type(module).reset_parameters in DRAWN  # type: ignore[comparison-overlap]
+            known = type(module).reset_parameters in DRAWN
         else:  # buffers that a constructor computes are lost; those of torch's own modules are reset
             whole = type(module).__module__.startswith("torch.nn.") or not any(
                 b.is_meta for b in module.buffers(recurse=False)
@@ -64,10 +64,10 @@ def materialize(model: nn.Module, never_dense: Collection[nn.Module]) -> None:
     for module in lacking.values():
         if module not in never_dense:
             module.to_empty(device="cpu", recurse=False)
-            module.reset_parameters()  # type: ignore[operator]
+            module.reset_parameters()
         elif module.bias is not None:
             trained = module.bias.requires_grad
-            module.bias = nn.Parameter(draw(module, module.bias.shape), requires_grad=bool(trained))  # type: ignore[arg-type]
+            module.bias = nn.Parameter(draw(module, module.bias.shape), requires_grad=bool(trained))
 
 
 def _lacks(module: nn.Module) -> bool:
