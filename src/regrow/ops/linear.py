@@ -290,7 +290,7 @@ sparse_linear.register_autograd(_gradients, setup_context=_save)
 def _product_flops(input: Tensor, values: Tensor, crow: Tensor) -> int:
     """A multiplication and an addition for each connection and example; where `crow` has no data, for each place."""
     connections = len(values) if isinstance(crow, FakeTensor) or crow.is_meta else int(crow[-1])
-    return 2 * connections * input.shape[:-1].numel()
+    return int(2 * connections * input.shape[:-1].numel())
 
 
 @register_flop_formula(torch.ops.regrow.sparse_linear, get_raw=True)
@@ -311,7 +311,7 @@ def _backward_flops(
     **__: Any,
 ) -> int:
     *_, need_input, need_values, _ = rest
-    return (need_input + need_values) * _product_flops(input, values, crow)
+    return int(need_input + need_values) * _product_flops(input, values, crow)
 
 
 class _Direct(torch.autograd.Function):
