@@ -11,7 +11,7 @@ int64_t floor_divide(int64_t a, int64_t b) { return a >= 0 ? a / b : -((b - 1 - 
 int64_t remainder(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
 
 // Channels at a time: so few that what a patch reads of them stays in the nearest cache, and so many that a visit of a
-// channel on the other side has `least` connections to amortise loading and storing its sums. These cost more where they
+// channel on the other side has `least` connections to amortise loading and storing its sums, which costs more where they
 // lie in memory.
 int64_t block_of(int64_t channels, int64_t lines, double connections, int64_t cache, double least) {
     const int64_t block = std::max(cache / (lines * TILE * 4), int64_t(least / std::max(connections, 1e-9)));
@@ -48,7 +48,7 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
                            const Geometry& in, int64_t patch, bool large) {
     const int64_t taps = w.taps(), nnz = crow[rows];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
-    block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, large ? 50 : 12);
+    block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, large ? 25 : 12);
     blocks = (channels + block - 1) / block;
 
     std::vector<int32_t> from(channels * taps);
@@ -74,7 +74,7 @@ BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const 
                              bool large, int64_t most) {
     const int64_t taps = w.taps(), nnz = crow_t[channels * taps];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
-    block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, large ? 90 : 20);
+    block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, large ? 40 : 20);
     blocks = (rows + block - 1) / block;
 
     std::vector<int32_t> crow_channels(channels + 1);
