@@ -205,6 +205,13 @@ def bench_command(
         list[str] | None,
         typer.Option(metavar="768x3072", help="Linear layers, outputs x inputs; several: A,B."),
     ] = None,
+    conv: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="64x64x16",
+            help="Convolutions, outputs x inputs x side, then kernel (3) and stride (1) where they differ.",
+        ),
+    ] = None,
     batch: Annotated[list[str] | None, typer.Option(metavar="1,8,128", help="Batch sizes.")] = None,
     sparsity: Annotated[list[str] | None, typer.Option(metavar="0.8,0.9", help="Sparsities.")] = None,
     model: Annotated[
@@ -214,12 +221,15 @@ def bench_command(
     input_: Annotated[
         str | None, typer.Option("--input", metavar="128,3,32,32", help="Sizes of its input, batch first.")
     ] = None,
+    storage: Annotated[
+        str, typer.Option(help="Of the sparse layers of --model: auto, masked or compressed.")
+    ] = "auto",
     what: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
-            help="layers, steps (training steps of two MLPs), updates, memory, scale. Default: all but scale, "
-            "layers with --linear, steps with --model.",
+            help="layers, convolutions, steps (training steps of two MLPs), updates, memory, scale. Default: what is "
+            "named by --linear, --conv or --model, else all but scale.",
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Of torch. Default: torch's own.")] = None,
@@ -244,10 +254,12 @@ def bench_command(
 
     planned = plan(
         linear=linear or [],
+        conv=conv or [],
         batch=batch or [],
         sparsity=sparsity or [],
         model=model,
         input_=input_,
+        storage=storage,
         what=what,
         threads=threads,
         dtype=dtype,

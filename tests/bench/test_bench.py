@@ -87,8 +87,23 @@ def test_a_network_of_the_users_own(tmp_path, capsys):
     assert "with the batch first" in ended.err
 
 
+def test_a_convolution_against_both_layouts_of_the_dense_one(capsys):
+    options = ["--conv", "20x16x6,8x16x7x1x2", "--batch", "3", "--sparsity", "0.75", "--seconds", "0.01"]
+    ended = cli(capsys, "bench", *options, "--no-compile", "--json")
+    assert ended.code == 0
+    rows = json.loads(ended.out)["rows"]
+    assert [row["subject"] for row in rows[::2]] == [
+        "conv 3x3 20x16 at 6x6",
+        "conv 1x1 8x16 at 7x7, stride 2",
+    ]
+    assert rows[0]["flops"] == [2 * 20 * 16 * 9 * 3 * 36, 2 * 20 * 16 * 9 / 4 * 3 * 36]
+    assert rows[2]["flops"] == [2 * 8 * 16 * 3 * 16, 2 * 8 * 16 / 4 * 3 * 16]
+    assert all(list(row["dense"]) == ["eager", "channels last"] for row in rows)
+    assert rows[1]["flops"] == [3 * flops for flops in rows[0]["flops"]]
+
+
 def test_compiled_is_a_way_of_its_own_and_may_fail(capsys):
-    def make(module):
+    def make(module, form):
         return lambda: module(torch.ones(2, 3))
 
     assert list(dense_ways(make, nn.Linear(3, 3), SETTINGS)) == ["eager"]
@@ -142,7 +157,14 @@ def test_the_standard_set_is_the_whole_one():
     ]
     steps = ["training steps of mlp 784-1024-1024-10", "training steps of mlp 784-4096-4096-10"]
     updates = [f"updates of linear {size}, batch 128" for size in ("1024x1024", "4096x4096")]
-    assert names == [*layers, *steps, *updates, "memory of linear 16384x16384, batch 128"]
+    convolutions = [
+        *("conv 3x3 32x32 at 32x32, batch 128", "conv 3x3 64x64 at 16x16, batch 128"),
+        *("conv 3x3 128x128 at 8x8, batch 128", "conv 3x3 64x64 at 56x56, batch 32"),
+        *("conv 3x3 128x128 at 28x28, batch 64", "conv 3x3 256x256 at 14x14, batch 64"),
+        *("conv 1x1 64x256 at 56x56, batch 32", "conv 1x1 256x1024 at 14x14, batch 128"),
+    ]
+    memory = "memory of linear 16384x16384, batch 128"
+    assert names == [*layers, *convolutions, *steps, *updates, memory]
     assert FULL.sparsities == (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
     assert "300,000,000 connections" in [case.name for case in plan(what="scale").cases]
 
@@ -152,6 +174,8 @@ def test_the_standard_set_is_the_whole_one():
     [
         (["--linear", "12"], "`--linear` must be OUTPUTSxINPUTS such as 768x3072"),
         (["--linear", "12x0"], "got '12x0'"),
+        (["--conv", "64x64"], "`--conv` must be OUTPUTSxINPUTSxSIDE"),
+        (["--storage", "mask"], "`--storage` must be one of auto, masked, compressed, got 'mask'"),
         (["--sparsity", "1.5"], "`--sparsity` must be in [0, 1), got 1.5"),
         (["--sparsity", "high"], "`--sparsity` must be numbers in [0, 1)"),
         (["--batch", "0"], "`--batch` must be whole numbers above 0"),

@@ -1,28 +1,37 @@
-"""The dense side: eager, and compiled where that works here."""
+"""The dense side: eager, channels-last too where it has convolutions, and compiled where that works here."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from regrow.bench.rows import Settings
 
 Way = Callable[[], object]
+Make = Callable[[nn.Module, torch.memory_format], Way]
+"""What is done with a module whose images are in a memory format."""
 
 
-def dense_ways(make: Callable[[nn.Module], Way], module: nn.Module, settings: Settings) -> dict[str, Way]:
-    """The ways ``eager`` and ``compiled`` to do with `module` what `make` makes of it.
+def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, Way]:
+    """The ways ``eager``, ``channels last`` and ``compiled`` to do with `module` what `make` makes of it.
 
-    Where torch.compile fails (no C++ compiler), it is left out and the reason goes to standard error.
+    Where there is no convolution, the second is left out; where torch.compile fails (no C++ compiler), the last is,
+    and the reason goes to standard error.
     """
-    ways = {"eager": make(module)}
+    form = torch.contiguous_format
+    ways = {"eager": make(module, form)}
+    if any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
+        form = torch.channels_last
+        module = copy.deepcopy(module).to(memory_format=form)  # type: ignore[call-overload]
+        ways["channels last"] = make(module, form)
     if settings.compiled:
         torch.compiler.reset()  # else shapes beyond the eighth run eagerly, without a word
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
-        way = make(compiled)
+        way = make(compiled, form)
         try:
             way()
         except Exception as error:
@@ -33,3 +42,8 @@ def dense_ways(make: Callable[[nn.Module], Way], module: nn.Module, settings: Se
         else:
             ways["compiled"] = way
     return ways
+
+
+def formatted(tensor: Tensor, form: torch.memory_format) -> Tensor:
+    """`tensor`, where it holds images in that memory format."""
+    return tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from regrow.bench.dense import Way, dense_ways
+from regrow.bench.conv import Convolution
+from regrow.bench.dense import Make, Way, dense_ways, formatted
 from regrow.bench.linear import Linear
 from regrow.bench.rows import Comparison, Settings
 from regrow.timing import Watch, interleaved
@@ -33,7 +34,9 @@ PASSES: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], Way], int]] = {
 """How each is done, and its FLOPs over those of a forward pass."""
 
 
-def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Settings) -> list[Comparison]:
+def measure(
+    layer: Linear | Convolution, batch: int, sparsities: Sequence[float], settings: Settings
+) -> list[Comparison]:
     """`layer` at one batch size and each sparsity, each side on inputs in its own layout."""
     x, gradient = layer.example(batch, settings.dtype)
     own = layer.laid_out(x), layer.laid_out(gradient)
@@ -41,7 +44,7 @@ def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Se
     sparse = {str(s): layer.sparse(dense, s) for s in sparsities}
     rows = []
     for what, (make, passes) in PASSES.items():
-        ways = dense_ways(lambda module, make=make: make(module, x, gradient), dense, settings)  # type: ignore[misc]
+        ways = dense_ways(_on(make, x, gradient), dense, settings)
         own_ways = {s: make(module, *own) for s, module in sparse.items()}
         watch = Watch()
         took = interleaved({**ways, **own_ways}, seconds=settings.seconds * (len(ways) + len(own_ways)))
@@ -56,3 +59,8 @@ def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Se
                 )
             )
     return sorted(rows, key=lambda row: row.sparsity)
+
+
+def _on(make: Callable[[nn.Module, Tensor, Tensor], Way], x: Tensor, gradient: Tensor) -> Make:
+    """`make` on these tensors, in the memory format that is asked for."""
+    return lambda module, form: make(module, formatted(x, form), formatted(gradient, form))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.bench.dense import Way, dense_ways
+from regrow.bench.dense import Way, dense_ways, formatted
 from regrow.bench.rows import Comparison, Settings
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.recipes import Part, find
@@ -39,17 +39,20 @@ def mlp(width: int, batch: int) -> Network:
         return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
 
     def sparse(model: nn.Module, sparsity: float) -> nn.Module:
-        return fused(regrow.sparsify(model, sparsity, "uniform", include=["0", "2"], storage="compressed"))
+        return regrow.fuse(
+            regrow.sparsify(model, sparsity, "uniform", include=["0", "2"], storage="compressed")
+        )
 
     return Network(f"mlp 784-{width}-{width}-10", build, sparse, torch.rand(batch, 784))
 
 
-def own(name: str, sizes: Sequence[int]) -> Network:
+def own(name: str, sizes: Sequence[int], storage: str) -> Network:
     """The user's ``package.module:function``, or a network of the zoo, as `regrow.sparsify` makes it sparse.
 
     Args:
         name: what builds it, without arguments.
         sizes: of the input, the batch first; two are a batch of tokens where the network embeds them.
+        storage: as for `regrow.sparsify`.
 
     Raises:
         RegrowValueError: nothing of that name, or what it gives is no network or does not take the input.
@@ -72,18 +75,7 @@ def own(name: str, sizes: Sequence[int]) -> Network:
             f"`--model` {name} does not take an input of sizes {shape}: {type(error).__name__}: {error}\n"
             "Give `--input` with the batch first, such as 128,3,32,32."
         ) from error
-    return Network(name, build, lambda model, s: fused(regrow.sparsify(model, s)), x)
-
-
-def fused(model: nn.Module) -> nn.Module:
-    """`model` with each ReLU right behind a sparse linear layer done by that layer."""
-    for parent in model.modules():
-        if isinstance(parent, nn.Sequential):
-            for index in range(len(parent) - 1):
-                layer = parent[index]
-                if isinstance(layer, regrow.SparseLinear) and type(parent[index + 1]) is nn.ReLU:
-                    layer.activation, parent[index + 1] = "relu", nn.Identity()
-    return model
+    return Network(name, build, lambda model, s: regrow.fuse(regrow.sparsify(model, s, storage=storage)), x)
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -122,7 +114,7 @@ def measure(network: Network, sparsities: Sequence[float], settings: Settings) -
     for sparsity in sparsities:
         model = network.sparsify(network.build(), sparsity).to(settings.dtype)
         flops[sparsity], sparse[str(sparsity)] = _flops(model, x), step(model, x)
-    ways = dense_ways(lambda model: step(model, x), dense, settings)
+    ways = dense_ways(lambda model, form: step(model, formatted(x, form)), dense, settings)
     watch = Watch()
     took = interleaved({**ways, **sparse}, seconds=settings.seconds * (len(ways) + len(sparse)))
     load, times = watch.load(), {way: took[way] for way in ways}

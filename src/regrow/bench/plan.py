@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from regrow.bench import layers, memory, networks, scale, updates
+from regrow.bench.conv import Convolution, convolutions
 from regrow.bench.linear import Linear, linears
 from regrow.bench.rows import Case, Settings
 from regrow.errors import RegrowValueError, closest, require_count, require_fraction
 from regrow.ops import native
 from regrow.recipes import import_file
+from regrow.sparsify import STORAGES
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in native.DTYPES}
 BATCH = 128
@@ -25,6 +27,8 @@ class Standard:
     """What is measured where the options leave it open."""
 
     layers: tuple[Linear, ...]
+    convolutions: tuple[tuple[Convolution, int], ...]
+    """With the batch of each."""
     batches: tuple[int, ...]
     sparsities: tuple[float, ...]
     mlps: tuple[tuple[int, int], ...]
@@ -38,6 +42,16 @@ class Standard:
 
 FULL = Standard(
     layers=(Linear(1024, 1024), Linear(4096, 1024), Linear(4096, 4096)),
+    convolutions=(
+        (Convolution(32, 32, 32), 128),
+        (Convolution(64, 64, 16), 128),
+        (Convolution(128, 128, 8), 128),
+        (Convolution(64, 64, 56), 32),
+        (Convolution(128, 128, 28), 64),
+        (Convolution(256, 256, 14), 64),
+        (Convolution(64, 256, 56, 1), 32),
+        (Convolution(256, 1024, 14, 1), 128),
+    ),
     batches=(1, 8, 32, 128, 512),
     sparsities=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99),
     mlps=((1024, 100), (4096, 128)),
@@ -49,6 +63,7 @@ FULL = Standard(
 QUICK = replace(
     FULL,
     layers=(Linear(1024, 1024),),
+    convolutions=((Convolution(64, 64, 16), BATCH),),
     batches=(BATCH,),
     sparsities=(0.8, 0.9, 0.99),
     mlps=((1024, 100),),
@@ -72,10 +87,12 @@ class Plan:
 def plan(
     *,
     linear: Sequence[str] = (),
+    conv: Sequence[str] = (),
     batch: Sequence[str] = (),
     sparsity: Sequence[str] = (),
     model: str | None = None,
     input_: str | None = None,
+    storage: str = "auto",
     what: str | None = None,
     threads: int | None = None,
     dtype: str = "float32",
@@ -88,11 +105,13 @@ def plan(
 
     Args:
         linear: layers, outputs before inputs: ``768x3072``. Default: the standard ones.
+        conv: convolutions, ``64x64x16``: outputs, inputs, side, then kernel (3) and stride (1) where they differ.
         batch: batch sizes. Default: the standard ones.
         sparsity: sparsities. Default: the standard ones.
         model: a network of the user's own, ``package.module:function``.
         input_: sizes of its input, batch first.
-        what: of `WHAT`. Default: layers where some are named, steps where a network is, all but scale otherwise.
+        storage: of the user's network, as for `regrow.sparsify`.
+        what: of `WHAT`. Default: what is named, or all but scale.
         threads: of torch. Default: as many as torch takes.
         dtype: of `DTYPES`.
         seconds: how long each way is measured.
@@ -109,6 +128,13 @@ def plan(
     if linear:
         named = tuple(linears(",".join(linear)))
         standard = replace(standard, layers=named, updated=named, remembered=named)
+    if conv:
+        own = tuple((layer, BATCH) for layer in convolutions(",".join(conv)))
+        standard = replace(standard, convolutions=own)
+    if storage not in STORAGES:
+        raise RegrowValueError(
+            f"`--storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(storage, STORAGES)}"
+        )
     if dtype not in DTYPES:
         raise RegrowValueError(
             f"`--dtype` must be one of {', '.join(sorted(DTYPES))}, got {dtype!r}{closest(dtype, DTYPES)}"
@@ -120,7 +146,7 @@ def plan(
         compiled,
     )
     batches, sparsities = _batches(batch), _sparsities(sparsity)
-    kinds = _kinds(what, bool(linear), model is not None)
+    kinds = _kinds(what, bool(linear), bool(conv), model is not None)
     if (model is None) != (input_ is None):
         raise RegrowValueError(
             f"`--model` and `--input` belong together, got {model or input_} alone\n"
@@ -129,11 +155,11 @@ def plan(
     if model is not None and (kinds != ["steps"] or batches):
         raise RegrowValueError(
             f"`--model` {model} is measured by steps alone, its batch is the first size of --input\n"
-            "Leave out --what, --linear and --batch."
+            "Leave out --what, --linear, --conv and --batch."
         )
     given = Given(standard, settings, batches, sparsities)
     if model is not None and input_ is not None:
-        network = networks.own(model, whole_numbers("--input", input_))
+        network = networks.own(model, whole_numbers("--input", input_), storage)
         return Plan(settings, (given.step(network),))
     return Plan(settings, tuple(case for kind in kinds for case in WHAT[kind](given)))
 
@@ -154,6 +180,15 @@ class Given:
             Case(f"{layer}, batch {batch}", partial(layers.measure, layer, batch, sparsities, self.settings))
             for layer in self.standard.layers
             for batch in self.batches or self.standard.batches
+        ]
+
+    def convolutions(self) -> list[Case]:
+        """Forward and backward passes of convolutions."""
+        sparsities = self.sparsities or self.standard.sparsities
+        return [
+            Case(f"{layer}, batch {size}", partial(layers.measure, layer, size, sparsities, self.settings))
+            for layer, batch in self.standard.convolutions
+            for size in self.batches or (batch,)
         ]
 
     def steps(self) -> list[Case]:
@@ -207,6 +242,7 @@ class Given:
 
 WHAT: dict[str, Callable[[Given], list[Case]]] = {
     "layers": Given.layers,
+    "convolutions": Given.convolutions,
     "steps": Given.steps,
     "updates": Given.updates,
     "memory": Given.memory,
@@ -214,11 +250,10 @@ WHAT: dict[str, Callable[[Given], list[Case]]] = {
 }
 
 
-def _kinds(what: str | None, layers_named: bool, model_named: bool) -> list[str]:
+def _kinds(what: str | None, linear_named: bool, conv_named: bool, model_named: bool) -> list[str]:
     if what is None:
-        if layers_named:
-            return ["layers"]
-        return ["steps"] if model_named else [kind for kind in WHAT if kind != "scale"]
+        named = {"layers": linear_named, "convolutions": conv_named, "steps": model_named}
+        return [kind for kind, one in named.items() if one] or [kind for kind in WHAT if kind != "scale"]
     kinds = [word.strip() for word in what.split(",")]
     for kind in kinds:
         if kind not in WHAT:

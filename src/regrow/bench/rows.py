@@ -45,6 +45,10 @@ class Case:
     measure: Callable[[], Sequence[Row]]
 
 
+LETTERS = {"eager": "e", "channels last": "l", "compiled": "c"}
+"""The dense ways, in a narrow column."""
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One sparse thing against the dense one in the same run."""
@@ -58,7 +62,7 @@ class Comparison:
     flops: tuple[float, float] | None
     """Of the dense and of the sparse one, the useful ones alone; None where nobody can count them."""
     dense: Mapping[str, Timing]
-    """The dense ways: ``eager`` and, where it was tried, ``compiled``."""
+    """Those of `LETTERS` that were measured."""
     sparse: Timing
     load: Load
 
@@ -89,7 +93,7 @@ class Comparison:
             "batch": str(self.batch),
             "sparsity": percent(self.sparsity),
             "pass": self.what,
-            "dense ms": f"{milliseconds(self.dense[self.best])} {self.best[0]}",
+            "dense ms": f"{milliseconds(self.dense[self.best])} {LETTERS[self.best]}",
             "sparse ms": milliseconds(self.sparse),
             "faster": f"{self.faster:.2f}x",
             "GFLOP/s": number(self.gflops, ".0f"),
