@@ -21,7 +21,8 @@ from regrow.saving import write_atomically
 from regrow.timing import Load, load
 
 NOTES = (
-    "±: half the distance of the quartiles. e, l, c: the best dense way was eager, channels-last, compiled. utilisation: useful FLOP/s "
+    "±: half the distance of the quartiles. e, l, c: the best dense way was eager, channels-last, compiled. "
+    "utilisation: useful FLOP/s "
     "of the sparse side over FLOP/s of the dense one. others: share of all cores that other processes used meanwhile."
 )
 
