@@ -56,8 +56,8 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
     scale = torch.rsqrt(var + norm.eps)
     if norm.affine:
         scale = scale * norm.weight
-    bias: Tensor = mean.new_zeros(()) if layer.bias is None else layer.bias  # type: ignore[assignment]
-    shift = (bias - mean) * scale
+    bias = layer._parameters["bias"]
+    shift = (-mean if bias is None else bias - mean) * scale
     if norm.affine:
         shift = shift + norm.bias
     if "weight_values" in layer._parameters:

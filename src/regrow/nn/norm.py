@@ -72,10 +72,10 @@ def _batch_norm(
 ) -> Any:
     """`torch.nn.functional.batch_norm` of tiles, then `residual` (tiles or plain) added, then ReLU."""
     others = (weight, bias, running_mean, running_var, residual)
-    if not isinstance(input, BatchTiles) or not serves(input.buffer, *others) or len(input) == 0:
+    if not isinstance(input, BatchTiles) or not serves(input.buffer, *others):
         return NotImplemented
-    if training:
-        F._verify_batch_size(input.size())
+    if input.numel() <= input.shape[1]:  # nothing, or one value to a channel, which torch refuses in training
+        return NotImplemented
     if residual is not None:
         residual = to_tiles(residual, input.geometry.border, "batch_norm")
     return _Norm.apply(  # type: ignore[no-untyped-call]
@@ -140,4 +140,5 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         return output
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, followed={self.followed}"
+        plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{plain}, followed={self.followed}"

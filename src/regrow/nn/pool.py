@@ -33,7 +33,8 @@ class _MaxPool(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         geometry, output = ctx.geometries
         gradient = buffer_of(gradients[0], output, "gradient of max_pool2d")
-        into = max_pool_backward(gradient, *ctx.saved_tensors, geometry, output, ctx.window)
+        buffer, pooled = ctx.saved_tensors
+        into = max_pool_backward(gradient, buffer, pooled, geometry, output, ctx.window)
         return BatchTiles(into, geometry), None, None
 
 

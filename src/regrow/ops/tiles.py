@@ -71,7 +71,7 @@ def tile(images: Tensor, border: int = BORDER) -> Tensor:
     more = geometry.tiles * TILE - geometry.images
     padded = F.pad(images, (border, border, border, border, 0, 0, 0, more)).flatten(2)
     padded = F.pad(padded, (0, geometry.plane - padded.shape[2]))
-    tiled: Tensor = padded.unflatten(0, (geometry.tiles, TILE))  # type: ignore[no-untyped-call]
+    tiled: Tensor = padded.unflatten(0, (geometry.tiles, TILE))
     return tiled.permute(0, 2, 3, 1).contiguous()
 
 
@@ -89,7 +89,7 @@ def _images(buffer: Tensor, geometry: Geometry) -> Tensor:
     images, height, width, border = geometry
     wide = (height + 2 * border, width + 2 * border)
     planes = buffer[:, :, : wide[0] * wide[1]].permute(0, 3, 1, 2).flatten(0, 1)[:images]
-    padded: Tensor = planes.unflatten(2, wide)  # type: ignore[no-untyped-call]
+    padded: Tensor = planes.unflatten(2, wide)
     return padded[:, :, border : border + height, border : border + width]
 
 
