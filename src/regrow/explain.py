@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from regrow.errors import RegrowValueError
 from regrow.example import Example, run_once
-from regrow.nn import SparseLinear
+from regrow.nn import SparseLinear, SparseModule
 from regrow.ops.linear import is_laid_out
 from regrow.sparsify import densify
 from regrow.summary import aligned
@@ -24,7 +24,7 @@ from regrow.weights.views import module_records, unwrapped, views
 
 OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_to_copy")  # read either layout, or are no change of layout
-KINDS = (nn.Linear, SparseLinear, nn.Conv2d)
+KINDS = (nn.Linear, nn.Conv2d, SparseModule)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from regrow.nn import FusedBatchNorm2d, SparseLinear
 from regrow.nn.order import Calls, is_shared
-from regrow.ops.linear import ACTIVATIONS
+from regrow.ops.reference import ACTIVATIONS
 
 NAMES: dict[type[nn.Module], str] = {nn.ReLU: "relu", nn.GELU: "gelu", nn.SiLU: "silu"}
 

@@ -65,3 +65,12 @@ def test_granet_s_tickets_have_the_final_sparsity(tmp_path, capsys):
     assert [one["connections"] for one in each] == 4 * [fixed.connections]
     assert summary["connections"] == fixed.connections
     assert summary["flops"]["most"] > summary["flops"]["least"]
+
+
+def test_sparse_layers_do_the_relu_behind_them(tmp_path, capsys):
+    recipe, run = write_recipe(tmp_path), tmp_path / "run"
+    keys = ["sparsify.storage=compressed"]
+    layers = build(load(str(recipe), keys)).model.layers
+    assert [layers[i].activation for i in (0, 2)] == ["relu", "relu"]
+    assert cli(capsys, "train", recipe, f"out={run}", *keys).code == 0
+    assert json.loads((run / "summary.json").read_text())["time_is"] == "real sparsity"

@@ -21,6 +21,7 @@ from regrow.training import ways
 from regrow.training.batches import Batches
 from regrow.training.groups import parameter_groups
 from regrow.training.tickets import Keeper, keeper
+from regrow.weights import sparse_weights
 
 
 @dataclass
@@ -66,6 +67,8 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
     build_network = partial(_network, recipe, data, batches)
     model = ways.network(recipe, batches, build_network).to(device)
+    if any(weight.storage == "compressed" for weight in sparse_weights(model)):
+        regrow.fuse(model)
     if checkpoint:
         model.load_state_dict(checkpoint["model"])
     optimizer = _make("optimizer", recipe.optimizer, parameter_groups(model, recipe.no_decay))
