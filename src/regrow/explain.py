@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from regrow.errors import RegrowValueError
 from regrow.example import Example, run_once
 from regrow.nn import SparseLinear, SparseModule
+from regrow.nn.tiles import on_convert
 from regrow.ops.linear import is_laid_out
 from regrow.sparsify import densify
 from regrow.summary import aligned
@@ -110,9 +111,9 @@ class Explanation:
 def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Explanation:
     """What each sparse layer of `model` costs sparse and dense, and where activations change their layout.
 
-    A layer in compressed storage puts out activations with the batch innermost; an operation of torch's that gives
-    its own layout back breaks the chain, and the next compressed layer converts once. The backward pass converts at the
-    same places. The model is run once, in evaluation mode, and is left as it was; layers are timed on copies.
+    A linear layer in compressed storage puts out activations with the batch innermost, a convolution batch tiles; an
+    operation of torch's that knows its own layout only breaks the chain, and the next compressed layer converts once. The
+    backward pass converts at the same places. The model is run once, in evaluation mode, and is left as it was; layers are timed on copies.
 
     Args:
         model: a sparse model.
@@ -144,11 +145,16 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
         if isinstance(module, SparseLinear) and not is_laid_out(given[0].reshape(-1, given[0].shape[-1])):
             watch.note(f"{owners[module]} (its input)", given[0])
 
+    def converted(operation: str, shape: torch.Size, milliseconds: float) -> None:
+        watch.found.append(Conversion(operation, tuple(shape), milliseconds, _users_line()))
+
     handles = [module.register_forward_pre_hook(before) for module in owners]
+    on_convert.append(converted)
     try:
         with watch:
             run_once(model, example)
     finally:
+        on_convert.remove(converted)
         for handle in handles:
             handle.remove()
     layers = [
