@@ -124,8 +124,9 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
         RegrowValueError: a model that is not sparse, or an example that it does not take.
 
     Example:
+        >>> from regrow import sparsify
         >>> model = torch.nn.Sequential(torch.nn.Linear(784, 512), torch.nn.ReLU(), torch.nn.Linear(512, 10))
-        >>> found = explain(regrow.sparsify(model, 0.9), torch.randn(128, 784), seconds=0.01)
+        >>> found = explain(sparsify(model, 0.9), torch.randn(128, 784), seconds=0.01)
         >>> [row.storage for row in found.layers]
         ['compressed', 'masked']
     """

@@ -322,7 +322,7 @@ def test_loading_another_count_without_the_optimizer_says_what_to_do() -> None:
     regrow.sparsify(other, 0.4, storage="compressed")
     run.model.load_state_dict(other.state_dict())
     with pytest.raises(
-        regrow.RegrowError, match=r"optimizer state `momentum_buffer` of `1.weight`.*\n.*Load the model first"
+        regrow.RegrowError, match=r"optimizer state `momentum_buffer` of `3.weight`.*\n.*Load the model first"
     ):
         for _ in run.train(10, 11):
             pass

@@ -238,7 +238,7 @@ def test_optimizer_state_of_another_length_is_an_error_that_says_to_load_the_mod
     optimizer = OPTIMIZERS["SGD with momentum"](model.parameters())
     regrow.RigL(model, optimizer, total_steps=100)
     with pytest.raises(
-        regrow.RegrowError, match="optimizer state `momentum_buffer` of `1.weight`.*\n.*Load the model"
+        regrow.RegrowError, match="optimizer state `momentum_buffer` of `3.weight`.*\n.*Load the model"
     ):
         optimizer.load_state_dict(first.optimizer.state_dict())
 

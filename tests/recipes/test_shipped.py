@@ -23,6 +23,8 @@ SMALL = {
     "fashion-mlp-99": [],
     "fashion-mlp-99.5": [],
     "fashion-lenet": [],
+    "fashion-wide": [],
+    "fashion-wide-99.5": [],
     "fashion-big-sparse": [],
     "giant-mlp": [
         "model.hidden=[200,300]",

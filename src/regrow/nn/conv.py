@@ -160,7 +160,7 @@ class SparseConv2d(SparseModule):
                 f"smaller than {window.span(0)} x {window.span(1)}"
             )
         input, values, bias = self._operands(input)
-        if native.serves(values) and not torch.compiler.is_compiling():
+        if not torch.compiler.is_compiling() and native.serves(values):
             tiles = to_tiles(input, operation="SparseConv2d")
             sparse: Tensor = _OnTiles.apply(tiles, values, bias, *self._index, window)  # type: ignore[no-untyped-call]
             return sparse
