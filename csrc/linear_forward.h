@@ -6,6 +6,7 @@
 template <class T, int N>
 inline void forward_tile(const Forward<T>& args, int64_t begin, int64_t end, int64_t tile, int32_t* cursor) {
     constexpr int L = LANES<T>;
+    constexpr int SIDE = N > 2 ? 1 : 4 / N; // connections side by side, where one alone would wait for its sum
     const Forward<T> a = args; // a copy, which no store can change
     const T* const x = a.x.data + tile * a.x.tile_stride;
     T* const y = a.y.data + tile * a.y.tile_stride;
@@ -37,11 +38,21 @@ inline void forward_tile(const Forward<T>& args, int64_t begin, int64_t end, int
                 __builtin_prefetch(a.col + soon + 16 * i);
                 __builtin_prefetch(a.values + soon + L * i);
             }
-            for (; j < row_end && a.col[j] < stop; j++) {
-                const T* const in = x + a.col[j] * xs;
-                const Vector<T> w = splat(a.values[a.order ? a.order[j] : j]);
-                for (int n = 0; n < N; n++) sum[n] += w * load(in + n * L);
+            const auto add = [&](int32_t at, Vector<T>* to) {
+                const T* const in = x + a.col[at] * xs;
+                const Vector<T> w = splat(a.values[a.order ? a.order[at] : at]);
+                for (int n = 0; n < N; n++) to[n] += w * load(in + n * L);
+            };
+            if constexpr (SIDE > 1) {
+                Vector<T> side[SIDE - 1][N] = {};
+                for (; j + SIDE <= row_end && a.col[j + SIDE - 1] < stop; j += SIDE) {
+                    add(j, sum);
+                    for (int i = 1; i < SIDE; i++) add(j + i, side[i - 1]);
+                }
+                for (int i = 1; i < SIDE; i++)
+                    for (int n = 0; n < N; n++) sum[n] += side[i - 1][n];
             }
+            for (; j < row_end && a.col[j] < stop; j++) add(j, sum);
             if (!last) cursor[r - begin] = j;
             if (last && a.activation != Activation::none) {
                 if (a.sum.data)
