@@ -12,7 +12,7 @@ from torch import Tensor
 
 SIZE = 1 << 14
 BUCKET_BITS = 14
-PIECE = 1 << 20
+PIECE = 1 << 17
 """Positions that are worked on at a time, so that what is computed of them on the way takes no memory to speak of."""
 
 HASH_BITS = 64 - BUCKET_BITS  # few enough for a float64 to hold
