@@ -57,7 +57,8 @@ def plane(height: int, width: int, border: int) -> int:
 def serves(buffer: Tensor, *others: Tensor | None) -> bool:
     """Whether there are kernels for these operands, which are of one dtype: float32 or float64."""
     same = all(other is None or other.dtype == buffer.dtype for other in others)
-    return same and buffer.dtype in (torch.float32, torch.float64) and native.serves(buffer)
+    exact = buffer.dtype in (torch.float32, torch.float64)
+    return same and exact and not torch.compiler.is_compiling() and native.serves(buffer)
 
 
 def tile(images: Tensor, border: int = BORDER) -> Tensor:
