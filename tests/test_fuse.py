@@ -15,7 +15,7 @@ from regrow.fuse import Fused
 from regrow.models.resnet import resnet18_cifar
 from regrow.models.vgg import vgg16
 from regrow.models.wrn import wrn
-from regrow.nn import BatchTiles, FusedBatchNorm2d
+from regrow.nn import BatchTiles, FusedBatchNorm2d, tiles
 from regrow.nn.tiles import to_tiles
 from regrow.ops import native
 from regrow.ops.linear import ACTIVATIONS
@@ -75,6 +75,24 @@ def test_networks_stay_what_they_are(name: str, tiled: bool) -> None:
     assert_same(twin, model, torch.randn(18, 3, 32, 32, dtype=torch.float64))
     regrow.densify(model)
     assert not any(isinstance(m, FusedBatchNorm2d) for m in model.modules())
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sparse_networks_convert_at_their_ends_only(name: str) -> None:
+    model = NETWORKS[name]()
+    stem = "features.0" if name == "vgg" else "conv1"
+    regrow.sparsify(model, sparsity=0.9, distribution="uniform", exclude=[stem, "fc"], storage="compressed")
+    regrow.fuse(model)
+    converted: list[str] = []
+    tiles.on_convert.append(lambda operation, shape, milliseconds: converted.append(operation))
+    try:
+        model(torch.randn(4, 3, 32, 32)).sum().backward()
+    finally:
+        tiles.on_convert.clear()
+    # what the dense stem makes: in residual networks two read it
+    ends = {"wrn": ["SparseConv2d", "add"], "vgg": ["SparseConv2d"], "resnet": ["SparseConv2d", "add"]}[name]
+    assert converted == ends + ["gradient of the first tiles"] * len(ends)
 
 
 @pytest.mark.skipif(not native.available(), reason="the kernels were not built")

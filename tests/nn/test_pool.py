@@ -94,7 +94,7 @@ def test_windows(
     [
         nn.AdaptiveAvgPool2d(1),
         nn.AdaptiveAvgPool2d((1, 1)),
-        lambda x: x.mean((2, 3)),
+        lambda x: x.mean(axis=(2, 3)),
         lambda x: torch.mean(x, dim=(-1, -2), keepdim=True),
     ],
 )

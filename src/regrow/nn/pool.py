@@ -131,9 +131,15 @@ def _adaptive_avg_pool2d(input: BatchTiles, output_size: Any) -> Any:
 
 @native(torch.mean, Tensor.mean)
 def _mean(
-    input: BatchTiles, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+    input: BatchTiles,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    axis: Any = None,
+    dtype: torch.dtype | None = None,
 ) -> Any:
-    dims = {axis % 4 for axis in dim} if isinstance(dim, tuple | list) else None
+    given = axis if dim is None else dim
+    dims = {each % 4 for each in given} if isinstance(given, tuple | list) else None
     if dims != {2, 3} or dtype not in (None, input.dtype):
         return NotImplemented
     means = _means(input)

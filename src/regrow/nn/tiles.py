@@ -63,10 +63,14 @@ class BatchTiles(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """The public function `func` on arguments of which one at least is in tiles."""
         kwargs = kwargs or {}
-        if func in _NATIVE:
+        if func in _NATIVE and "out" not in kwargs:
             result = _NATIVE[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if func in _ELEMENTWISE and len(args) > 1:
+            if isinstance(args[0], Tensor) and not isinstance(args[0], BatchTiles) and _is_in_place(func):
+                return _on_plain(func, args, kwargs)
+            args = _joined(func, args)
         if func in _PASSED or _is_attribute(func):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
@@ -278,15 +282,33 @@ _OPERATORS = (
     "lshift",
     "rshift",
 )
-_IN_PLACE = {f"__i{name}__" for name in _OPERATORS}
+_IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
 
 
-def _changed(name: str, args: Any, kwargs: Any) -> Any:
-    """The arguments that a function with this name changes."""
+def _is_in_place(func: Any) -> bool:
+    name = _short(func)
+    return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
+
+
+def _joined(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments with plain tensors of the tiles' shape in tiles too, so that their gradients leave them once."""
+    tiles = next((x for x in args if isinstance(x, BatchTiles)), None)
+    if tiles is None:
+        return args
+    border, shape = tiles.geometry.border, tiles.shape
+
+    def join(x: Any) -> Any:
+        plain = isinstance(x, Tensor) and not isinstance(x, BatchTiles)
+        return to_tiles(x, border, _short(func)) if plain and x.shape == shape else x
+
+    return tuple(join(x) for x in args)
+
+
+def _changed(func: Any, args: Any, kwargs: Any) -> Any:
+    """The arguments that a function changes."""
     if kwargs.get("out") is not None:
         return kwargs["out"]
-    in_place = name.endswith("_") and not name.endswith("__")
-    if in_place or name in _IN_PLACE or name == "__setitem__" or kwargs.get("inplace"):
+    if _is_in_place(func) or kwargs.get("inplace"):
         return args[0] if args else kwargs["input"]
     return ()
 
@@ -303,7 +325,7 @@ def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
 
     plain_args, plain_kwargs = tree_map_only(BatchTiles, convert, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
-    for x in tree_leaves(_changed(name, args, kwargs)):
+    for x in tree_leaves(_changed(func, args, kwargs)):
         if isinstance(x, BatchTiles):
             x.copy_(plain[id(x)])
             result = x if result is plain[id(x)] else result
