@@ -18,7 +18,7 @@ from regrow.models.wrn import wrn
 from regrow.nn import BatchTiles, FusedBatchNorm2d, tiles
 from regrow.nn.tiles import to_tiles
 from regrow.ops import native
-from regrow.ops.linear import ACTIVATIONS
+from regrow.ops.reference import ACTIVATIONS
 
 
 def put_in_tiles(model: nn.Module) -> None:

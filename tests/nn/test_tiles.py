@@ -313,7 +313,9 @@ def test_buffers_are_reached_by_autograd() -> None:
     t = to_tiles(x)
     y = wrap(unwrap(t) * 2, t.geometry)
     (y.to_dense_layout() * draw()).sum().backward()
-    assert torch.allclose(x.grad, 2 * draw())
+    y = wrap(unwrap(to_tiles(x)) * 2, t.geometry)
+    y.backward(to_tiles(draw(), 2))  # of another border
+    assert torch.allclose(x.grad, 4 * draw())
 
 
 def test_dropout() -> None:

@@ -2,7 +2,7 @@
 
 Between sparse convolutions activations stay in that layout. Functions reach them in one of three ways:
 
-- element-wise ones with f(0) = 0 (`_ELEMENTWISE`: ReLU, sums of branches, scaling ...) run on the whole buffer, under
+- element-wise ones with f(0) = 0 (`ELEMENTWISE`: ReLU, sums of branches, scaling ...) run on the whole buffer, under
   torch's own autograd;
 - those with an operator in this layout (`native`: batch norm, pooling, dropout) are called with the tiles;
 - any other converts its arguments to torch's own layout, once, and goes on with plain tensors; `on_convert` hears
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from regrow.nn.functions import ELEMENTWISE, PASSED, is_attribute, is_in_place, short_name
 from regrow.ops.tiles import BORDER, Geometry, geometry_of, reborder, tile, untile
 
 on_convert: list[Callable[[str, torch.Size, float], None]] = []
@@ -67,11 +68,11 @@ class BatchTiles(Tensor):
             result = _NATIVE[func](*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if func in _ELEMENTWISE and len(args) > 1:
-            if isinstance(args[0], Tensor) and not isinstance(args[0], BatchTiles) and _is_in_place(func):
+        if func in ELEMENTWISE and len(args) > 1:
+            if isinstance(args[0], Tensor) and not isinstance(args[0], BatchTiles) and is_in_place(func):
                 return _on_plain(func, args, kwargs)
             args = _joined(func, args)
-        if func in _PASSED or _is_attribute(func):
+        if func in PASSED or is_attribute(func):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
         return _on_plain(func, args, kwargs)
@@ -132,7 +133,7 @@ def wrap(buffer: Tensor, geometry: Geometry) -> BatchTiles:
 
 
 def unwrap(tiles: BatchTiles) -> Tensor:
-    """The buffer, through which gradients flow to the tiles."""
+    """The buffer, through which gradients flow to the tiles; they must hold zeros where buffers do."""
     buffer: Tensor = _Unwrap.apply(tiles)  # type: ignore[no-untyped-call]
     return buffer
 
@@ -142,11 +143,6 @@ def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
     if isinstance(images, BatchTiles):
         return reborder(images.buffer, images.geometry, geometry.border)
     return _told(operation, images.shape, lambda: tile(images, geometry.border))
-
-
-def _short(func: Any) -> str:
-    """The name of a function, or of an operator without its overload."""
-    return str(getattr(func, "__name__", func)).partition(".")[0]
 
 
 def _told(operation: str, shape: torch.Size, convert: Callable[[], Tensor]) -> Tensor:
@@ -209,7 +205,7 @@ class _Wrap(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return unwrap(to_tiles(gradients[0], ctx.geometry.border, "gradient in torch's layout")), None
+        return buffer_of(gradients[0], ctx.geometry, "gradient in torch's layout"), None
 
 
 class _Unwrap(torch.autograd.Function):
@@ -225,36 +221,6 @@ class _Unwrap(torch.autograd.Function):
 
 # Public functions, in __torch_function__
 
-
-def _named(names: str) -> set[Any]:
-    """All of torch's functions and methods with these names, in-place forms included."""
-    every = {form for name in names.split() for form in (name, f"{name}_")}
-    owners: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn)
-    return {vars(owner)[name] for owner in owners for name in every & vars(owner).keys()} | {
-        getattr(Tensor, name) for name in every if hasattr(Tensor, name)
-    }
-
-
-_ELEMENTWISE = _named(
-    "relu neg negative abs add sub subtract mul multiply div divide true_divide leaky_relu elu gelu silu tanh "
-    "hardtanh relu6 clone __add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __mul__ __rmul__ __imul__ "
-    "__truediv__ __itruediv__ __neg__ __abs__ positive __pos__ zeros_like copy"
-)
-_ABOUT = _named(
-    "size dim ndimension numel nelement stride is_contiguous storage_offset element_size get_device __len__ __hash__ "
-    "is_floating_point is_complex is_signed is_inference is_same_size requires_grad register_hook "
-    "register_post_accumulate_grad_hook retain_grad backward detach"
-)
-_PASSED = _ELEMENTWISE | _ABOUT | {torch.autograd.backward, torch.autograd.grad}
-_VALUES = {"T", "mT", "H", "mH", "real", "imag"}
-
-
-def _is_attribute(func: Any) -> bool:
-    """Whether an attribute is read that says something about a tensor, or any is set."""
-    name = getattr(func, "__name__", "")
-    return name in ("__set__", "__delete__") or (name == "__get__" and func.__self__.__name__ not in _VALUES)
-
-
 _NATIVE: dict[Any, Callable[..., Any]] = {}
 
 
@@ -268,28 +234,6 @@ def native(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]
     return register
 
 
-_OPERATORS = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-)
-_IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
-
-
-def _is_in_place(func: Any) -> bool:
-    name = _short(func)
-    return (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE
-
-
 def _joined(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The arguments with plain tensors of the tiles' shape in tiles too, so that their gradients leave them once."""
     tiles = next((x for x in args if isinstance(x, BatchTiles)), None)
@@ -299,7 +243,7 @@ def _joined(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
     def join(x: Any) -> Any:
         plain = isinstance(x, Tensor) and not isinstance(x, BatchTiles)
-        return to_tiles(x, border, _short(func)) if plain and x.shape == shape else x
+        return to_tiles(x, border, short_name(func)) if plain and x.shape == shape else x
 
     return tuple(join(x) for x in args)
 
@@ -308,14 +252,14 @@ def _changed(func: Any, args: Any, kwargs: Any) -> Any:
     """The arguments that a function changes."""
     if kwargs.get("out") is not None:
         return kwargs["out"]
-    if _is_in_place(func) or kwargs.get("inplace"):
+    if is_in_place(func) or kwargs.get("inplace"):
         return args[0] if args else kwargs["input"]
     return ()
 
 
 def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
     """`func` on plain copies, each made once; what it changes is written back."""
-    name = _short(func)
+    name = short_name(func)
     plain: dict[int, Tensor] = {}
 
     def convert(x: BatchTiles) -> Tensor:
@@ -334,9 +278,8 @@ def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
 
 @native(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
 def _relu(input: BatchTiles, inplace: bool = False) -> Any:
-    return (
-        input if input.rectified is not None and input.rectified == input.buffer._version else NotImplemented
-    )
+    done = input.rectified is not None and input.rectified == input.buffer._version
+    return input if done else NotImplemented
 
 
 @native(F.dropout)
@@ -368,7 +311,7 @@ def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
         if isinstance(x, Tensor) and x.dim() > 0:
             if x.shape != first.shape or x.dtype != first.dtype:
                 return NotImplemented
-            buffers.append(buffer_of(x, first.geometry, _short(func)))
+            buffers.append(buffer_of(x, first.geometry, short_name(func)))
             numbers.append(None)
         else:
             buffers.append(x)
@@ -392,7 +335,7 @@ def _keeps_zero(func: Any, numbers: tuple[Any, ...], kwargs: Any, dtype: torch.d
 
 def _below_on_plain(func: Any, args: Any, kwargs: Any) -> Any:
     """Any operator on plain copies; what its schema says is written to is written back."""
-    name = _short(func)
+    name = short_name(func)
     written: list[tuple[BatchTiles, Tensor]] = []
 
     def convert(x: BatchTiles) -> Tensor:
