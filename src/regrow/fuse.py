@@ -32,7 +32,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
     - A `torch.nn.BatchNorm2d` whose output goes into a ReLU and nowhere else (as torch.fx sees it in the `forward` of
       the module that owns it) does the ReLU too, forward and backward, where the data are in batch tiles.
-    - ReLU, and what else `regrow.ops.reference.ACTIVATIONS` names, right behind a `SparseLinear` in an `nn.Sequential` is
+    - ReLU, GELU or SiLU right behind a `SparseLinear` in an `nn.Sequential` is
       folded into it; `nn.Identity` takes its place.
 
     Modules that are used twice, or whose output a forward hook sees, are left alone. Parameters, buffers and the names
