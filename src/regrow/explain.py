@@ -112,8 +112,9 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
     """What each sparse layer of `model` costs sparse and dense, and where activations change their layout.
 
     A linear layer in compressed storage puts out activations with the batch innermost, a convolution batch tiles; an
-    operation of torch's that knows its own layout only breaks the chain, and the next compressed layer converts once. The
-    backward pass converts at the same places. The model is run once, in evaluation mode, and is left as it was; layers are timed on copies.
+    operation of torch's that knows its own layout only breaks the chain, and the next compressed layer converts once.
+    The backward pass converts at the same places. The model is run once, in evaluation mode, and is left as it was;
+    layers are timed on copies.
 
     Args:
         model: a sparse model.
