@@ -11,7 +11,7 @@ export PYTHON TORCH
 .PHONY: help demo test sanitize check lint format wheel-test lines clean
 
 help:
-	@echo 'make demo        train a sparse network on Fashion-MNIST with RigL and with Static (5 minutes)'
+	@echo 'make demo        train a sparse network on Fashion-MNIST dense, with RigL and with Static (5 minutes)'
 	@echo 'make test        install what the tests need and run them'
 	@echo 'make sanitize    the tests of the kernels under the address and undefined-behaviour sanitizers'
 	@echo 'make check       the one-minute smoke test of pre-commit'

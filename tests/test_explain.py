@@ -76,7 +76,10 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_a_layer_that_is_never_called_has_no_row() -> None:
     model = Net()
     model.idle = nn.Linear(256, 256)
-    assert "idle" not in [row.name for row in explained(model, torch.randn(32, 300)).layers]
+    found = explained(model, torch.randn(32, 300))
+    assert "idle" not in [row.name for row in found.layers]
+    assert found.untimed == ("idle",)
+    assert "not timed: idle" in str(found)
 
 
 def test_bad_input() -> None:

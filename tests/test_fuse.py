@@ -163,12 +163,12 @@ def test_activations_behind_linear_layers(activation: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("storage", ["dense", "masked"])
+@pytest.mark.parametrize("storage", ["dense", "masked", "compressed"])
 def test_fold(name: str, storage: str) -> None:
     torch.manual_seed(0)
     model = NETWORKS[name]().double()
-    if storage == "masked":
-        regrow.sparsify(model, sparsity=0.5, storage="masked")
+    if storage != "dense":
+        regrow.sparsify(model, sparsity=0.5, storage=storage)
     regrow.fuse(model)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -181,7 +181,7 @@ def test_fold(name: str, storage: str) -> None:
     left = sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert left == {"wrn": 4, "vgg": 0, "resnet": 0}[name]  # norms before the first convolution of a block
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    if storage == "masked":
+    if storage != "dense":
         assert all(
             torch.equal(mask, regrow.masks(model)[weight]) for weight, mask in regrow.masks(folded).items()
         )

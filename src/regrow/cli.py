@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -72,8 +71,6 @@ def train_command(
     json_: Json = False,
 ) -> None:
     """Train RECIPE, with keys changed: regrow train fashion-mlp method=set optimizer.lr=0.05 seed=1."""
-    # large tensors in large pages, which torch asks for if told before the first: scattered reads are five times faster
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     console = Console(stderr=json_)
     if resume is not None:
         if recipe is not None or import_:

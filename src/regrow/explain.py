@@ -23,9 +23,11 @@ from regrow.summary import aligned
 from regrow.timing import Load, Watch, interleaved
 from regrow.weights.views import module_records, unwrapped, views
 
-OWN = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+OWN = tuple(
+    str(Path(file).parent / "_")[:-1] for file in (torch.__file__, __file__)
+)  # with a slash at the end
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_to_copy")  # read either layout, or are no change of layout
-KINDS = (nn.Linear, nn.Conv2d, SparseModule)
+KINDS = (nn.Linear, nn.modules.conv._ConvNd, SparseModule)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,8 @@ class Explanation:
 
     layers: tuple[LayerTime, ...]
     conversions: tuple[Conversion, ...]
+    untimed: tuple[str, ...]
+    """Sparse layers that the example did not reach, or of a kind that is not timed by itself."""
     load: Load
     """How busy the machine was meanwhile."""
 
@@ -75,6 +79,7 @@ class Explanation:
         return {
             "layers": [{**asdict(row), "speedup": row.speedup} for row in self.layers],
             "conversions": [asdict(row) for row in self.conversions],
+            "untimed": list(self.untimed),
             "load": asdict(self.load),
         }
 
@@ -95,6 +100,8 @@ class Explanation:
         head = ("layer", "shape", "density", "storage", "ms", "ms dense", "speed-up", "")
         lines = aligned([head, *rows])
         lines.append("ms: forward and backward with all gradients, on the input that the layer gets")
+        if self.untimed:
+            lines.append(f"not timed: {', '.join(self.untimed)}")
         if not self.load.quiet:
             lines.append(f"The machine was not quiet ({self.load}): times and speed-ups may be far off.")
         if not self.conversions:
@@ -162,7 +169,8 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
     layers = [
         row for module, name in owners.items() for row in _timed(name, module, inputs.get(module), seconds)
     ]
-    return Explanation(tuple(layers), tuple(watch.found), others.load())
+    untimed = tuple(name for module, name in owners.items() if module not in inputs)
+    return Explanation(tuple(layers), tuple(watch.found), untimed, others.load())
 
 
 def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -> Iterator[LayerTime]:
@@ -170,7 +178,9 @@ def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -
     if given is None:
         return
     own = copy.deepcopy(module)
-    dense = densify(nn.Sequential(copy.deepcopy(module)))
+    if isinstance(own, SparseLinear):
+        own.activation = None  # what is fused to it would be missing on the dense side
+    dense = densify(nn.Sequential(copy.deepcopy(own)))
     ways = {"sparse": _step(own, given), "dense": _step(dense, given.contiguous())}
     took = interleaved(ways, seconds=seconds)
     for weight in views(module):

@@ -23,7 +23,7 @@ from regrow.layers import (
     why_not_compressed,
 )
 from regrow.materialize import draw, is_on_meta, materialize
-from regrow.nn import SparseModule, compressed_form, dense_form
+from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
 from regrow.ops.select import top
 from regrow.storage import choose_storage
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
@@ -305,8 +305,9 @@ def _plan(model: nn.Module, layer: Layer, asked: dict[str, float], positions: Te
         )
     density = len(positions) / math.prod(layer.shape)
     if storage == "auto" and layer.parameter.is_meta:
-        storage = "masked" if why_not_compressed(layer, model) else "compressed"
-        return Plan(layer, asked[name], positions, storage, "made on the meta device, never dense")
+        obstacle = why_not_compressed(layer, model)
+        kind, why = ("masked", obstacle) if obstacle else ("compressed", "on the meta device: never dense")
+        return Plan(layer, asked[name], positions, kind, why)
     if storage == "auto":
         return Plan(layer, asked[name], positions, *choose_storage(layer, model, density))
     obstacle = why_not_compressed(layer, model)
@@ -376,10 +377,16 @@ def densify(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        RegrowRuntimeError: a method is attached.
+        RegrowRuntimeError: a method is attached, or a layer was made with an activation of its own.
     """
     refuse_driven(model)
     unfuse(model)
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear) and module.activation is not None:
+            raise RegrowRuntimeError(
+                f"`{name}` applies {module.activation} itself, which a dense layer cannot.\n"
+                "Set its activation to None and put a module for it behind the layer."
+            )
     for name, module in list(model.named_modules()):
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):

@@ -1,7 +1,7 @@
 """``storage="auto"``: which layers are faster compressed than masked on this device.
 
-The limits were measured with `regrow bench` (docs/performance.md, "Which storage"): training of one layer, forward and
-backward, batch 128, float32, against the same layer masked.
+The limits were measured (docs/performance.md, "Which storage"): training of one layer, forward and backward, batch 128,
+float32, against the same layer masked.
 """
 
 from __future__ import annotations

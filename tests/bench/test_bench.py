@@ -15,6 +15,7 @@ from regrow.bench import scale
 from regrow.bench.command import bench, fits
 from regrow.bench.dense import dense_ways
 from regrow.bench.linear import Linear
+from regrow.bench.networks import step
 from regrow.bench.peak import run
 from regrow.bench.plan import FULL, Plan, plan
 from regrow.bench.rows import Case, Comparison, Settings
@@ -104,7 +105,7 @@ def test_a_convolution_against_both_layouts_of_the_dense_one(capsys):
 
 def test_compiled_is_a_way_of_its_own_and_may_fail(capsys):
     def make(module, form):
-        return lambda: module(torch.ones(2, 3))
+        return step(module, torch.ones(2, 3))
 
     assert list(dense_ways(make, nn.Linear(3, 3), SETTINGS)) == ["eager"]
     assert list(dense_ways(make, nn.Linear(3, 3), Settings())) == ["eager", "compiled"]

@@ -16,7 +16,7 @@ from regrow.bench.plan import Plan
 from regrow.bench.rows import Row
 from regrow.bench.scale import Fit, Scale, fit
 from regrow.bench.showing import say, show, steps
-from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.errors import RegrowValueError
 from regrow.saving import write_atomically
 from regrow.timing import Load, load
 
@@ -69,9 +69,9 @@ def bench(
         for case in steps(plan.cases, console):
             try:
                 rows += case.measure()
-            except RegrowRuntimeError as error:
-                failures.append(str(error))
-                say(console, f"left out: {error}")
+            except (RuntimeError, MemoryError) as error:  # torch's, where there is not memory enough
+                failures.append(f"{case.name}: {error}")
+                say(console, f"left out: {failures[-1]}")
             if out is not None:
                 save(document(), out)
     except KeyboardInterrupt:

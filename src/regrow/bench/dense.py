@@ -31,8 +31,8 @@ def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, W
     if settings.compiled:
         torch.compiler.reset()  # else shapes beyond the eighth run eagerly, without a word
         compiled: nn.Module = torch.compile(module, dynamic=False)  # type: ignore[assignment]
-        way = make(compiled, form)
         try:
+            way = make(compiled, form)
             way()
         except Exception as error:
             print(

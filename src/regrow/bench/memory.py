@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from regrow.bench.linear import Linear
 from regrow.bench.peak import Run, run
 from regrow.bench.rows import Settings, percent
+from regrow.errors import RegrowRuntimeError
 from regrow.topology import connections
 
 PARTS = ("start", "steps", "update")
@@ -63,6 +64,10 @@ def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Se
     rows = []
     for sparsity in sparsities:
         count = connections((layer.size,), sparsity)
-        full, tenth = (run(layer, n, batch, settings, update=True) for n in (count, max(1, count // 10)))
+        if count < 10:
+            raise RegrowRuntimeError(
+                f"{layer} has {count} connections at {percent(sparsity)}, too few to compare"
+            )
+        full, tenth = (run(layer, n, batch, settings, update=True) for n in (count, count // 10))
         rows.append(Memory(str(layer), batch, sparsity, full, tenth))
     return rows

@@ -147,6 +147,9 @@ def plan(
     )
     batches, sparsities = _batches(batch), _sparsities(sparsity)
     kinds = _kinds(what, bool(linear), bool(conv), model is not None)
+    _require_a_part("--linear", bool(linear), bool({"layers", "updates", "memory"} & set(kinds)), kinds)
+    _require_a_part("--conv", bool(conv), "convolutions" in kinds, kinds)
+    _require_a_part("--storage", storage != "auto", model is not None, kinds)
     if (model is None) != (input_ is None):
         raise RegrowValueError(
             f"`--model` and `--input` belong together, got {model or input_} alone\n"
@@ -261,6 +264,11 @@ def _kinds(what: str | None, linear_named: bool, conv_named: bool, model_named: 
                 f"`--what` must be of {', '.join(WHAT)}, got {kind!r}{closest(kind, WHAT)}"
             )
     return kinds
+
+
+def _require_a_part(option: str, given: bool, has_one: bool, kinds: Sequence[str]) -> None:
+    if given and not has_one:
+        raise RegrowValueError(f"`{option}` has no part in what is measured: {', '.join(kinds)}")
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ class Finished:
 
     def _load(self, file: Path) -> nn.Module:
         part, state = self.recipe.model, torch.get_rng_state()
-        model: nn.Module = find("model", part)(**part.options)
-        torch.set_rng_state(state)  # the initial weights are overwritten: nobody's random numbers are used up
-        return self.folder.load_model(str(file.relative_to(self.folder.path)), model).eval()
+        try:
+            with torch.device("meta") if self.recipe.never_dense else nullcontext():
+                model: nn.Module = find("model", part)(**part.options)
+            return self.folder.load_model(str(file.relative_to(self.folder.path)), model).eval()
+        finally:  # the initial weights are overwritten: nobody's random numbers are used up
+            torch.set_rng_state(state)

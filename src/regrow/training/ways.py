@@ -74,7 +74,15 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
 def settings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """The recipe's `sparsify`, with masks for "auto" where compressed storage would be refused, or slow."""
     dense_gradient = getattr(find("method", recipe.method), "needs_gradient", "never") == "always"
-    if recipe.sparsify.get("storage", "auto") == "auto" and (dense_gradient or device.type != "cpu"):
+    storage = recipe.sparsify.get("storage", "auto")
+    if recipe.never_dense and (dense_gradient or storage == "masked"):
+        why = (
+            f"method {recipe.method.name} needs the dense gradient" if dense_gradient else "storage is masked"
+        )
+        raise RegrowValueError(
+            f"`never_dense` is true, but {why}\nTake a method such as rigl or set, and storage: compressed."
+        )
+    if storage == "auto" and not recipe.never_dense and (dense_gradient or device.type != "cpu"):
         return {**recipe.sparsify, "storage": "masked"}
     return recipe.sparsify
 
