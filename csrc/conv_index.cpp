@@ -14,7 +14,8 @@ int64_t remainder(int64_t a, int64_t b) { return a - floor_divide(a, b) * b; }
 // channel on the other side has `least` connections to amortise loading and storing its sums, which costs more where they
 // lie in memory.
 int64_t block_of(int64_t channels, int64_t lines, double connections, int64_t cache, double least) {
-    const int64_t block = std::max(cache / (lines * TILE * 4), int64_t(least / std::max(connections, 1e-9)));
+    const int64_t wanted = int64_t(least / std::max(connections, 1e-9)); // of large kernels, none fits
+    const int64_t block = std::max({int64_t(1), cache / (lines * TILE * 4), wanted});
     return block * 4 >= channels * 3 ? channels : block;
 }
 

@@ -77,9 +77,9 @@ template <class T>
 struct Kernels {
     int64_t forward_tile;  // batch elements that the kernel holds in registers
     int64_t backward_tile;
-    // rows [begin, end) of tile `tile`; cursor: room for end - begin numbers
+    // rows [begin, end) of tile `tile`; cursor: room for end - begin + 1 numbers
     void (*forward)(const Forward<T>&, int64_t begin, int64_t end, int64_t tile, int32_t* cursor);
-    // columns [begin, end), all tiles; cursor: room for end - begin numbers
+    // columns [begin, end), all tiles; cursor: room for end - begin + 1 numbers
     void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
     // features [begin, end): out = gradient x derivative of the activation, bias = sums of out over the batch
     void (*finish)(const Finish<T>&, int64_t begin, int64_t end);

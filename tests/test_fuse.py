@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -198,3 +199,44 @@ def test_fold_into_compressed_linear_layers() -> None:
     x = torch.randn(5, 8, dtype=torch.float64)
     assert type(folded[1]) is nn.Identity
     assert torch.allclose(folded(x), model.eval()(x))
+
+
+def test_what_is_used_twice_in_a_chain_stays_in_its_place() -> None:
+    torch.manual_seed(0)
+    dropout, act = nn.Dropout(), nn.PReLU()
+    model = nn.Sequential(nn.Linear(8, 8), act, dropout, nn.Linear(8, 8), act, nn.GELU()).double()
+    regrow.sparsify(model, 0.5, storage="compressed")
+    x = torch.randn(5, 8, dtype=torch.float64)
+    expected = model.eval()(x)
+    assert torch.equal(regrow.fuse(model)(x), expected)
+    assert model[3].activation is None
+
+
+class TwoReaders(nn.Module):
+    """In training the norm's output has a second reader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.norm(self.conv(x))
+        return (torch.relu(y), y.sum()) if self.training else torch.relu(y)
+
+
+def test_a_reader_in_training_alone_is_seen_in_evaluation() -> None:
+    model = regrow.fuse(TwoReaders().eval())
+    assert type(model.norm) is nn.BatchNorm2d
+    assert not model.training
+
+
+def test_fold_leaves_what_does_more_or_is_tied() -> None:
+    torch.manual_seed(0)
+    fused = nn.Sequential(nn.Conv2d(3, 4, 3), FusedBatchNorm2d(4)).eval()
+    x = torch.randn(2, 3, 6, 6)
+    assert torch.equal(regrow.fold(fused)(x), fused(x))
+    tied = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    tied[2].weight = tied[0].weight
+    tied[1].running_var.fill_(4.0)
+    x = torch.randn(2, 4, 6, 6)
+    assert torch.equal(regrow.fold(tied)(x), tied.eval()(x))

@@ -10,6 +10,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regrow.fuse import unfuse
 from regrow.nn.order import Calls, is_shared
+from regrow.weights.views import before_forward, before_forward_of_reader
+
+NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+)  # what is derived from them may do more
 
 
 @torch.no_grad()
@@ -29,16 +37,29 @@ def fold(model: nn.Module) -> nn.Module:
     folded = unfuse(copy.deepcopy(model)).eval()
     shared = is_shared(folded)
     for name, parent in list(folded.named_modules()):
-        norms = [pair for pair in parent.named_children() if isinstance(pair[1], _BatchNorm)]
+        norms = [pair for pair in parent.named_children() if type(pair[1]) in NORMS]
         calls = Calls.of(parent, name) if norms else None
         for child_name, norm in norms:
             layer = calls.input_child(child_name) if calls is not None else None
-            watched = norm._forward_hooks or norm._forward_pre_hooks or (layer and layer._forward_hooks)
-            if layer is None or watched or shared(norm) or shared(layer) or not _takes(layer, norm):
+            if layer is None or shared(norm) or shared(layer) or not _takes(layer, norm):
+                continue
+            if _is_watched(norm) or _is_watched(layer) or _is_tied(layer, folded):
                 continue
             _fold(layer, norm)
             parent.register_module(child_name, nn.Identity())
     return folded
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether it has hooks of others, which may compute its weight or see its output."""
+    own = (before_forward, before_forward_of_reader)
+    return bool(module._forward_hooks) or any(h not in own for h in module._forward_pre_hooks.values())
+
+
+def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
+    """Whether another module holds a parameter of the layer."""
+    mine = {id(parameter) for parameter in layer.parameters(recurse=False)}
+    return any(id(p) in mine for m in model.modules() if m is not layer for p in m.parameters(recurse=False))
 
 
 def _takes(layer: nn.Module, norm: _BatchNorm) -> bool:
@@ -69,4 +90,5 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
     else:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         weight *= scale.reshape(-1, *[1] * (weight.dim() - 1))
-    layer.register_parameter("bias", nn.Parameter(shift))
+    dtype = next(layer.parameters(recurse=False)).dtype
+    layer.register_parameter("bias", nn.Parameter(shift.to(dtype)))

@@ -35,7 +35,8 @@ def fuse(model: nn.Module) -> nn.Module:
     - ReLU, GELU or SiLU right behind a `SparseLinear` in an `nn.Sequential` is
       folded into it; `nn.Identity` takes its place.
 
-    Modules that are used twice, or whose output a forward hook sees, are left alone. Parameters, buffers and the names
+    Modules that are used twice, or whose output a forward hook sees, are left alone; a hook that is put on a norm later
+    sees its output after the ReLU. Parameters, buffers and the names
     of the state dict stay, so checkpoints of fused and unfused models load into each other.
 
     Returns:
@@ -60,7 +61,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     for parent in list(model.modules()):
         before: nn.Module | None = None
-        for name, child in list(parent.named_children()):
+        for name, child in list(parent._modules.items()):  # repeated ones too
             if isinstance(child, FusedBatchNorm2d) and child.followed:
                 parent.register_module(name, child.to_batch_norm())
             elif isinstance(child, Fused) and isinstance(before, SparseLinear):
@@ -78,14 +79,14 @@ def _fuse_norms(parent: nn.Module, name: str, shared: Any) -> None:
     ]
     if not norms:
         return
-    calls = Calls.of(parent, name)
+    modes = Calls.in_both_modes(parent, name)
     for child_name, norm in norms:
-        if calls.only_relu_follows(child_name):
+        if all(calls.only_relu_follows(child_name) for calls in modes):
             parent.register_module(child_name, FusedBatchNorm2d.from_batch_norm(norm, followed=True))
 
 
 def _fuse_activations(parent: nn.Sequential, shared: Any) -> None:
-    children = list(parent.named_children())
+    children = list(parent._modules.items())  # repeated ones too
     for (_, layer), (name, activation) in pairwise(children):
         wanted = NAMES.get(type(activation))
         if not isinstance(layer, SparseLinear) or layer.activation is not None or wanted not in ACTIVATIONS:

@@ -239,3 +239,21 @@ def test_convolutions_without_a_compressed_form(conv: nn.Module, reason: str) ->
         regrow.sparsify(model, 0.5, storage="compressed")
     regrow.sparsify(model, 0.5)
     assert regrow.summary(model).rows[0].reason == reason
+
+
+def test_kernels_of_which_no_block_fits_a_cache() -> None:
+    """The patch embedding of a vision transformer."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 24, 16, stride=16))
+    dense = copy.deepcopy(regrow.sparsify(model, 0.5, storage="compressed"))
+    regrow.densify(dense)
+    x = torch.randn(3, 3, 32, 32)
+    assert torch.allclose(model(x).to_dense_layout(), dense(x), atol=1e-5)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    model = regrow.sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5, storage="compressed")
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    (gradient,) = torch.autograd.grad(model(x).pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        gradient.pow(2).sum().backward()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.nn import tiles
-from regrow.nn.tiles import BatchTiles, to_tiles, unwrap, wrap
+from regrow.nn.tiles import BatchTiles, to_tiles
 from regrow.ops.tiles import Geometry, tile
 
 SHAPE = (5, 3, 4, 6)
@@ -308,16 +308,6 @@ def test_tiles_join_a_plain_tensor_in_place() -> None:
     assert torch.allclose(x.grad, 4 * draw())
 
 
-def test_buffers_are_reached_by_autograd() -> None:
-    x = draw().requires_grad_()
-    t = to_tiles(x)
-    y = wrap(unwrap(t) * 2, t.geometry)
-    (y.to_dense_layout() * draw()).sum().backward()
-    y = wrap(unwrap(to_tiles(x)) * 2, t.geometry)
-    y.backward(to_tiles(draw(), 2))  # of another border
-    assert torch.allclose(x.grad, 4 * draw())
-
-
 def test_dropout() -> None:
     x = draw(40, 8, 8, 8).requires_grad_()
     t = nn.Dropout(0.25)(to_tiles(x))
@@ -351,3 +341,14 @@ def test_geometry() -> None:
     assert Geometry(17, 32, 32, 1).tiles == 2
     assert Geometry(17, 32, 32, 1).plane == 34 * 34
     assert Geometry(17, 8, 8, 0).plane == 65  # no multiple of 64
+
+
+def test_what_is_written_to_is_written_back_and_nothing_else() -> None:
+    x, y = to_tiles(draw(2, 3, 4, 4)), to_tiles(draw(2, 3, 4, 4).abs() + 1)
+    version = y.buffer._version
+    expected = x.to_dense_layout() / y.to_dense_layout()
+    x.div_(y)
+    assert torch.allclose(x.to_dense_layout(), expected)
+    assert y.buffer._version == version
+    y.div_(y)
+    assert torch.equal(y.to_dense_layout(), torch.ones(2, 3, 4, 4))

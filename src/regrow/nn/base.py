@@ -97,7 +97,8 @@ class SparseModule(nn.Module):
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
-            input, values = input.to(dtype), values.to(dtype)
+            input = input if input.dtype == dtype else input.to(dtype)  # batch tiles would be converted
+            values = values.to(dtype)
             bias = None if bias is None else bias.to(dtype)
         if input.dtype != values.dtype:
             raise RegrowRuntimeError(

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
@@ -194,6 +195,7 @@ class _OnTiles(torch.autograd.Function):
         )
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         buffer, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
         gradient = buffer_of(gradients[0], ctx.output, "gradient of SparseConv2d")

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from regrow.nn.tiles import BatchTiles, buffer_of, native, to_tiles
@@ -39,6 +40,7 @@ class _Norm(torch.autograd.Function):
         return BatchTiles(output, geometry)
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         buffer, gate, weight, bias, mean, invstd = ctx.saved_tensors
         gradient = buffer_of(gradients[0], ctx.geometry, "gradient of batch_norm")
@@ -77,6 +79,8 @@ def _batch_norm(
     if input.numel() <= input.shape[1]:  # nothing, or one value to a channel, which torch refuses in training
         return NotImplemented
     if residual is not None:
+        if residual.shape != input.shape:  # plain tensors broadcast
+            return NotImplemented
         residual = to_tiles(residual, input.geometry.border, "batch_norm")
     return _Norm.apply(  # type: ignore[no-untyped-call]
         input, residual, weight, bias, running_mean, running_var, training, momentum, eps, relu

@@ -43,6 +43,17 @@ class Calls:
             nodes = []
         return cls(module, nodes)
 
+    @classmethod
+    def in_both_modes(cls, module: nn.Module, name: str) -> list[Calls]:
+        """The calls in training and in evaluation, which `forward` may ask for; warns as `of` does."""
+        training, found = module.training, []
+        try:
+            for module.training in (True, False):
+                found.append(cls.of(module, name))
+        finally:
+            module.training = training
+        return found
+
     def node(self, child: str) -> fx.Node | None:
         """The call of the child with this name, if there is one and only one."""
         found = [node for node in self._nodes if node.op == "call_module" and node.target == child]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from regrow.nn.tiles import BatchTiles, buffer_of, native
@@ -30,6 +31,7 @@ class _MaxPool(torch.autograd.Function):
         return BatchTiles(pooled, output)
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         geometry, output = ctx.geometries
         gradient = buffer_of(gradients[0], output, "gradient of max_pool2d")
@@ -45,6 +47,7 @@ class _AveragePool(torch.autograd.Function):
         return BatchTiles(average_pool(input.buffer, input.geometry, output, window), output)
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         geometry, output = ctx.geometries
         gradient = buffer_of(gradients[0], output, "gradient of avg_pool2d")
@@ -59,6 +62,7 @@ class _ImageMeans(torch.autograd.Function):
         return image_means(input.buffer, input.geometry)
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         return BatchTiles(image_means_backward(gradients[0], ctx.geometry), ctx.geometry)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -36,6 +36,9 @@ aten = torch.ops.aten
 class BatchTiles(Tensor):
     """Activations of shape (N, C, H, W) in batch tiles.
 
+    A view of it (`x[:, :4]`, `x.view(...)`) is a copy, so what is written into a view does not reach it: write with
+    ``x[:, :4] = ...``, or take `to_dense_layout()` first.
+
     Args:
         buffer: [T, C, P, 16], as `regrow.ops.tiles` describes it; shared, not copied.
         geometry: N, H, W and the border.
@@ -48,7 +51,7 @@ class BatchTiles(Tensor):
 
     @staticmethod
     def __new__(cls, buffer: Tensor, geometry: Geometry) -> BatchTiles:
-        """See the class: no gradient flows to `buffer`; `wrap` is the differentiable form."""
+        """See the class: no gradient flows to `buffer`."""
         images, height, width, _ = geometry
         shape = (images, buffer.shape[1], height, width)
         self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=buffer.dtype, device=buffer.device)
@@ -126,18 +129,6 @@ def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") 
     return tiles
 
 
-def wrap(buffer: Tensor, geometry: Geometry) -> BatchTiles:
-    """`BatchTiles` over a buffer, through which gradients flow to the buffer."""
-    tiles: BatchTiles = _Wrap.apply(buffer, geometry)  # type: ignore[no-untyped-call]
-    return tiles
-
-
-def unwrap(tiles: BatchTiles) -> Tensor:
-    """The buffer, through which gradients flow to the tiles; they must hold zeros where buffers do."""
-    buffer: Tensor = _Unwrap.apply(tiles)  # type: ignore[no-untyped-call]
-    return buffer
-
-
 def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
     """The buffer of `images`, plain or in tiles, in `geometry`: so a backward pass takes its gradient."""
     if isinstance(images, BatchTiles):
@@ -195,28 +186,6 @@ class _Reborder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return gradients[0], None
-
-
-class _Wrap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, buffer: Tensor, geometry: Geometry) -> BatchTiles:
-        ctx.geometry = geometry
-        return BatchTiles(buffer.detach(), geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return buffer_of(gradients[0], ctx.geometry, "gradient in torch's layout"), None
-
-
-class _Unwrap(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tiles: BatchTiles) -> Tensor:
-        ctx.geometry = tiles.geometry
-        return tiles.buffer.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return wrap(gradients[0], ctx.geometry)
 
 
 # Public functions, in __torch_function__
@@ -325,7 +294,7 @@ def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
     return BatchTiles(result, first.geometry)
 
 
-@cache
+@lru_cache(maxsize=1024)  # numbers that are learned are new at each step
 def _keeps_zero(func: Any, numbers: tuple[Any, ...], kwargs: Any, dtype: torch.dtype) -> bool:
     """Whether `func` is 0 in the same dtype where its tensors (None in `numbers`) are."""
     args = [torch.zeros(1, dtype=dtype) if x is None else x for x in numbers]
@@ -336,19 +305,22 @@ def _keeps_zero(func: Any, numbers: tuple[Any, ...], kwargs: Any, dtype: torch.d
 def _below_on_plain(func: Any, args: Any, kwargs: Any) -> Any:
     """Any operator on plain copies; what its schema says is written to is written back."""
     name = short_name(func)
-    written: list[tuple[BatchTiles, Tensor]] = []
+    plain: dict[int, Tensor] = {}
 
     def convert(x: BatchTiles) -> Tensor:
-        plain = _told(name, x.shape, lambda: untile(x.buffer, x.geometry))
-        written.append((x, plain))
-        return plain
+        if id(x) not in plain:
+            plain[id(x)] = _told(name, x.shape, lambda: untile(x.buffer, x.geometry))
+        return plain[id(x)]
 
     plain_args, plain_kwargs = tree_map_only(BatchTiles, convert, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
-    if func._schema.is_mutable:
-        for x, plain in written:
-            _copy(x, plain)
-            result = x if result is plain else result
+    for i, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is None or not argument.alias_info.is_write:
+            continue
+        for x in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name)):
+            if isinstance(x, BatchTiles):
+                _copy(x, plain[id(x)])
+                result = x if result is plain[id(x)] else result
     return result
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import register_flop_formula
 
+from regrow.errors import RegrowRuntimeError
 from regrow.ops import index, native
 from regrow.ops.listener import tell
 from regrow.ops.tiles import BORDER, TILE, Geometry, reborder, tile, untile
@@ -215,6 +216,13 @@ def backward(
     )
 
 
+def _check(buffer: Tensor, kernel: Sequence[int], crow_t: Tensor) -> None:
+    """Refuse activations whose channels are not those of the weight."""
+    channels = (len(crow_t) - 1) // (kernel[0] * kernel[1])
+    if buffer.dim() != 4 or buffer.shape[1] != channels:
+        raise RegrowRuntimeError(f"`buffer` must be [T, {channels}, P, 16], got {list(buffer.shape)}")
+
+
 def _unpadded(images: Tensor, window: Window, geometry: Geometry) -> Tensor:
     top, _, left, _ = window.padding
     return images[:, :, top : top + geometry.height, left : left + geometry.width]
@@ -244,6 +252,7 @@ def sparse_conv2d(
 
     `kernel`, `stride`, `padding` and `dilation` are those of a `Window`; index as in the module's docstring.
     """
+    _check(buffer, kernel, crow_t)
     window = Window(kernel, stride, padding, dilation)
     geometry = Geometry(images, height, width, border)
     return forward(buffer, geometry, values, bias, crow, col, window, out_border)
@@ -301,6 +310,7 @@ def sparse_conv2d_backward(
 
     Opaque to compilers, so that it can hand its operands to a listener.
     """
+    _check(buffer, kernel, crow_t)
     window = Window(kernel, stride, padding, dilation)
     geometry = Geometry(images, height, width, border)
     index_ = (crow, col, crow_t, row_t, order)

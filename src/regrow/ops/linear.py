@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
@@ -328,6 +329,7 @@ class _Direct(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return _gradients(ctx, gradients[0], None, _backward)
 
