@@ -192,7 +192,14 @@ std::tuple<Tensor, Tensor, Tensor> rewire(Tensor crow_, Tensor col_, int64_t col
     return {new_crow_, used(new_col_), used(source_)};
 }
 
-// The sum of the hashes of the positions; the hash is `mix` of regrow.ops.sketch.
+// `mix` of regrow.ops.sketch
+uint64_t mix(int64_t position) {
+    uint64_t mixed = uint64_t(position) * 0x9E3779B97F4A7C1ull + 0x632BE59BD9B4E019ull;
+    mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653ull;
+    return mixed ^ (mixed >> 32);
+}
+
+// The sum of the hashes of the positions.
 int64_t fingerprint(Tensor crow_, Tensor col_, int64_t columns) {
     const Index in(crow_, col_, columns);
     const int64_t parts = parts_of(in.nnz, SHARE);
@@ -200,15 +207,36 @@ int64_t fingerprint(Tensor crow_, Tensor col_, int64_t columns) {
     in_rows(in, parts, [&](int64_t part, int64_t first, int64_t last) {
         uint64_t sum = 0;
         for (int64_t r = first; r < last; r++) {
-            for (int32_t j = in.crow[r]; j < in.crow[r + 1]; j++) {
-                uint64_t mixed = uint64_t(r * columns + in.col[j]) * 0x9E3779B97F4A7C1ull + 0x632BE59BD9B4E019ull;
-                mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653ull;
-                sum += mixed ^ (mixed >> 32);
-            }
+            for (int32_t j = in.crow[r]; j < in.crow[r + 1]; j++) sum += mix(r * columns + in.col[j]);
         }
         sums[part] = sum;
     });
     return int64_t(std::accumulate(sums.begin(), sums.end(), uint64_t(0)));
+}
+
+// Adds the positions to the registers of a sketch as regrow.ops.sketch does: the low bits of a hash choose the register, which
+// keeps the longest run of leading zeros of the others, plus one.
+void sketch(Tensor crow_, Tensor col_, int64_t columns, Tensor registers_) {
+    const Index in(crow_, col_, columns);
+    const int64_t size = registers_.numel();
+    STD_TORCH_CHECK(registers_.scalar_type() == ScalarType::Byte && registers_.is_contiguous() && size > 1 &&
+                        (size & (size - 1)) == 0, "the registers must be uint8, contiguous, a power of 2 of them");
+    const int bits = __builtin_ctzll(uint64_t(size));
+    const int64_t parts = parts_of(in.nnz, SHARE);
+    std::vector<uint8_t> found(parts * size);
+    in_rows(in, parts, [&](int64_t part, int64_t first, int64_t last) {
+        uint8_t* const own = found.data() + part * size;
+        for (int64_t r = first; r < last; r++) {
+            for (int32_t j = in.crow[r]; j < in.crow[r + 1]; j++) {
+                const uint64_t mixed = mix(r * columns + in.col[j]), rest = mixed >> bits;
+                const int zeros = rest ? __builtin_clzll(rest) - bits : 64 - bits;
+                uint8_t& longest = own[mixed & (size - 1)];
+                longest = std::max<uint8_t>(longest, uint8_t(zeros + 1));
+            }
+        }
+    });
+    uint8_t* const registers = write<uint8_t>(registers_);
+    for (size_t i = 0; i < found.size(); i++) registers[i % size] = std::max(registers[i % size], found[i]);
 }
 
 template <class T>
@@ -249,6 +277,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("mirror(Tensor crow, Tensor col, Tensor(a!) crow_t, Tensor(b!) row_t, Tensor(c!) order) -> ()");
     m.def("positions(Tensor crow, Tensor col, int columns, Tensor drop) -> Tensor");
     m.def("fingerprint(Tensor crow, Tensor col, int columns) -> int");
+    m.def("sketch(Tensor crow, Tensor col, int columns, Tensor(a!) registers) -> ()");
     m.def("rewire(Tensor crow, Tensor col, int columns, Tensor drop, Tensor grow) -> (Tensor, Tensor, Tensor)");
     m.def("move(Tensor source, Tensor(a!) tensor) -> ()");
 }
@@ -256,6 +285,7 @@ STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
     m.impl("mirror", TORCH_BOX(&regrow::mirror));
     m.impl("positions", TORCH_BOX(&regrow::positions));
     m.impl("fingerprint", TORCH_BOX(&regrow::fingerprint));
+    m.impl("sketch", TORCH_BOX(&regrow::sketch));
     m.impl("rewire", TORCH_BOX(&regrow::rewire));
     m.impl("move", TORCH_BOX(&regrow::move));
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regrow.ops import sketch
+from regrow.ops import index, sketch
 from regrow.topology import generator, sample
 
 
@@ -35,3 +35,17 @@ def test_a_cast_changes_nothing(dtype: torch.dtype) -> None:
     entries = sketch.add(sample(100_000, 10**9, generator(0)), 10**9, None)
     more = sample(1000, 10**9, generator(1))
     assert torch.equal(sketch.add(more, 10**9, entries.to(dtype)), sketch.add(more, 10**9, entries))
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "count"), [(3, 5, 7), (300, 200, 0), (300, 200, 20_000), (70_000, 90_000, 400_000)]
+)
+def test_of_an_index_as_of_its_positions(rows: int, columns: int, count: int) -> None:
+    positions = sample(count, rows * columns, generator(count))
+    crow, col = index.from_positions(positions, rows, columns)
+    before = sketch.add(sample(count // 2, rows * columns, generator(1)), rows * columns, None)
+    kept = before.clone()
+    found = index.explored(crow, col, columns, before)
+    assert torch.equal(found, sketch.add(positions, rows * columns, before))
+    assert torch.equal(before, kept)
+    assert torch.equal(index.explored(crow, col, columns, None), sketch.add(positions, rows * columns, None))

@@ -84,6 +84,19 @@ def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     return int(sketch.mix(positions(crow, col, columns)).sum())
 
 
+def explored(crow: Tensor, col: Tensor, columns: int, before: Tensor | None) -> Tensor:
+    """The sketch `before` with the positions of the connections added (`regrow.ops.sketch.add`)."""
+    population = (len(crow) - 1) * columns
+    entries = sketch.add(torch.empty(0, dtype=torch.int64, device=crow.device), population, before)
+    if _native(crow) and population > sketch.SIZE:
+        entries = entries.clone()  # what was before belongs to somebody
+        torch.ops.regrow_native.sketch.default(crow, col, columns, entries)
+        return entries
+    for some in pieces(crow, col, columns):
+        entries = sketch.add(some, population, entries)
+    return entries
+
+
 def rewire(
     crow: Tensor, col: Tensor, columns: int, drop: Tensor, grow: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index, sketch
+from regrow.ops import index
 from regrow.ops.listener import Operands, listen
 from regrow.ops.select import Best, top
 from regrow.weights.among import Among
@@ -213,12 +213,7 @@ class CompressedWeight(SparseWeight):
         return int((source < 0).sum())
 
     def explored(self, before: Tensor | None) -> Tensor:
-        explored = sketch.add(
-            torch.empty(0, dtype=torch.int64, device=self.parameter.device), self.numel, before
-        )
-        for some in index.pieces(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1]):
-            explored = sketch.add(some, self.numel, explored)
-        return explored
+        return index.explored(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], before)
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
         self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
