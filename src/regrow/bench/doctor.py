@@ -120,7 +120,7 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("kernels", f"no: {found['no_kernels_because']}" if found["no_kernels_because"] else isa),
         ("dtypes", ", ".join(found["dtypes"])),
         ("threads", f"{found['threads']} of torch, {found['interop_threads']} between operators{omp}"),
-        ("versions", f"regrow {packages['regrow']}, torch {packages['torch']}, Python {found['python']}"),
+        ("versions", f"regrow {packages['regrow']}, torch {torch.__version__}, Python {found['python']}"),
         ("processor", f"{found['processor'] or 'unknown'}, {found['cores']} cores"),
         ("caches", ", ".join(f"{name} {size}" for name, size in found["caches"].items()) or "unknown"),
         ("memory", f"{total / 1e9:.1f} GB" + (f", {free / 1e9:.1f} GB free" if free is not None else "")),
