@@ -183,7 +183,7 @@ def probes() -> list[dict]:
 def test_import_loads_nothing_of_the_command_line(probes: list[dict]) -> None:
     assert HEAVY.isdisjoint(probes[0]["heavy"])
     third_party = set(probes[0]["modules"]) - sys.stdlib_module_names
-    assert third_party <= {"regrow", "numpy", "torch", "triton"}  # triton: torch's own, in its builds for CUDA
+    assert third_party <= {"regrow", "numpy", "torch", "triton"}  # the last by torch, built for CUDA
 
 
 def test_import_starts_no_thread(probes: list[dict]) -> None:
