@@ -64,6 +64,15 @@ Tensor as(const Tensor& given) {
     return torch::stable::contiguous(torch::stable::to(given, TYPE<T>));
 }
 
+// Whether the kernels compute in float64; there are none for a type but these.
+inline bool is_double(const Tensor& t) {
+    const ScalarType type = t.scalar_type();
+    STD_TORCH_CHECK(
+        type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+        "kernels are for float32, float64 and bfloat16");
+    return type == ScalarType::Double;
+}
+
 // Ranges [first(p), first(p + 1)) of rows of a CSR matrix that take about the same time.
 class Parts {
 public:

@@ -66,13 +66,6 @@ void clear_borders(const Geometry& g, T* channel, int64_t channels) {
     for (int64_t c = 0; c < channels; c++) clear_border(g, channel + c * g.size());
 }
 
-// Lanes past the batch, which a bias has filled.
-template <class T>
-void clear_lanes(const Geometry& g, T* tile, int64_t channels) {
-    for (int64_t i = 0; i < channels * g.size(); i += TILE)
-        std::fill(tile + i + g.present(g.tiles() - 1), tile + i + TILE, T(0));
-}
-
 // Parts of each job, so that all threads have as much to do.
 int64_t split(int64_t jobs) {
     const int64_t threads = torch::stable::get_num_threads();
@@ -103,8 +96,8 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
             kernels.forward(work, tile, band * out.height / bands, (band + 1) * out.height / bands);
         }
     });
-    if (b && tiles > 0 && out.present(tiles - 1) < TILE)
-        clear_lanes(out, to + (tiles - 1) * rows * out.size(), rows);
+    if (b && tiles > 0) // a bias has filled them
+        for (int64_t c = 0; c < rows; c++) clear_absent(out, to + ((tiles - 1) * rows + c) * out.size(), tiles - 1);
     return buffer.scalar_type() == TYPE<T> ? y : torch::stable::to(y, buffer.scalar_type());
 }
 
@@ -195,14 +188,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(
                  need_input ? write<T>(dx) : nullptr, need_values ? write<T>(dw) : nullptr);
     const auto back = [&](const Tensor& t) { return type == TYPE<T> ? t : torch::stable::to(t, type); };
     return {back(dx), back(dw), back(db)};
-}
-
-bool is_double(const Tensor& buffer) {
-    const ScalarType type = buffer.scalar_type();
-    STD_TORCH_CHECK(
-        type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
-        "kernels are for float32, float64 and bfloat16");
-    return type == ScalarType::Double;
 }
 
 Tensor conv_forward(

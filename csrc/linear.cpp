@@ -131,14 +131,6 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     return {dx ? dx->finish() : empty(input, {0}, type), values_gradient, bias_gradient};
 }
 
-bool is_double(const Tensor& input) {
-    const ScalarType type = input.scalar_type();
-    STD_TORCH_CHECK(
-        type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
-        "kernels are for float32, float64 and bfloat16");
-    return type == ScalarType::Double;
-}
-
 // What each tensor must be like for the kernels to stay inside all of them; that columns are in range, whoever made the
 // index has checked.
 void check_activations(const Tensor& t, const Tensor& input, int64_t features, const char* name) {

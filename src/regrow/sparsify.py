@@ -24,6 +24,7 @@ from regrow.layers import (
 )
 from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.ops.index import are_positions
 from regrow.ops.select import top
 from regrow.storage import choose_storage
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
@@ -269,18 +270,13 @@ def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) 
     )
     for name, mask in masks.items():
         size = math.prod(shapes[name])
-        if not (_are_positions(mask, size) if name in listed else mask.dtype == torch.bool and mask.any()):
+        some = mask.numel() > 0 if name in listed else bool(mask.any())
+        if not some or not (mask.dtype == torch.bool or are_positions(mask, size)):
             raise RegrowValueError(
                 f"`init[{name!r}]` must be a boolean mask with a connection, or ascending positions in [0, {size}), "
                 f"got {mask.dtype}"
             )
     return {n: masks[n] if n in listed else masks[n].reshape(-1).nonzero().view(-1) for n in shapes}
-
-
-def _are_positions(positions: Tensor, size: int) -> bool:
-    if positions.dim() != 1 or len(positions) == 0 or (positions[1:] <= positions[:-1]).any():
-        return False
-    return int(positions[0]) >= 0 and int(positions[-1]) < size
 
 
 def _check_shapes(

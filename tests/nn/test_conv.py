@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from machine import using
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,15 +24,6 @@ def cut(conv: nn.Conv2d, density: float = 0.4) -> tuple[SparseConv2d, nn.Conv2d]
     size = conv.weight.numel()
     sparse = SparseConv2d.from_conv(conv, sample(round(density * size), size, generator(0, "cut")))
     return sparse, sparse.to_conv(sparse.weight.to_dense())
-
-
-@contextmanager
-def without_kernels() -> Iterator[None]:
-    serves, native.serves = native.serves, lambda _: False
-    try:
-        yield
-    finally:
-        native.serves = serves
 
 
 def double(*shape: int) -> Tensor:
@@ -69,7 +59,7 @@ def test_as_the_dense_layer(given: dict[str, Any], kernels: bool) -> None:
         output.backward(gradient)
         assert isinstance(output, BatchTiles) == native.available()
     else:
-        with without_kernels():
+        with using("reference"):
             output = sparse(x)
             output.backward(gradient)
         assert type(output) is Tensor

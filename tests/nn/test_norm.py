@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import ISAS, threads, using
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,7 +25,7 @@ def assert_zero_around(x: Tensor) -> None:
     assert torch.equal(tile(x.detach().to_dense_layout(), x.geometry.border), x.buffer)
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ISAS)
 @settings(deadline=None, max_examples=40)
 @given(
     shape=st.tuples(
@@ -75,12 +76,7 @@ def test_fused_norm(
     expected = expected * gate if relu else expected
     (expected * weight).sum().backward()
 
-    before = native.isa()
-    try:
-        torch.ops.regrow_native.set_isa(isa)
-    except RuntimeError:
-        pytest.skip("not on this machine")
-    try:
+    with using(isa):
         x, r = (tensor.detach().to(dtype).requires_grad_() for tensor in exact)
         added = {"": None, "plain": r, "tiles": to_tiles(r, 1 - min(border, 1))}[residual]
         found = fused(to_tiles(x, border), added) if relu else twin(to_tiles(x, border))
@@ -88,8 +84,6 @@ def test_fused_norm(
             found = found + added
         assert_zero_around(found)
         found.backward(to_tiles(weight.to(dtype), 1))
-    finally:
-        torch.ops.regrow_native.set_isa(before)
 
     tolerance = 1e-10 if dtype == torch.float64 else 2e-3 if mean < -100 else 2e-4
     near_zero = relu and (expected.abs() + (~gate) > 0).logical_not().any()
@@ -140,13 +134,11 @@ def test_what_has_no_kernel_is_converted() -> None:
 def test_results_do_not_depend_on_the_threads() -> None:
     x = to_tiles(torch.randn(70, 9, 7, 7)).requires_grad_()
     found = []
-    before = torch.get_num_threads()
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        norm = FusedBatchNorm2d(9)
-        y = norm(x)
-        found.append([y.detach().buffer, *torch.autograd.grad(y.sum() * 1e-3, [x, norm.weight])])
-    torch.set_num_threads(before)
+    for number in (1, 2, 3):
+        with threads(number):
+            norm = FusedBatchNorm2d(9)
+            y = norm(x)
+            found.append([y.detach().buffer, *torch.autograd.grad(y.sum() * 1e-3, [x, norm.weight])])
     for other in found[1:]:
         assert torch.equal(found[0][0], other[0])
         assert torch.equal(found[0][1].buffer, other[1].buffer)

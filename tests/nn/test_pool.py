@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from machine import ISAS, using
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,12 +23,7 @@ def compare(function: object, x: Tensor, border: int, isa: str) -> BatchTiles | 
     assert callable(function)
     plain, tiled = x.clone().requires_grad_(), x.clone().requires_grad_()
     expected = function(plain)
-    before = native.isa()
-    try:
-        torch.ops.regrow_native.set_isa(isa)
-    except RuntimeError:
-        pytest.skip("not on this machine")
-    try:
+    with using(isa):
         found = function(to_tiles(tiled, border))
         weight = torch.arange(expected.numel(), dtype=x.dtype).reshape(expected.shape).cos()
         (expected * weight).sum().backward()
@@ -36,8 +32,6 @@ def compare(function: object, x: Tensor, border: int, isa: str) -> BatchTiles | 
         tolerance = 1e-5 if x.dtype == torch.float32 else 1e-12
         assert torch.allclose(dense, expected, rtol=tolerance, atol=tolerance)
         assert torch.allclose(tiled.grad, plain.grad, rtol=tolerance, atol=tolerance)
-    finally:
-        torch.ops.regrow_native.set_isa(before)
     if isinstance(found, BatchTiles):
         assert torch.equal(tile(dense.detach(), found.geometry.border), found.buffer)
     return found
@@ -46,7 +40,7 @@ def compare(function: object, x: Tensor, border: int, isa: str) -> BatchTiles | 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ISAS)
 @settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.sampled_from([1, 3, 16, 20]), st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)),
@@ -87,7 +81,7 @@ def test_windows(
     assert isinstance(compare(pool, x, border, isa), BatchTiles)
 
 
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     "function",

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from machine import ISAS, threads, using
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,46 +19,6 @@ from regrow.ops.tiles import Geometry, tile, untile
 from regrow.topology import generator
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.01}
-
-
-def implementations() -> list[str]:
-    """The instruction sets that this machine runs, and the reference."""
-    found = ["reference"]
-    for name in ("avx512", "avx2", "baseline") if native.available() else ():
-        try:
-            with using(name):
-                found.append(name)
-        except RuntimeError:
-            continue
-    return found
-
-
-@contextmanager
-def using(implementation: str) -> Iterator[None]:
-    """Run on an instruction set, or on the reference."""
-    if implementation == "reference":
-        serves, native.serves = native.serves, lambda _: False
-        try:
-            yield
-        finally:
-            native.serves = serves
-        return
-    before = native.isa()
-    torch.ops.regrow_native.set_isa(implementation)
-    try:
-        yield
-    finally:
-        torch.ops.regrow_native.set_isa(before)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def compressed(
@@ -100,7 +59,7 @@ windows = st.builds(
 )
 
 
-@pytest.mark.parametrize("implementation", implementations())
+@pytest.mark.parametrize("implementation", ["reference", *ISAS])
 @settings(deadline=None, max_examples=60)
 @given(
     window=windows,

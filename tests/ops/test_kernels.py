@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import ISAS, threads, using
 from torch import Tensor
 
 from regrow.ops import index, native
@@ -23,41 +24,6 @@ from regrow.topology import generator, sample
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}
-
-
-def isas() -> list[str]:
-    """Those that this machine runs."""
-    found = []
-    for name in ("avx512", "avx2", "baseline"):
-        try:
-            with using(name):
-                found.append(name)
-        except RuntimeError:
-            continue
-    return found
-
-
-@contextmanager
-def using(isa: str) -> Iterator[None]:
-    before = native.isa()
-    torch.ops.regrow_native.set_isa(isa)
-    try:
-        yield
-    finally:
-        torch.ops.regrow_native.set_isa(before)
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-ISAS = isas() if native.available() else []
 
 
 def topology(rows: int, columns: int, density: float, seed: int) -> tuple[Tensor, list[Tensor]]:

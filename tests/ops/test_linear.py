@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import threads
 from torch import Tensor, nn
 
 from regrow import SparseLinear
@@ -206,14 +207,10 @@ def test_autocast_computes_in_bfloat16() -> None:
 def test_the_number_of_threads_changes_nothing() -> None:
     sparse = layer(300, 500, 15_000, True, torch.float32)
     x = torch.randn(64, 500, requires_grad=True)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
+    for number in (1, 2):
+        with threads(number):
             y = sparse(x)
             results.append((y, *torch.autograd.grad(y.square().sum(), [x, sparse.weight_values])))
-    finally:
-        torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine import threads
 from torch import Tensor
 
 from regrow.ops import index, native
@@ -18,16 +18,6 @@ from regrow.ops.select import Best, top
 from regrow.topology import generator, sample
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
-
-
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def alike(compute: Callable[[], list[Tensor]]) -> list[Tensor]:

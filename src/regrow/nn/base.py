@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops.index import mirror
+from regrow.ops.index import are_positions, mirror
 from regrow.weights.loading import to_csr
 
 LIMIT = 2**31 - 1
@@ -110,6 +110,5 @@ class SparseModule(nn.Module):
 def _check_positions(positions: Tensor, size: int) -> None:
     if positions.dim() != 1:
         raise RegrowValueError(f"`positions` must have one dimension, got shape {tuple(positions.shape)}")
-    inside = len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
-    if positions.dtype != torch.int64 or (positions[1:] <= positions[:-1]).any() or not inside:
+    if not are_positions(positions, size):
         raise RegrowValueError(f"`positions` must be int64, ascending without repetition, in [0, {size})")

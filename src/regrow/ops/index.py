@@ -77,6 +77,17 @@ def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, 
     return crow, col
 
 
+def are_positions(positions: Tensor, size: int) -> bool:
+    """Whether these are positions below `size`, int64 [n], ascending without repetition."""
+    if (
+        positions.dtype != torch.int64
+        or positions.dim() != 1
+        or bool((positions[1:] <= positions[:-1]).any())
+    ):
+        return False
+    return len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
+
+
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
     if _native(crow):
