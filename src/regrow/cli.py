@@ -221,11 +221,15 @@ def bench_command(
     storage: Annotated[
         str, typer.Option(help="Of the sparse layers of --model: auto, masked or compressed.")
     ] = "auto",
+    distribution: Annotated[
+        list[str] | None,
+        typer.Option(metavar="uniform,erk", help="Of the networks' connections. Default: uniform and erk."),
+    ] = None,
     what: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
-            help="layers, convolutions, steps (training steps of two MLPs), updates, memory, scale. Default: what is "
+            help="layers, convolutions, steps (training steps of networks), updates, memory, scale. Default: what is "
             "named by --linear, --conv or --model, else all but scale.",
         ),
     ] = None,
@@ -257,6 +261,7 @@ def bench_command(
         model=model,
         input_=input_,
         storage=storage,
+        distribution=distribution or [],
         what=what,
         threads=threads,
         dtype=dtype,

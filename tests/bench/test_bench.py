@@ -12,6 +12,7 @@ from torch import nn
 
 from regrow import RegrowError
 from regrow.bench import scale
+from regrow.bench.bound import fastest, layer_seconds
 from regrow.bench.command import bench, fits
 from regrow.bench.dense import dense_ways
 from regrow.bench.linear import Linear
@@ -79,9 +80,13 @@ def test_a_network_of_the_users_own(tmp_path, capsys):
     rest = ["--sparsity", "0.95", "--seconds", "0.05", "--no-compile", "--json"]
     ended = cli(capsys, "bench", *options, "--input", "16,1,8,8", *rest)
     assert ended.code == 0
-    (row,) = json.loads(ended.out)["rows"]
-    assert (row["what"], row["batch"]) == ("step", 16)
-    assert 0.04 < row["flops"][1] / row["flops"][0] < 0.12
+    uniform, erk = json.loads(ended.out)["rows"]
+    assert [row["subject"].rpartition(", ")[2] for row in (uniform, erk)] == ["uniform", "erk"]
+    for row in (uniform, erk):
+        assert (row["what"], row["batch"]) == ("step", 16)
+        assert 0.04 < row["flops"][1] / row["flops"][0] < 0.12
+        best = min(way["median"] for way in row["dense"].values())
+        assert 1 < row["bound"] < best / 1e-6
     ended = cli(capsys, "bench", *options, "--input", "16,3,8,8", *rest)
     assert ended.code == 2
     assert "does not take an input of sizes 16,3,8,8: RuntimeError" in ended.err
@@ -112,6 +117,18 @@ def test_compiled_is_a_way_of_its_own_and_may_fail(capsys):
     with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}):
         assert list(dense_ways(make, nn.Sequential(nn.Linear(3, 7), nn.GELU()), Settings())) == ["eager"]
     assert "torch.compile is left out: " in capsys.readouterr().err
+
+
+def test_the_bound_of_a_step():
+    model = nn.Sequential(nn.Linear(200, 2000), nn.ReLU(), nn.Linear(2000, 200), nn.Linear(200, 2000))
+    x = torch.randn(64, 200)
+    times = layer_seconds(model, lambda: model(x), {"0", "2", "3", "gone"}, 0.02)
+    assert set(times) == {"0", "2", "3"}
+    assert 0 < times["0"] < times["2"] * 3  # the first has no gradient of its input to compute
+    assert fastest(10.0, {"a": 4.0, "b": 5.0}, {"a": 0.25}) == 7.0
+    assert (
+        fastest(8.0, {"a": 4.0, "b": 5.0}, {"a": 0.5, "b": 0.0}) == 2.0
+    )  # never less than the layers themselves
 
 
 def test_scale_in_processes_of_their_own():
@@ -164,6 +181,8 @@ def test_the_standard_set_is_the_whole_one():
         *("conv 3x3 128x128 at 28x28, batch 64", "conv 3x3 256x256 at 14x14, batch 64"),
         *("conv 1x1 64x256 at 56x56, batch 32", "conv 1x1 256x1024 at 14x14, batch 128"),
     ]
+    zoo = ("wrn-22-2", "vgg16", "resnet50")
+    steps += [f"training steps of {name}, {how}" for name in zoo for how in ("uniform", "erk")]
     memory = "memory of linear 16384x16384, batch 128"
     assert names == [*layers, *convolutions, *steps, *updates, memory]
     assert FULL.sparsities == (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -177,6 +196,8 @@ def test_the_standard_set_is_the_whole_one():
         (["--linear", "12x0"], "got '12x0'"),
         (["--conv", "64x64"], "`--conv` must be OUTPUTSxINPUTSxSIDE"),
         (["--storage", "mask"], "`--storage` must be one of auto, masked, compressed, got 'mask'"),
+        (["--distribution", "ERK"], "`--distribution` must be of uniform, er, erk, got 'ERK'"),
+        (["--linear", "8x8", "--distribution", "erk"], "`--distribution` has no part in what is measured"),
         (["--sparsity", "1.5"], "`--sparsity` must be in [0, 1), got 1.5"),
         (["--sparsity", "high"], "`--sparsity` must be numbers in [0, 1)"),
         (["--batch", "0"], "`--batch` must be whole numbers above 0"),

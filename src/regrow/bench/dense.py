@@ -15,6 +15,9 @@ Way = Callable[[], object]
 Make = Callable[[nn.Module, torch.memory_format], Way]
 """What is done with a module whose images are in a memory format."""
 
+FORMS = {"eager": torch.contiguous_format, "channels last": torch.channels_last}
+"""The memory format of each way that is not compiled."""
+
 
 def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, Way]:
     """The ways ``eager``, ``channels last`` and ``compiled`` to do with `module` what `make` makes of it.
@@ -22,11 +25,11 @@ def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, W
     Where there is no convolution, the second is left out; where torch.compile fails (no C++ compiler), the last is,
     and the reason goes to standard error.
     """
-    form = torch.contiguous_format
+    form = FORMS["eager"]
     ways = {"eager": make(module, form)}
     if any(isinstance(layer, nn.Conv2d) for layer in module.modules()):
-        form = torch.channels_last
-        module = copy.deepcopy(module).to(memory_format=form)  # type: ignore[call-overload]
+        form = FORMS["channels last"]
+        module = in_format(module, form)
         ways["channels last"] = make(module, form)
     if settings.compiled:
         torch.compiler.reset()  # else shapes beyond the eighth run eagerly, without a word
@@ -42,6 +45,12 @@ def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, W
         else:
             ways["compiled"] = way
     return ways
+
+
+def in_format(module: nn.Module, form: torch.memory_format) -> nn.Module:
+    """A copy of `module` with its convolutions in that memory format."""
+    formed: nn.Module = copy.deepcopy(module).to(memory_format=form)  # type: ignore[call-overload]
+    return formed
 
 
 def formatted(tensor: Tensor, form: torch.memory_format) -> Tensor:

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.bench.dense import Way, dense_ways, formatted
-from regrow.bench.rows import Comparison, Settings
+from regrow.bench.bound import fastest, layer_seconds
+from regrow.bench.dense import FORMS, Way, dense_ways, formatted, in_format
+from regrow.bench.rows import Settings, Step
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.recipes import Part, find
 from regrow.timing import Watch, interleaved
+from regrow.weights import sparse_weights
 
 RATE = 1e-4
 """So small that the networks stay what they were at the start."""
@@ -46,36 +48,50 @@ def mlp(width: int, batch: int) -> Network:
     return Network(f"mlp 784-{width}-{width}-10", build, sparse, torch.rand(batch, 784))
 
 
-def own(name: str, sizes: Sequence[int], storage: str) -> Network:
+def own(name: str, sizes: Sequence[int], storage: str, distribution: str) -> Network:
     """The user's ``package.module:function``, or a network of the zoo, as `regrow.sparsify` makes it sparse.
 
     Args:
         name: what builds it, without arguments.
-        sizes: of the input, the batch first; two are a batch of tokens where the network embeds them.
+        sizes: of the input, the batch first.
         storage: as for `regrow.sparsify`.
+        distribution: as for `regrow.sparsify`, its name.
+    """
+    build = find("model", Part(name=name))
+
+    def sparse(model: nn.Module, sparsity: float) -> nn.Module:
+        return regrow.fuse(regrow.sparsify(model, sparsity, distribution, storage=storage))
+
+    return Network(f"{name}, {distribution}", build, sparse, example(build(), sizes))
+
+
+def example(model: nn.Module, sizes: Sequence[int]) -> Tensor:
+    """An input of `model`; two sizes are a batch of tokens where it embeds them."""
+    embeddings = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
+    tokens = bool(embeddings) and len(sizes) == 2
+    return torch.randint(min(embeddings), tuple(sizes)) if tokens else torch.randn(*sizes)
+
+
+def try_once(name: str, sizes: Sequence[int]) -> None:
+    """Take a step of the network that `name` builds, to see whether it can be measured.
 
     Raises:
         RegrowValueError: nothing of that name, or what it gives is no network or does not take the input.
     """
-    build = find("model", Part(name=name))
     try:
-        model = build()
+        model = find("model", Part(name=name))()
     except TypeError as error:
         raise RegrowValueError(f"`--model` {name} must build a network without arguments: {error}") from error
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`--model` {name} returned {model!r}, no torch module")
-    embeddings = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
-    tokens = bool(embeddings) and len(sizes) == 2
-    x = torch.randint(min(embeddings), tuple(sizes)) if tokens else torch.randn(*sizes)
     try:
-        step(model, x)()
+        step(model, example(model, sizes))()
     except Exception as error:  # whatever a user's network raises
         shape = ",".join(map(str, sizes))
         raise RegrowValueError(
             f"`--model` {name} does not take an input of sizes {shape}: {type(error).__name__}: {error}\n"
             "Give `--input` with the batch first, such as 128,3,32,32."
         ) from error
-    return Network(name, build, lambda model, s: regrow.fuse(regrow.sparsify(model, s, storage=storage)), x)
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -106,21 +122,31 @@ def step(model: nn.Module, x: Tensor) -> Way:
     return one
 
 
-def measure(network: Network, sparsities: Sequence[float], settings: Settings) -> list[Comparison]:
+def measure(network: Network, sparsities: Sequence[float], settings: Settings) -> list[Step]:
     """A training step of `network` at each sparsity; a step's FLOPs are counted as those of three forward passes."""
     x = network.input.to(settings.dtype) if network.input.is_floating_point() else network.input
     dense = network.build().to(settings.dtype)
-    flops, sparse = {}, {}
+    flops, sparse, densities = {}, {}, {}
     for sparsity in sparsities:
         model = network.sparsify(network.build(), sparsity).to(settings.dtype)
         flops[sparsity], sparse[str(sparsity)] = _flops(model, x), step(model, x)
+        densities[sparsity] = {w.name.rpartition(".")[0]: w.density for w in sparse_weights(model)}
     ways = dense_ways(lambda model, form: step(model, formatted(x, form)), dense, settings)
     watch = Watch()
     took = interleaved({**ways, **sparse}, seconds=settings.seconds * (len(ways) + len(sparse)))
     load, times = watch.load(), {way: took[way] for way in ways}
-    return [
-        Comparison(network.name, len(x), s, "step", flops[s], times, took[str(s)], load) for s in sparsities
-    ]
+    names = {name for found in densities.values() for name in found}
+    form = min(FORMS.keys() & times, key=lambda way: times[way].median)
+    formed, given = in_format(dense, FORMS[form]), formatted(x, FORMS[form])
+    layers = layer_seconds(formed, lambda: logits(formed, given), names, settings.seconds / 10)
+    best = min(timing.median for timing in times.values())
+
+    def row(sparsity: float) -> Step:
+        bound = best / fastest(times[form].median, layers, densities[sparsity])
+        own = took[str(sparsity)]
+        return Step(network.name, len(x), sparsity, "step", flops[sparsity], times, own, load, bound)
+
+    return [row(sparsity) for sparsity in sparsities]
 
 
 def _flops(model: nn.Module, x: Tensor) -> tuple[float, float] | None:

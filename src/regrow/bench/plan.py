@@ -17,6 +17,7 @@ from regrow.errors import RegrowValueError, closest, require_count, require_frac
 from regrow.ops import native
 from regrow.recipes import import_file
 from regrow.sparsify import STORAGES
+from regrow.topology import DISTRIBUTIONS
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in native.DTYPES}
 BATCH = 128
@@ -33,6 +34,8 @@ class Standard:
     sparsities: tuple[float, ...]
     mlps: tuple[tuple[int, int], ...]
     """Width and batch."""
+    zoo: tuple[tuple[str, tuple[int, ...]], ...]
+    """Networks whose steps are measured, and the sizes of their inputs."""
     updated: tuple[Linear, ...]
     remembered: tuple[Linear, ...]
     """Layers whose memory is measured."""
@@ -55,6 +58,7 @@ FULL = Standard(
     batches=(1, 8, 32, 128, 512),
     sparsities=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99),
     mlps=((1024, 100), (4096, 128)),
+    zoo=(("wrn-22-2", (128, 3, 32, 32)), ("vgg16", (128, 3, 32, 32)), ("resnet50", (32, 3, 64, 64))),
     updated=(Linear(1024, 1024), Linear(4096, 4096)),
     remembered=(Linear(16384, 16384),),
     sizes=scale.SIZES,
@@ -67,11 +71,13 @@ QUICK = replace(
     batches=(BATCH,),
     sparsities=(0.8, 0.9, 0.99),
     mlps=((1024, 100),),
+    zoo=(),
     updated=(Linear(1024, 1024),),
     remembered=(Linear(4096, 4096),),
     sizes=scale.SIZES[:5],
     seconds=0.2,
 )
+DISTRIBUTED = ("uniform", "erk")
 DEEP = (0.9,)
 """The sparsity at which memory and scale are measured unless others are named."""
 
@@ -93,6 +99,7 @@ def plan(
     model: str | None = None,
     input_: str | None = None,
     storage: str = "auto",
+    distribution: Sequence[str] = (),
     what: str | None = None,
     threads: int | None = None,
     dtype: str = "float32",
@@ -111,6 +118,8 @@ def plan(
         model: a network of the user's own, ``package.module:function``.
         input_: sizes of its input, batch first.
         storage: of the user's network, as for `regrow.sparsify`.
+        distribution: of the connections over the layers of networks that are not multilayer perceptrons; all of
+            `DISTRIBUTED` by default.
         what: of `WHAT`. Default: what is named, or all but scale.
         threads: of torch. Default: as many as torch takes.
         dtype: of `DTYPES`.
@@ -139,6 +148,11 @@ def plan(
         raise RegrowValueError(
             f"`--dtype` must be one of {', '.join(sorted(DTYPES))}, got {dtype!r}{closest(dtype, DTYPES)}"
         )
+    for name in (distributions := _words(distribution) or DISTRIBUTED):
+        if name not in DISTRIBUTIONS:
+            raise RegrowValueError(
+                f"`--distribution` must be of {', '.join(DISTRIBUTIONS)}, got {name!r}{closest(name, DISTRIBUTIONS)}"
+            )
     settings = Settings(
         DTYPES[dtype],
         torch.get_num_threads() if threads is None else require_count("--threads", threads),
@@ -150,6 +164,7 @@ def plan(
     _require_a_part("--linear", bool(linear), bool({"layers", "updates", "memory"} & set(kinds)), kinds)
     _require_a_part("--conv", bool(conv), "convolutions" in kinds, kinds)
     _require_a_part("--storage", storage != "auto", model is not None, kinds)
+    _require_a_part("--distribution", bool(distribution), "steps" in kinds, kinds)
     if (model is None) != (input_ is None):
         raise RegrowValueError(
             f"`--model` and `--input` belong together, got {model or input_} alone\n"
@@ -160,10 +175,11 @@ def plan(
             f"`--model` {model} is measured by steps alone, its batch is the first size of --input\n"
             "Leave out --what, --linear, --conv and --batch."
         )
-    given = Given(standard, settings, batches, sparsities)
+    given = Given(standard, settings, batches, sparsities, distributions)
     if model is not None and input_ is not None:
-        network = networks.own(model, whole_numbers("--input", input_), storage)
-        return Plan(settings, (given.step(network),))
+        sizes = whole_numbers("--input", input_)
+        networks.try_once(model, sizes)
+        return Plan(settings, tuple(given.network(model, sizes, storage)))
     return Plan(settings, tuple(case for kind in kinds for case in WHAT[kind](given)))
 
 
@@ -175,6 +191,7 @@ class Given:
     settings: Settings
     batches: tuple[int, ...]
     sparsities: tuple[float, ...]
+    distributions: tuple[str, ...]
 
     def layers(self) -> list[Case]:
         """Forward and backward passes of layers."""
@@ -196,11 +213,22 @@ class Given:
 
     def steps(self) -> list[Case]:
         """Training steps of the standard networks."""
-        return [
+        perceptrons = [
             self.step(networks.mlp(width, size))
             for width, batch in self.standard.mlps
             for size in self.batches or (batch,)
         ]
+        zoo = [
+            case
+            for name, (batch, *image) in self.standard.zoo
+            for size in self.batches or (batch,)
+            for case in self.network(name, (size, *image), "auto")
+        ]
+        return perceptrons + zoo
+
+    def network(self, name: str, sizes: Sequence[int], storage: str) -> list[Case]:
+        """Training steps of a network with each distribution."""
+        return [self.step(networks.own(name, sizes, storage, each)) for each in self.distributions]
 
     def step(self, network: networks.Network) -> Case:
         """Training steps of one network."""
@@ -257,7 +285,7 @@ def _kinds(what: str | None, linear_named: bool, conv_named: bool, model_named: 
     if what is None:
         named = {"layers": linear_named, "convolutions": conv_named, "steps": model_named}
         return [kind for kind, one in named.items() if one] or [kind for kind in WHAT if kind != "scale"]
-    kinds = [word.strip() for word in what.split(",")]
+    kinds = list(_words([what]))
     for kind in kinds:
         if kind not in WHAT:
             raise RegrowValueError(
@@ -286,6 +314,10 @@ def whole_numbers(option: str, text: str) -> tuple[int, ...]:
             f"`{option}` must be whole numbers above 0 divided by commas, such as 1,8,128, got {text!r}"
         )
     return found
+
+
+def _words(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(word.strip() for text in texts for word in text.split(","))
 
 
 def _batches(texts: Sequence[str]) -> tuple[int, ...]:

@@ -108,6 +108,22 @@ class Comparison:
         return {**asdict(self), **derived, **rates}
 
 
+@dataclass(frozen=True)
+class Step(Comparison):
+    """A training step of a whole network."""
+
+    title: ClassVar[str] = "training steps, sparse against dense"
+    bound: float
+    """How many times faster it were if the sparse layers cost their connections' share alone, and all else what it
+    costs the dense network (Amdahl)."""
+
+    def cells(self) -> dict[str, str]:
+        """Texts by the heads of their columns."""
+        cells = super().cells()
+        others = cells.pop("others")
+        return {**cells, "bound": f"{self.bound:.1f}x", "others": others}
+
+
 def percent(share: float) -> str:
     """A share as a percentage without needless zeros."""
     return f"{100 * share:g}%"
