@@ -29,7 +29,10 @@ def stored(layer: nn.Module, sparsity: float) -> tuple[str, str]:
         (nn.Linear(256, 256), 0.9, "compressed", "faster so"),
         (nn.Linear(256, 256), 0.6, "masked", "above 0.3"),
         (nn.Linear(784, 512).half(), 0.9, "masked", "no kernels for torch.float16"),
-        (nn.Conv2d(64, 128, 3), 0.9, "masked", "ask for storage='compressed'"),
+        (nn.Conv2d(64, 128, 3), 0.9, "compressed", "faster so"),
+        (nn.Conv2d(64, 128, 3), 0.4, "masked", "above 0.5"),
+        (nn.Conv2d(3, 128, 3), 0.9, "masked", "too few channels"),
+        (nn.Conv2d(64, 128, 1), 0.9, "masked", "1x1 convolutions alone do not pay"),
         (nn.ConvTranspose2d(64, 64, 3), 0.9, "masked", "ConvTranspose2d has no compressed form"),
     ],
 )
@@ -86,3 +89,13 @@ def test_what_was_chosen_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
+
+
+@needs_kernels
+def test_1x1_convolutions_go_with_those_around_them() -> None:
+    model = nn.Sequential(nn.Conv2d(16, 64, 1), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 16, 1))
+    rows = regrow.summary(regrow.sparsify(model, 0.9, "uniform", include=["*"])).rows
+    assert {row.storage for row in rows} == {"compressed"}
+    depthwise = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1))
+    rows = regrow.summary(regrow.sparsify(depthwise, 0.9, "uniform", include=["2"])).rows
+    assert rows[-1].storage == "masked"

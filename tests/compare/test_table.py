@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from regrow.compare import Cell, Row, differences
+from regrow.compare import Cell, Row, differences, reached
 from regrow.compare.writing import _tex
 from regrow.report import draw_comparison
 
@@ -46,6 +48,26 @@ def test_only_what_is_alike_is_compared():
     assert (
         str(differences([row("a", [1, 1]), row("b", [2, 2])])[0]) == "b against a: +1.00 points, no deviation"
     )
+
+
+def test_when_a_condition_came_near_dense():
+    dense = replace(row("dense", [90.0, 91.0]), curve=((10.0, 80.0), (20.0, 90.0), (30.0, 90.5)))
+    rigl = replace(row("rigl", [90.0]), curve=((4.0, 89.9), (8.0, 90.0)))
+    never = replace(row("static", [85.0]), curve=((4.0, 85.0),))
+    unknown = row("set", [90.0])
+    assert [str(one) for one in reached([rigl, dense, never, unknown])] == [
+        "rigl to 90.00% (0.5 points below dense): 8.0 s of training",
+        "dense to 90.00% (0.5 points below dense): 20.0 s of training",
+        "static to 90.00% (0.5 points below dense): never",
+    ]
+    assert reached([rigl]) == []
+
+
+def test_a_plot_over_time(tmp_path):
+    rows = [row("dense", [90.0]), row("rigl", [89.0])]
+    curved = [{**one.to_dict(), "curve": ((1.0, 70.0), (2.0, 80.0), (3.0, one.mean))} for one in rows]
+    paths = draw_comparison(curved, [], tmp_path / "name", "title")
+    assert [path.name for path in paths if path.suffix == ".png"] == ["name-flops.png", "name-time.png"]
 
 
 def test_latex_is_escaped():

@@ -55,6 +55,7 @@ def example(record: zoo.ModelRecord, batch: int, **options: object) -> torch.Ten
         ("mobilenet-v1", 4_209_088),
         ("wrn-22-2", 1_076_912),
         ("wrn", 1_076_912),
+        ("allconv", 259_904),
     ],
 )
 def test_weights(name: str, count: int) -> None:
@@ -221,6 +222,8 @@ def test_mobilenet_pads_as_tensorflow_does() -> None:
         (zoo.vgg19, {"width": True}, "`width` must be a number above 0, got True"),
         (zoo.lenet, {"size": 12}, "`size` must be at least 16, for two 5x5 convolutions and pooling, got 12"),
         (zoo.lenet, {"width": 0.01}, "`width` 0.01 leaves none of 20 channels"),
+        (zoo.allconv, {"hidden": (16, 0)}, "`hidden` must be a whole number of at least 1, got 0"),
+        (zoo.allconv, {"hidden": ()}, r"`hidden` must name one convolution or more, got \(\)"),
         (zoo.mlp, {"hidden": (30, 0)}, "`hidden` must be a whole number of at least 1, got 0"),
         (zoo.mlp, {"width": -1}, "`width` must be a number above 0, got -1"),
         (zoo.vit, {"patch": 5}, "`size` must be a multiple of `patch`, got 32 and 5"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regrow.compare.grid import Base, Cell, Grid, Run, plan
 from regrow.compare.running import Failure, run_all
-from regrow.compare.table import Row, Table, differences, tabulate
+from regrow.compare.table import Row, Table, differences, reached, tabulate
 from regrow.compare.writing import conditions, write
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "conditions",
     "differences",
     "plan",
+    "reached",
     "run_all",
     "tabulate",
     "write",

@@ -53,7 +53,8 @@ def compare(
     stem = grid.folder / conditions(grid)
     files = write(table)
     keys = list(grid.base.axes)
-    pictures = draw_comparison([row.to_dict() for row in table.rows], keys, stem, grid.base.recipe.name)
+    rows = [{**row.to_dict(), "curve": row.curve} for row in table.rows]
+    pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name)
     say("\n" + as_text(table))
     for path in [*files, *pictures]:
         say(str(path))

@@ -44,6 +44,8 @@ class Row:
     """Expected calibration error, mean of the runs."""
     networks: int = 1
     """How many networks a test runs: the members of an ensemble."""
+    curve: tuple[tuple[float, float], ...] = ()
+    """Seconds of training until each test of the runs, and accuracy in percent then, means of the runs."""
 
     @property
     def n(self) -> int:
@@ -60,7 +62,9 @@ class Row:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings."""
-        rest = {key: value for key, value in asdict(self).items() if key not in ("cell", "accuracies")}
+        rest = {
+            key: value for key, value in asdict(self).items() if key not in ("cell", "accuracies", "curve")
+        }
         return {
             "method": self.cell.method,
             "multiplier": self.cell.multiplier,
@@ -125,6 +129,23 @@ def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> 
         _mean(summary.get("nll") for summary in summaries),
         _mean(summary.get("ece") for summary in summaries),
         summaries[0].get("networks", 1),
+        _curve(runs),
+    )
+
+
+def _curve(runs: Sequence[Run]) -> tuple[tuple[float, float], ...]:
+    """Of the tests that all runs have; none where an older version did not note their times."""
+    tests = [
+        [
+            (record["seconds"], 100 * record["accuracy"])
+            for record in RunFolder(run.folder).records("metrics.jsonl")
+            if record["kind"] == "test" and "seconds" in record
+        ]
+        for run in runs
+    ]
+    return tuple(
+        (statistics.fmean(at for at, _ in same), statistics.fmean(accuracy for _, accuracy in same))
+        for same in zip(*tests, strict=False)
     )
 
 
@@ -162,6 +183,37 @@ def needs_dense(method: Part) -> bool:
     if record is not None:
         return record.needs_dense
     return getattr(find("method", method), "needs_gradient", "never") == "always"
+
+
+NEAR = 0.5
+"""Points below dense that times are told for."""
+
+
+@dataclass(frozen=True)
+class Reached:
+    """When a condition first came within `NEAR` points of what dense came to in the end."""
+
+    row: Row
+    accuracy: float
+    seconds: float | None
+    """Of training; None where it never did."""
+
+    def __str__(self) -> str:
+        time = "never" if self.seconds is None else f"{self.seconds:.1f} s of training"
+        return f"{self.row.cell} to {self.accuracy:.2f}% ({NEAR:g} points below dense): {time}"
+
+
+def reached(rows: Sequence[Row]) -> list[Reached]:
+    """For each condition, the best dense one being the measure; nothing where dense was not trained."""
+    dense = max((row for row in rows if row.cell.method == "dense"), key=lambda row: row.mean, default=None)
+    if dense is None:
+        return []
+    wanted = dense.mean - NEAR
+    return [
+        Reached(row, wanted, next((at for at, accuracy in row.curve if accuracy >= wanted), None))
+        for row in rows
+        if row.curve
+    ]
 
 
 @dataclass(frozen=True)

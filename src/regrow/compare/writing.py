@@ -12,7 +12,7 @@ from pathlib import Path
 
 from regrow.compare.grid import Grid
 from regrow.compare.running import summary_of
-from regrow.compare.table import Row, Table, differences
+from regrow.compare.table import Row, Table, differences, reached
 from regrow.saving import write_atomically
 from regrow.training.summary import TIMES
 
@@ -94,8 +94,7 @@ def notes(table: Table) -> list[str]:
         *(f"{name} {packages[name]}" for name in ("torch", "regrow") if name in packages),
     ]
     result.append("Measured on " + ", ".join(where) + ".")
-    result += [str(difference) for difference in differences(rows)]
-    return result
+    return [*result, *map(str, differences(rows)), *map(str, reached(rows))]
 
 
 def as_text(table: Table) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regrow.models.allconv import AllConv, allconv
 from regrow.models.lenet import LeNet, lenet
 from regrow.models.mlp import MLP, mlp
 from regrow.models.mobilenet import MobileNetV1, mobilenet_v1
@@ -17,11 +18,13 @@ __all__ = [
     "MLP",
     "VGG",
     "WRN",
+    "AllConv",
     "LeNet",
     "MobileNetV1",
     "ModelRecord",
     "ResNet",
     "ViT",
+    "allconv",
     "gpt",
     "lenet",
     "mlp",

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow.models.allconv import allconv
 from regrow.models.lenet import lenet
 from regrow.models.mlp import mlp
 from regrow.models.mobilenet import mobilenet_v1
@@ -55,6 +56,13 @@ _RECORDS = [
         "LeNet-5, LeCun et al. 1998",
         "LeNet-5 in the widths of Caffe: 20 and 50 channels",
         ("channels", "size", "size"),
+    ),
+    ModelRecord(
+        "allconv",
+        allconv,
+        "after Springenberg et al. 2014, arXiv 1412.6806",
+        "small convolutional network, strides in place of pooling",
+        ("channels", 28, 28),
     ),
     ModelRecord(
         "wrn",

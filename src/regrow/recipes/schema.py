@@ -103,6 +103,10 @@ class Recipe(BaseModel):
     device: str = Field("auto", description="a torch device; auto: cuda where there is one, else cpu")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is torch.autocast")
     compile: bool = Field(False, description="torch.compile the model")
+    channels_last: bool = Field(
+        False,
+        description="the weights of convolutions, and so all that they put out, in torch's channels-last layout",
+    )
     threads: int | None = Field(None, gt=0, description="CPU threads; default: torch's own choice")
     log_every: int = Field(100, gt=0, description="steps between two readings of the loss")
     evaluate_every: int | None = Field(None, gt=0, description="steps between two tests; default: an epoch")

@@ -1,4 +1,4 @@
-"""Plots of a comparison: accuracy against training FLOPs, training length, and the values of a key."""
+"""Plots of a comparison: accuracy against training FLOPs, seconds, training length, and the values of a key."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ def draw_comparison(rows: Rows, keys: Sequence[str], stem: Path, title: str) -> 
 
     Args:
         rows: one a condition: ``method``, ``multiplier``, ``mean`` and ``deviation`` in percent, ``training`` (multiple
-            of dense training, or None), ``length`` (relative to the recipe's own) and the values of `keys`.
+            of dense training, or None), ``length`` (relative to the recipe's own), the values of `keys`, and where it
+            is known the ``curve``: (seconds of training, accuracy) of each test.
         keys: recipe keys that take several values.
         stem: path of the pictures, without what each adds.
         title: of all of them.
@@ -36,6 +37,8 @@ def draw_comparison(rows: Rows, keys: Sequence[str], stem: Path, title: str) -> 
     figures: list[tuple[str, Figure]] = []
     if any(row["training"] is not None and row["method"] != "dense" for row in rows):
         figures.append(("flops", _flops(rows, keys, lengths, title)))
+    if any(len(row.get("curve", ())) > 1 for row in rows):
+        figures.append(("time", _time(rows, keys, lengths, title)))
     if len(lengths) > 1:
         figures.append(("length", _length(rows, keys, title)))
     figures += [
@@ -66,6 +69,27 @@ def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str
     values = [row["training"] for row in sparse]
     if max(values) > 8 * min(values):
         _log(axes, sorted(values))
+    _legend(axes)
+    return figure
+
+
+def _time(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str) -> Figure:
+    """One curve for each condition; what the best dense one came to is a dashed line."""
+    figure, axes = _figure(title, "Accuracy over time", "seconds of training, tests not counted")
+    axes.set(ylabel="test accuracy (%), mean")
+    points = [
+        {**row, "at": at, "mean": accuracy, "deviation": None}
+        for row in rows
+        for at, accuracy in row.get("curve", ())
+    ]
+    _lines(axes, points, [*keys, *(["multiplier"] if len(lengths) > 1 else [])], lambda point: point["at"])
+    dense = [row["mean"] for row in rows if row["method"] == "dense"]
+    if dense:
+        axes.axhline(max(dense), color=style.INK, linestyle="--", linewidth=1.2)
+    axes.set_xlim(left=0)
+    # what the first tests came to would leave the last ones no room
+    ends = [accuracy for row in rows for _, accuracy in row.get("curve", ())[1:]]
+    axes.set_ylim(bottom=min(ends, default=0.0) - 1)
     _legend(axes)
     return figure
 

@@ -136,6 +136,8 @@ def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) ->
         model = _make("model", Part(name=recipe.model.name, **{**recipe.model.options, **options}))
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`model` {recipe.model.name} returned {model!r}, no torch module")
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     _check_shapes(model, data, batches, recipe)
     return model
 

@@ -191,7 +191,12 @@ class _Run:
         status, setup = self.status, self.setup
         found = evaluate(self.model, setup.batches.test(), setup.recipe.precision)
         status.test_loss, status.accuracy, status.ece = found.nll, found.accuracy, found.ece
-        record = {"kind": "test", "step": status.step, "on": setup.batches.during.name}
+        record = {
+            "kind": "test",
+            "step": status.step,
+            "seconds": status.seconds,  # of training: tests are not timed
+            "on": setup.batches.during.name,
+        }
         self.folder.append(
             "metrics.jsonl", {**record, "loss": found.nll, "accuracy": found.accuracy, "ece": found.ece}
         )
