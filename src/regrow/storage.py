@@ -20,7 +20,7 @@ NARROWEST = 64
 DENSEST = ((1 << 16, 0.3), (1 << 18, 0.5))
 """Positions of a weight from which on compressed storage wins up to a density."""
 
-NARROWEST_CONVOLUTION = 8
+NARROWEST_CONVOLUTION = 16
 """Channels on either side below which that holds for convolutions."""
 
 DENSEST_CONVOLUTION = 0.5

@@ -120,7 +120,7 @@ def test_files(compared):
     folder, result, said = compared
     stem = "own-dense+own_network_Largest-1seed-1x+2x"
     endings = ["txt", "csv", "md", "tex", "runs.json"]
-    plots = [f"{stem}-{plot}.{ending}" for plot in ("flops", "length") for ending in ("png", "pdf")]
+    plots = [f"{stem}-{plot}.{ending}" for plot in ("flops", "time", "length") for ending in ("png", "pdf")]
     assert result["files"] == [f"runs/{name}" for name in [*(f"{stem}.{e}" for e in endings), *plots]]
     texts = {ending: (folder / "runs" / f"{stem}.{ending}").read_text() for ending in endings}
     assert texts["txt"] in said
