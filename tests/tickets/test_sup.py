@@ -34,6 +34,16 @@ def mlp(storage: str = "masked", *, norms: bool = True, dropout: float = 0.0) ->
     return regrow.sparsify(nn.Sequential(*layers).double(), 0.8, storage=storage)
 
 
+def cnn(storage: str) -> nn.Module:
+    """A convolutional network; compressed, its activations stay in batch tiles and batch norms are fused."""
+    torch.manual_seed(0)
+    first = [nn.Conv2d(1, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU()]
+    second = [nn.Conv2d(12, 18, 3, 2, padding=1), nn.BatchNorm2d(18), nn.ReLU(), nn.MaxPool2d(3)]
+    model = nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(18, 5)).double()
+    regrow.sparsify(model, 0.8, include=["0", "3", "8"], storage=storage)
+    return regrow.fuse(model) if storage == "compressed" else model
+
+
 DATA = [batch(step, torch.float64) for step in range(4)]
 
 
@@ -48,9 +58,10 @@ class Training:
         attach: bool = True,
         norms: bool = True,
         dropout: float = 0.0,
+        model: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        self.model = mlp(storage, norms=norms, dropout=dropout)
+        self.model = mlp(storage, norms=norms, dropout=dropout) if model is None else model
         self.optimizer: Optimizer = SGD(self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
         self.method = cls(self.model, self.optimizer, total_steps=START, update_every=5)
         if attach:
@@ -109,9 +120,10 @@ def connections(model: nn.Module) -> list[int]:
 # --- what is superposed
 
 
+@pytest.mark.parametrize("network", [mlp, cnn])
 @methods
-def test_masked_and_compressed_runs_give_the_same_network(cls: Any) -> None:
-    one, two = (Training(storage, cls).finish() for storage in ("masked", "compressed"))
+def test_masked_and_compressed_runs_give_the_same_network(cls: Any, network: Any) -> None:
+    one, two = (Training(cls=cls, model=network(storage)).finish() for storage in ("masked", "compressed"))
     for a, b in zip(*(sparse_weights(run.tickets.model) for run in (one, two)), strict=True):
         assert (a.storage, b.storage) == ("masked", "compressed")
         assert torch.equal(a.mask(), b.mask())
