@@ -75,7 +75,10 @@ def test_a_folder_holds_one_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["train"], "give a recipe or `--resume RUN`\nShipped are: fashion-big-sparse, fashion-conv, fashion-edst"),
+        (
+            ["train"],
+            "give a recipe or `--resume RUN`\nShipped are: fashion-big-sparse, fashion-conv, fashion-edst",
+        ),
         (["train", "fashion-mpl"], "there is no recipe 'fashion-mpl', did you mean `fashion-mlp`?"),
         (["train", "--resume", "/nowhere"], "/nowhere holds no run: it has no config.yaml"),
         (

@@ -199,7 +199,10 @@ def test_your_own_file(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["resnet51"], "`model` must be one of mlp, lenet, allconv, wrn, .*got 'resnet51', did you mean `resnet50`"),
+        (
+            ["resnet51"],
+            "`model` must be one of mlp, lenet, allconv, wrn, .*got 'resnet51', did you mean `resnet50`",
+        ),
         (["no_such_module:net", "--input", "3"], "there is no module `no_such_module`"),
         (["own_networks:nett", "--input", "3"], "module `own_networks` has no `nett`"),
         (

@@ -7,7 +7,7 @@ from torch import nn
 import regrow
 from regrow.layers import find_layers
 from regrow.ops import native
-from regrow.storage import DENSEST, NARROWEST, choose_storage
+from regrow.storage import DENSEST, NARROWEST, choose_storages
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no kernels here")
 
@@ -31,8 +31,8 @@ def stored(layer: nn.Module, sparsity: float) -> tuple[str, str]:
         (nn.Linear(784, 512).half(), 0.9, "masked", "no kernels for torch.float16"),
         (nn.Conv2d(64, 128, 3), 0.9, "compressed", "faster so"),
         (nn.Conv2d(64, 128, 3), 0.4, "masked", "above 0.5"),
-        (nn.Conv2d(3, 128, 3), 0.9, "masked", "too few channels"),
-        (nn.Conv2d(64, 128, 1), 0.9, "masked", "1x1 convolutions alone do not pay"),
+        (nn.Conv2d(3, 128, 3), 0.9, "masked", "without a larger convolution"),
+        (nn.Conv2d(64, 128, 1), 0.9, "masked", "without a larger convolution"),
         (nn.ConvTranspose2d(64, 64, 3), 0.9, "masked", "ConvTranspose2d has no compressed form"),
     ],
 )
@@ -60,11 +60,9 @@ def test_without_kernels_all_is_masked_and_summary_says_so(monkeypatch: pytest.M
 @needs_kernels
 def test_where_the_kernels_do_not_run_it_is_masked() -> None:
     model = nn.Sequential(nn.Linear(784, 512, device="meta"))
-    layer = find_layers(model)[0]
-    assert choose_storage(layer, model, 0.1) == (
-        "masked",
-        "the kernels run on the CPU, the weight is on meta",
-    )
+    assert choose_storages(find_layers(model), model, {"0.weight": 40_000}) == {
+        "0.weight": ("masked", "the kernels run on the CPU, the weight is on meta")
+    }
 
 
 def test_the_limits_grow_with_the_weight() -> None:
@@ -92,10 +90,11 @@ def test_what_was_chosen_trains() -> None:
 
 
 @needs_kernels
-def test_1x1_convolutions_go_with_those_around_them() -> None:
-    model = nn.Sequential(nn.Conv2d(16, 64, 1), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 16, 1))
-    rows = regrow.summary(regrow.sparsify(model, 0.9, "uniform", include=["*"])).rows
-    assert {row.storage for row in rows} == {"compressed"}
+def test_convolutions_go_together() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 64, 1), nn.Conv2d(64, 64, 3), nn.Linear(9, 9))
+    rows = regrow.summary(regrow.sparsify(model, 0.9)).rows
+    assert [row.storage for row in rows] == ["compressed", "compressed", "compressed", "masked"]
+    assert rows[0].density > 0.99  # under ERK
     depthwise = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16), nn.Conv2d(16, 64, 1))
     rows = regrow.summary(regrow.sparsify(depthwise, 0.9, "uniform", include=["2"])).rows
     assert rows[-1].storage == "masked"

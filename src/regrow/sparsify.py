@@ -26,7 +26,7 @@ from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
 from regrow.ops.index import are_positions
 from regrow.ops.select import top
-from regrow.storage import choose_storage
+from regrow.storage import choose_storages
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.base import RECORDS
 from regrow.weights.loading import after_load, before_load
@@ -119,7 +119,14 @@ def sparsify(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest",
             stacklevel=2,
         )
-    plans = [_plan(model, layer, asked, positions.pop(layer.weight_name), storage) for layer in chosen]
+    for layer in chosen:
+        _refuse_pruned(layer)
+    stored = _storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
+    names = [layer.weight_name for layer in chosen]
+    plans = [
+        Plan(layer, asked[name], positions.pop(name), *stored[name])
+        for layer, name in zip(chosen, names, strict=True)
+    ]
     if is_on_meta(model):
         materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
     planned = {plan.layer.weight_name for plan in plans}
@@ -293,26 +300,33 @@ def _looks_trained(model: nn.Module) -> bool:
     return any(c is not None and not c.is_meta and int(c) > 0 for c in counters)
 
 
-def _plan(model: nn.Module, layer: Layer, asked: dict[str, float], positions: Tensor, storage: str) -> Plan:
+def _refuse_pruned(layer: Layer) -> None:
     name = layer.weight_name
     if hasattr(layer.module, f"{layer.parameter_name}_mask"):
         raise RegrowValueError(
             f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
         )
-    density = len(positions) / math.prod(layer.shape)
-    if storage == "auto" and layer.parameter.is_meta:
-        obstacle = why_not_compressed(layer, model)
-        kind, why = ("masked", obstacle) if obstacle else ("compressed", "on the meta device: never dense")
-        return Plan(layer, asked[name], positions, kind, why)
-    if storage == "auto":
-        return Plan(layer, asked[name], positions, *choose_storage(layer, model, density))
-    obstacle = why_not_compressed(layer, model)
-    if storage == "compressed" and obstacle:
-        raise RegrowValueError(
-            f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
-            "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
-        )
-    return Plan(layer, asked[name], positions, storage, "")
+
+
+def _storages(
+    model: nn.Module, chosen: list[Layer], connections: Mapping[str, int], storage: str
+) -> dict[str, tuple[str, str]]:
+    """Storage of each weight, and why where it was chosen here."""
+    if storage == "masked":
+        return dict.fromkeys(connections, (storage, ""))
+    if storage == "auto" and not is_on_meta(model):
+        return choose_storages(chosen, model, connections)
+    stored = {}
+    for layer in chosen:
+        name, obstacle = layer.weight_name, why_not_compressed(layer, model)
+        if storage == "compressed" and obstacle:
+            raise RegrowValueError(
+                f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
+                "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
+            )
+        reason = "on the meta device: never dense" if storage == "auto" else ""
+        stored[name] = ("masked", obstacle) if obstacle else ("compressed", reason)
+    return stored
 
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:

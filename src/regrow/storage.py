@@ -1,16 +1,16 @@
 """``storage="auto"``: which layers are faster compressed than masked on this device.
 
-The limits were measured (docs/performance.md, "Which storage"): training of one layer, forward and backward, float32,
-against the same layer masked or dense. A convolution is measured between layers of its kind, which hand it activations
-in batch tiles: that is how `sparsify` leaves a network.
+The limits were measured (docs/performance.md, "Which storage"): training of one layer, or of networks, float32.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 from torch import nn
 
 from regrow.layers import Layer, why_not_compressed
-from regrow.nn import SparseConv2d
 from regrow.ops import native
 from regrow.weights.base import as_matrix
 
@@ -20,27 +20,42 @@ NARROWEST = 64
 DENSEST = ((1 << 16, 0.3), (1 << 18, 0.5))
 """Positions of a weight from which on compressed storage wins up to a density."""
 
-NARROWEST_CONVOLUTION = 16
-"""Channels on either side below which that holds for convolutions."""
+CHANNELS = 16
+"""Channels on either side that a convolution over several pixels has where batch tiles pay."""
 
-DENSEST_CONVOLUTION = 0.5
-"""Density up to which a convolution is faster compressed."""
+CONVOLUTIONS = 0.5
+"""Density of all sparse convolutions together up to which batch tiles pay."""
 
 
-def choose_storage(layer: Layer, model: nn.Module, density: float) -> tuple[str, str]:
-    """Storage of a sparse layer of `model`, and why.
+def choose_storages(
+    layers: Sequence[Layer], model: nn.Module, connections: Mapping[str, int]
+) -> dict[str, tuple[str, str]]:
+    """Storage of the layers of `model` that are to be sparse, and why.
+
+    Convolutions go together: between compressed ones activations stay in batch tiles, and a masked one among them
+    would cost two changes of layout.
 
     Args:
-        layer: a layer that is to be sparse.
-        model: what it is part of.
-        density: that it is to have.
+        layers: those that are to be sparse.
+        model: what they are part of.
+        connections: that each is to have, by the weight's name.
 
     Returns:
-        ``"compressed"`` or ``"masked"``, and the reason in words.
+        By the weight's name ``"compressed"`` or ``"masked"``, and the reason in words.
     """
-    slower = _why_slower_convolution if isinstance(layer.module, nn.Conv2d) else _why_slower
-    against = why_not_compressed(layer, model) or _why_no_kernel(layer) or slower(layer, model, density)
-    return ("masked", against) if against else ("compressed", "faster so on this device")
+    against = {
+        layer.weight_name: why_not_compressed(layer, model) or _why_no_kernel(layer) for layer in layers
+    }
+    convolutions = [x for x in layers if isinstance(x.module, nn.Conv2d) and not against[x.weight_name]]
+    together = _why_masked_convolutions(convolutions, connections)
+    for layer in layers:
+        if not against[layer.weight_name]:
+            own = together if layer in convolutions else _why_masked(layer, connections[layer.weight_name])
+            against[layer.weight_name] = own
+    return {
+        name: ("masked", reason) if reason else ("compressed", "faster so on this device")
+        for name, reason in against.items()
+    }
 
 
 def _why_no_kernel(layer: Layer) -> str | None:
@@ -52,28 +67,20 @@ def _why_no_kernel(layer: Layer) -> str | None:
     return None if native.available() else f"there are no kernels: {native.load()}"
 
 
-def _why_slower(layer: Layer, model: nn.Module, density: float) -> str | None:
+def _why_masked(layer: Layer, connections: int) -> str | None:
     rows, columns = as_matrix(layer.shape)
     limit = max((most for size, most in DENSEST if rows * columns >= size), default=0.0)
     if min(rows, columns) < NARROWEST or not limit:
         return "too small to be faster compressed"
-    return _why_too_dense(density, limit)
+    if connections > limit * rows * columns:
+        return f"faster masked at a density above {limit:g}"
+    return None
 
 
-def _why_slower_convolution(layer: Layer, model: nn.Module, density: float) -> str | None:
-    if min(layer.shape[:2]) < NARROWEST_CONVOLUTION:
-        return "too few channels to be faster compressed"
-    if not any(map(_is_spatial, model.modules())):
-        return "1x1 convolutions alone do not pay for the change of layout around them"
-    return _why_too_dense(density, DENSEST_CONVOLUTION)
-
-
-def _is_spatial(module: nn.Module) -> bool:
-    """Whether it is a convolution over several pixels that can be compressed."""
-    if not isinstance(module, nn.Conv2d | SparseConv2d) or module.groups > 1 or max(module.kernel_size) == 1:
-        return False
-    return min(module.in_channels, module.out_channels) >= NARROWEST_CONVOLUTION
-
-
-def _why_too_dense(density: float, limit: float) -> str | None:
-    return f"faster masked at a density above {limit:g}" if density > limit else None
+def _why_masked_convolutions(layers: Sequence[Layer], connections: Mapping[str, int]) -> str | None:
+    if not any(min(layer.shape[:2]) >= CHANNELS and max(layer.shape[2:]) > 1 for layer in layers):
+        return "batch tiles do not pay without a larger convolution that is sparse"
+    size = sum(math.prod(layer.shape) for layer in layers)
+    if sum(connections[layer.weight_name] for layer in layers) > CONVOLUTIONS * size:
+        return f"convolutions are faster masked at a density above {CONVOLUTIONS:g} together"
+    return None
