@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from regrow.costs import Costs, costs_of
 from regrow.errors import RegrowValueError, closest, require_count
+from regrow.initial import asked_sparsities
 from regrow.models import models, small_dense
 from regrow.recipes import Part, find, import_file
-from regrow.sparsify import asked_sparsities
 
 
 @dataclass(frozen=True)

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from regrow import topology
-from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, require_fraction
+from regrow.errors import RegrowRuntimeError, RegrowValueError, closest
 from regrow.fuse import unfuse
+from regrow.initial import Criterion, initial_topology, looks_trained
 from regrow.layers import (
     Layer,
     Selector,
     choose,
     find_layers,
-    in_distribution,
     reads_weights,
-    why_not_compressed,
 )
 from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
-from regrow.ops.index import are_positions
-from regrow.ops.select import top
-from regrow.storage import choose_storages
+from regrow.storage import STORAGES, storages
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.base import RECORDS
 from regrow.weights.loading import after_load, before_load
@@ -39,10 +35,6 @@ from regrow.weights.views import (
     release,
 )
 
-Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
-"""A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
-
-STORAGES = ("auto", "masked", "compressed")
 DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 
@@ -113,15 +105,15 @@ def sparsify(
     dense_because = {layer.weight_name: layer.dense_because for layer in layers}
     chosen = choose(model, layers, include, exclude, distribution, dense_because)
     shapes = {layer.weight_name: layer.shape for layer in chosen}
-    asked, positions = _topology(model, chosen, shapes, sparsity, distribution, init, seed)
-    if init == "random" and _looks_trained(model):
+    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init, seed)
+    if init == "random" and looks_trained(model):
         warnings.warn(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest",
             stacklevel=2,
         )
     for layer in chosen:
         _refuse_pruned(layer)
-    stored = _storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
+    stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
     plans = [
         Plan(layer, asked[name], positions.pop(name), *stored[name])
@@ -137,196 +129,12 @@ def sparsify(
     return model
 
 
-def _topology(
-    model: nn.Module,
-    chosen: list[Layer],
-    shapes: dict[str, tuple[int, ...]],
-    sparsity: float | None,
-    distribution: str | topology.Distribution | Mapping[str, float],
-    init: str | Mapping[str, Tensor] | Criterion,
-    seed: int,
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Density asked for and initial positions of each chosen weight."""
-    says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
-    if says_all != (sparsity is None):
-        what = (
-            "a dictionary as `distribution` or `init` says everything itself"
-            if says_all
-            else "it must be in [0, 1)"
-        )
-        raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
-    if isinstance(init, Mapping):
-        positions = _own_masks(init, shapes)
-        return {name: len(p) / math.prod(shapes[name]) for name, p in positions.items()}, positions
-    sparsities = _sparsities(chosen, shapes, sparsity, distribution)
-    counts = {name: topology.connections(shapes[name], s) for name, s in sparsities.items()}
-    return {name: 1 - s for name, s in sparsities.items()}, _initial(
-        model, chosen, shapes, counts, init, seed
-    )
-
-
-def _sparsities(
-    chosen: list[Layer],
-    shapes: dict[str, tuple[int, ...]],
-    sparsity: float | None,
-    distribution: str | topology.Distribution | Mapping[str, float],
-) -> dict[str, float]:
-    if isinstance(distribution, Mapping):
-        return _by_glob(distribution, chosen)
-    return topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity))
-
-
-def asked_sparsities(
-    model: nn.Module,
-    sparsity: float | None = None,
-    distribution: str | topology.Distribution | Mapping[str, float] = "erk",
-    *,
-    include: Selector | None = None,
-    exclude: Selector | None = None,
-) -> dict[str, float]:
-    """The sparsity that `sparsify` with these arguments would ask of each weight, by its name; nothing is changed.
-
-    Works on the meta device. Weights that would stay dense are left out.
-
-    Raises:
-        RegrowValueError: as `sparsify` does.
-    """
-    layers = find_layers(model)
-    reasons = {layer.weight_name: layer.dense_because for layer in layers}
-    chosen = choose(model, layers, include, exclude, distribution, reasons)
-    if isinstance(distribution, Mapping) != (sparsity is None):
-        raise RegrowValueError(
-            f"`sparsity` is {sparsity}, allowed is [0, 1), and only beside a named distribution"
-        )
-    return _sparsities(chosen, {layer.weight_name: layer.shape for layer in chosen}, sparsity, distribution)
-
-
-def _by_glob(distribution: Mapping[str, float], chosen: list[Layer]) -> dict[str, float]:
-    """Sparsity of each chosen weight by the first glob that matches it."""
-    result: dict[str, float] = {}
-    for glob, value in distribution.items():
-        value = require_fraction(f"distribution[{glob!r}]", value)
-        for name in in_distribution(glob, chosen):
-            result.setdefault(name, value)
-    return result
-
-
-def _initial(
-    model: nn.Module,
-    chosen: list[Layer],
-    shapes: dict[str, tuple[int, ...]],
-    counts: dict[str, int],
-    init: str | Criterion,
-    seed: int,
-) -> dict[str, Tensor]:
-    if init == "random":
-        return {
-            layer.weight_name: topology.sample(
-                counts[layer.weight_name],
-                math.prod(layer.shape),
-                topology.generator(seed, "topology", layer.weight_name),
-            ).to(_home(layer))
-            for layer in chosen
-        }
-    if is_on_meta(model):
-        raise RegrowValueError(
-            f"`init` is {init!r}, but `model` is on the meta device, without weights to score.\n"
-            "Use init='random' or masks of your own, or call its to_empty(device=...) and initialise it first."
-        )
-    if init == "magnitude":
-        scores: Mapping[str, Tensor] = {layer.weight_name: layer.parameter.detach().abs() for layer in chosen}
-    elif callable(init):
-        scores = init(model, shapes)
-    else:
-        names = ("random", "magnitude")
-        raise RegrowValueError(
-            f"`init` must be one of {', '.join(names)}, masks or a criterion, got {init!r}{closest(str(init), names)}"
-        )
-    _check_shapes("init", scores, shapes)
-    if getattr(init, "per_layer", True):
-        return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
-    return _best_of_all(scores, counts)
-
-
-def _best_of_all(scores: Mapping[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
-    """The best positions of all layers together, as many as `counts` says in all."""
-    flat = {name: scores[name].reshape(-1) for name in counts}
-    chosen = top(torch.cat(list(flat.values())), sum(counts.values()))
-    positions, start = {}, 0
-    for name, own in flat.items():
-        inside = chosen[(chosen >= start) & (chosen < start + len(own))] - start
-        positions[name], start = inside, start + len(own)
-    empty = [name for name, inside in positions.items() if len(inside) == 0]
-    if empty:
-        warnings.warn(f"the criterion leaves no connection at all in {empty}", stacklevel=5)
-    return positions
-
-
-def _home(layer: Layer) -> torch.device:
-    """Where the layer's weight is, or will be."""
-    return torch.device("cpu") if layer.parameter.is_meta else layer.parameter.device
-
-
-def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Positions of the connections, from masks, or from positions themselves."""
-    listed = {name for name, mask in masks.items() if mask.dtype == torch.int64 and name in shapes}
-    _check_shapes(
-        "init",
-        {name: mask for name, mask in masks.items() if name not in listed},
-        {name: shape for name, shape in shapes.items() if name not in listed},
-    )
-    for name, mask in masks.items():
-        size = math.prod(shapes[name])
-        some = mask.numel() > 0 if name in listed else bool(mask.any())
-        if not some or not (mask.dtype == torch.bool or are_positions(mask, size)):
-            raise RegrowValueError(
-                f"`init[{name!r}]` must be a boolean mask with a connection, or ascending positions in [0, {size}), "
-                f"got {mask.dtype}"
-            )
-    return {n: masks[n] if n in listed else masks[n].reshape(-1).nonzero().view(-1) for n in shapes}
-
-
-def _check_shapes(
-    argument: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if given != dict(shapes):
-        raise RegrowValueError(f"`{argument}` must give one tensor for each of {dict(shapes)}, got {given}")
-
-
-def _looks_trained(model: nn.Module) -> bool:
-    """Whether a norm has seen batches: the one trace that training is sure to leave."""
-    counters = (getattr(m, "num_batches_tracked", None) for m in model.modules())
-    return any(c is not None and not c.is_meta and int(c) > 0 for c in counters)
-
-
 def _refuse_pruned(layer: Layer) -> None:
     name = layer.weight_name
     if hasattr(layer.module, f"{layer.parameter_name}_mask"):
         raise RegrowValueError(
             f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
         )
-
-
-def _storages(
-    model: nn.Module, chosen: list[Layer], connections: Mapping[str, int], storage: str
-) -> dict[str, tuple[str, str]]:
-    """Storage of each weight, and why where it was chosen here."""
-    if storage == "masked":
-        return dict.fromkeys(connections, (storage, ""))
-    if storage == "auto" and not is_on_meta(model):
-        return choose_storages(chosen, model, connections)
-    stored = {}
-    for layer in chosen:
-        name, obstacle = layer.weight_name, why_not_compressed(layer, model)
-        if storage == "compressed" and obstacle:
-            raise RegrowValueError(
-                f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
-                "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
-            )
-        reason = "on the meta device: never dense" if storage == "auto" else ""
-        stored[name] = ("masked", obstacle) if obstacle else ("compressed", reason)
-    return stored
 
 
 def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:

@@ -10,9 +10,13 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
+from regrow.errors import RegrowValueError
 from regrow.layers import Layer, why_not_compressed
+from regrow.materialize import is_on_meta
 from regrow.ops import native
 from regrow.weights.base import as_matrix
+
+STORAGES = ("auto", "masked", "compressed")
 
 NARROWEST = 64
 """Rows and columns below which the calls around a kernel take longer than the product."""
@@ -25,6 +29,37 @@ CHANNELS = 16
 
 CONVOLUTIONS = 0.5
 """Density of all sparse convolutions together up to which batch tiles pay."""
+
+
+def storages(
+    model: nn.Module, layers: Sequence[Layer], connections: Mapping[str, int], storage: str
+) -> dict[str, tuple[str, str]]:
+    """Storage of the layers of `model` that are to be sparse, by the weight's name, and why where it was chosen here.
+
+    Args:
+        model: what the layers are part of.
+        layers: those that are to be sparse.
+        connections: that each is to have, by the weight's name.
+        storage: of `STORAGES`.
+
+    Raises:
+        RegrowValueError: a layer that cannot be compressed, where all are to be.
+    """
+    if storage == "masked":
+        return dict.fromkeys(connections, (storage, ""))
+    if storage == "auto" and not is_on_meta(model):
+        return choose_storages(layers, model, connections)
+    stored = {}
+    for layer in layers:
+        name, obstacle = layer.weight_name, why_not_compressed(layer, model)
+        if storage == "compressed" and obstacle:
+            raise RegrowValueError(
+                f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
+                "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
+            )
+        reason = "on the meta device: never dense" if storage == "auto" else ""
+        stored[name] = ("masked", obstacle) if obstacle else ("compressed", reason)
+    return stored
 
 
 def choose_storages(

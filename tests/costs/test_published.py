@@ -13,7 +13,7 @@ from torch import nn
 
 from regrow import models as zoo
 from regrow.costs import Costs, costs_of, pruning_levels, stored_size, training_multiple
-from regrow.sparsify import asked_sparsities
+from regrow.initial import asked_sparsities
 
 Selector = Callable[[str, nn.Module], bool]
 

@@ -8,8 +8,8 @@ from torch import nn
 
 from regrow.costs import stored_size
 from regrow.errors import RegrowValueError
+from regrow.initial import asked_sparsities
 from regrow.models import lenet, mlp, mobilenet_v1, resnet50, small_dense
-from regrow.sparsify import asked_sparsities
 
 
 def sparse_size(build, sparsity, distribution="erk", include=None, convention="clean"):

@@ -16,7 +16,7 @@ from regrow.bench.rows import Case, Settings
 from regrow.errors import RegrowValueError, closest, require_count, require_fraction
 from regrow.ops import native
 from regrow.recipes import import_file
-from regrow.sparsify import STORAGES
+from regrow.storage import STORAGES
 from regrow.topology import DISTRIBUTIONS
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in native.DTYPES}
