@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "buffers.h"
+
 namespace regrow {
 namespace {
 
@@ -60,7 +62,7 @@ Input<T>::Input(const Tensor& given, Tiles tiles, bool fresh) : tensor_(given) {
     stride_ = tiles.stride(batch);
     tile_stride_ = tiles.split ? features * stride_ : tiles.size;
     const int64_t parts = tiles.parts(batch), groups = (features + 15) / 16;
-    tensor_ = empty(given, {parts, features, stride_}, TYPE<T>);
+    tensor_ = empty_buffer(given, {parts, features, stride_}, TYPE<T>);
     T* const to = write<T>(tensor_);
     data_ = to;
     const auto convert = [&](const auto* from) {
@@ -82,8 +84,8 @@ Output<T>::Output(const Tensor& like, int64_t batch, int64_t features, Tiles til
     : batch_(batch), features_(features), stride_(tiles.stride(batch)),
       tile_stride_(tiles.split ? features * stride_ : tiles.size),
       direct_(like.scalar_type() == TYPE<T> && stride_of(batch) == stride_) {
-    result_ = empty(like, {features, stride_of(batch)}, like.scalar_type());
-    buffer_ = direct_ ? result_ : empty(like, {tiles.parts(batch), features, stride_}, TYPE<T>);
+    result_ = empty_buffer(like, {features, stride_of(batch)}, like.scalar_type());
+    buffer_ = direct_ ? result_ : empty_buffer(like, {tiles.parts(batch), features, stride_}, TYPE<T>);
 }
 
 template <class T>

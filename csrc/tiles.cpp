@@ -76,8 +76,8 @@ Tensor untile(Tensor buffer, int64_t images, int64_t height, int64_t width, int6
     const Geometry g{images, height, width, border};
     check_tiles(buffer, g);
     const int64_t channels = buffer.size(1);
-    Tensor output = channels_last ? empty(buffer, {images, height, width, channels}, buffer.scalar_type())
-                                  : empty(buffer, {images, channels, height, width}, buffer.scalar_type());
+    Tensor output = channels_last ? empty_buffer(buffer, {images, height, width, channels}, buffer.scalar_type())
+                                  : empty_buffer(buffer, {images, channels, height, width}, buffer.scalar_type());
     if (output.numel() == 0) return output;
     by_type(buffer, [&](auto type) {
         using T = decltype(type);

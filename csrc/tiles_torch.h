@@ -1,13 +1,13 @@
 // Tensors that hold batch tiles.
 #pragma once
 
+#include "buffers.h"
 #include "tiles.h"
-#include "torch.h"
 
 namespace regrow {
 
 inline Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& g) {
-    return empty(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
+    return empty_buffer(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
 }
 
 inline void check_tiles(const Tensor& buffer, const Geometry& g) {

@@ -10,6 +10,7 @@ from regrow.fold import fold
 from regrow.fuse import fuse, unfuse
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
+from regrow.ops.native import empty_cache
 from regrow.saving import load, save
 from regrow.sparsify import densify, is_sparse, masks, sparsify
 from regrow.summary import summary
@@ -41,6 +42,7 @@ __all__ = [
     "costs",
     "compress",
     "densify",
+    "empty_cache",
     "explain",
     "fold",
     "fuse",
