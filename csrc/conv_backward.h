@@ -23,13 +23,13 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
     Vector<T> product[L]; // of connections that wait to be summed a vector full at a time
     int waiting = 0;
     int32_t j = start[0];
-    for (int64_t c = 0; c < a.inputs; c++, x += a.x.channels, dx += a.dx.channels, passed += passed ? a.dx.channels : 0) {
+    for (int64_t c = 0; c < a.inputs; c++, x += a.x.channels, dx += a.dx.channels) {
         const int32_t end = start[c + 1];
         if (a.large) {
             const Channels read{block * a.block, a.block, a.outputs};
             fetch_next<T, R, Q>(g + a.below, a.gradient.channels, gr, TILE, read, c, a.inputs);
             if (VALUES && first) fetch_next<T, R, Q>(x, 0, xr, xp, {0, 1, 1}, 0, 1);
-            if (INPUT && first && passed) fetch_next<T, R, Q>(passed, 0, dr, dp, {0, 1, 1}, 0, 1);
+            if (INPUT && passed) fetch_next<T, R, Q>(passed + c * a.dx.channels, 0, dr, dp, {0, 1, 1}, 0, 1);
             if (INPUT && first && !stream) fetch_next<T, R, Q>(dx, 0, dr, dp, {0, 1, 1}, 0, 1);
         }
         if (j == end && !(INPUT && first)) continue;
@@ -39,9 +39,6 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
                 if (VALUES) in[r][n] = load(x + r * xr + n / V * xp + n % V * L);
                 if (INPUT) sum[r][n] = first ? Vector<T>{} : load(dx + r * dr + n / V * dp + n % V * L);
             }
-        if (INPUT && first && passed)
-            for (int r = 0; r < R; r++)
-                for (int n = 0; n < Q * V; n++) sum[r][n] += load(passed + r * dr + n / V * dp + n % V * L);
         for (; j < end; j++) {
             const T* const out = g + a.offset[j];
             const Vector<T> w = splat(a.values[j]);
@@ -63,6 +60,10 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
                 }
             }
         }
+        if (INPUT && passed) // at the end, when it has come
+            for (int r = 0; r < R; r++)
+                for (int n = 0; n < Q * V; n++)
+                    sum[r][n] += load(passed + c * a.dx.channels + r * dr + n / V * dp + n % V * L);
         for (int r = 0; INPUT && r < R; r++)
             for (int n = 0; n < Q * V; n++) {
                 T* const to = dx + r * dr + n / V * dp + n % V * L;
@@ -82,7 +83,7 @@ inline void conv_backward_tile(const ConvBackward<T>& a, int64_t tile) {
         const int64_t at = p * a.dx.rows + q * a.dx.pixels;
         conv_backward_patch<T, INPUT, VALUES, r.value, w.value>(
             a, g + p * a.gradient.rows + q * TILE, x + p * a.x.rows + q * a.x.pixels, dx + at,
-            passed ? passed + at : nullptr, block);
+            passed && block == 0 ? passed + at : nullptr, block);
     };
     patches<T, BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, patch);
 }

@@ -11,28 +11,28 @@ inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, con
     const bool first = block == 0, stream = a.large && a.blocks == 1;
     const int32_t* const start = a.start + block * a.outputs;
     const int64_t step = STRIDE ? STRIDE * TILE : a.x.pixels, xr = a.x.rows, yr = a.y.rows;
-    for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels, residual += residual ? a.y.channels : 0) {
+    for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels) {
         int32_t j = start[o];
         const int32_t end = start[o + a.outputs];
         if (a.large) {
             const Channels read{block * a.block, a.block, a.inputs};
             fetch_next<T, R, Q>(x + a.below, a.x.channels, xr, step, read, o, a.outputs);
-            if (residual && first) fetch_next<T, R, Q>(residual, 0, yr, TILE, {0, 1, 1}, 0, 1);
+            if (residual) fetch_next<T, R, Q>(residual + o * a.y.channels, 0, yr, TILE, {0, 1, 1}, 0, 1);
         }
         if (j == end && !first) continue;
         const Vector<T> bias = splat(first && a.bias ? a.bias[o] : T(0));
         Vector<T> sum[R][Q * V];
         for (int r = 0; r < R; r++)
             for (int n = 0; n < Q * V; n++) sum[r][n] = first ? bias : load(y + r * yr + n * L);
-        if (residual && first)
-            for (int r = 0; r < R; r++)
-                for (int n = 0; n < Q * V; n++) sum[r][n] += load(residual + r * yr + n * L);
         for (; j < end; j++) {
             const T* const in = x + a.offset[j];
             const Vector<T> w = splat(a.values[j]);
             for (int r = 0; r < R; r++)
                 for (int n = 0; n < Q * V; n++) sum[r][n] += w * load(in + r * xr + n / V * step + n % V * L);
         }
+        if (residual) // at the end, when it has come
+            for (int r = 0; r < R; r++)
+                for (int n = 0; n < Q * V; n++) sum[r][n] += load(residual + o * a.y.channels + r * yr + n * L);
         for (int r = 0; r < R; r++)
             for (int n = 0; n < Q * V; n++)
                 stream ? store_past_caches(y + r * yr + n * L, sum[r][n]) : store(y + r * yr + n * L, sum[r][n]);
@@ -47,7 +47,7 @@ inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t beg
     const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
         const int64_t at = p * a.y.rows + q * TILE;
         conv_forward_patch<T, STRIDE, r.value, w.value>(
-            a, x + p * a.x.rows + q * a.x.pixels, y + at, residual ? residual + at : nullptr, block);
+            a, x + p * a.x.rows + q * a.x.pixels, y + at, residual && block == 0 ? residual + at : nullptr, block);
     };
     patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
 }
