@@ -86,9 +86,11 @@ class Calls:
         total = node.next if node is not None else None
         if node is None or total is None or list(node.users) != [total] or total.kwargs or len(total.args) != 2:
             return False
-        both = all(isinstance(each, fx.Node) for each in total.args)
-        is_sum = total.target in SUM or (total.target in SUM_IN_PLACE and total.args[0] is node)
-        return both and is_sum and (not relu or self._goes_into_relu(total))
+        one, other = total.args
+        if total.target not in SUM and not (total.target in SUM_IN_PLACE and one is node):
+            return False
+        another = isinstance(one, fx.Node) and isinstance(other, fx.Node) and one is not other
+        return another and (not relu or self._goes_into_relu(total))
 
     def _goes_into_relu(self, node: fx.Node | None) -> bool:
         return node is not None and len(node.users) == 1 and self.is_relu(next(iter(node.users)))

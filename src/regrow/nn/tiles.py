@@ -322,7 +322,7 @@ def _completed(tiles: Any, other: Any, alpha: float) -> Any:
     pending = tiles.pending if isinstance(tiles, BatchTiles) and alpha == 1 else None
     if pending is None or not isinstance(other, Tensor) or pending.grad != torch.is_grad_enabled():
         return NotImplemented
-    if other.shape != tiles.shape or other.dtype != tiles.dtype:
+    if other is tiles or other.shape != tiles.shape or other.dtype != tiles.dtype:
         return NotImplemented
     return pending.plus(read(to_tiles(other, tiles.geometry.border, "add")))
 
