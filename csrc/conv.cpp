@@ -74,11 +74,13 @@ int64_t split(int64_t jobs) {
 
 template <class T>
 Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, const std::optional<Tensor>& bias,
-               const Tensor& crow, const Tensor& col, const Window& w, const Geometry& out) {
+               const std::optional<Tensor>& residual, const Tensor& crow, const Tensor& col, const Window& w,
+               const Geometry& out) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
     const int64_t rows = crow.numel() - 1, channels = buffer.size(1), tiles = out.tiles();
     const Tensor x = tiles_of<T>(buffer, in, channels, "buffer"), v = as<T>(values);
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
+    const std::optional<Tensor> r = residual ? std::optional(tiles_of<T>(*residual, out, rows, "residual")) : std::nullopt;
     Tensor y = empty_tiles(x, rows, out);
     const bool large = y.numel() * int64_t(sizeof(T)) > CACHED;
     const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels, large);
@@ -86,7 +88,7 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     T* const to = write<T>(y);
     const ConvForward<T> work{
         index.start.data(), index.offset.data(), read<T>(v), b ? read<T>(*b) : nullptr,
-        every(pixels_of(read<T>(x), in, channels), origin, w.stride), pixels_of(to, out, rows),
+        r ? pixels_of(read<T>(*r), out, rows).data : nullptr, every(pixels_of(read<T>(x), in, channels), origin, w.stride), pixels_of(to, out, rows),
         rows, index.blocks, out.width, large, channels, index.block, w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
     const int64_t bands = std::min(split(tiles), out.height);
     torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
@@ -118,7 +120,7 @@ Tensor bias_gradient(const Tensor& gradient, int64_t rows) {
 // Gradients of the input and of the values, either of them where it is given.
 template <class T>
 void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geometry& in, int64_t channels, const Tensor& values,
-           const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, T* dx, T* dw) {
+           const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, const T* passed, T* dx, T* dw) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
     const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
     const bool large = in.tiles() * channels * in.size() * int64_t(sizeof(T)) > CACHED;
@@ -151,10 +153,11 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
                         each.start.data(), index.offset.data(), own.data(), sum,
                         wait ? products - part.first * kernels.vector : nullptr,
                         pixels_of(read<T>(gradient), out, rows),
-                        every(pixels_of(x + skipped, in, channels), each.first, w.stride), {},
+                        every(pixels_of(x + skipped, in, channels), each.first, w.stride), {}, nullptr,
                         part.end - part.begin, index.blocks, each.size[0], each.size[1],
                         large, rows, index.block, w.before[0] / w.stride[0] * out.row() * TILE};
                     if (dx) work.dx = every(pixels_of(dx + skipped, in, channels), each.first, w.stride);
+                    if (passed) work.passed = every(pixels_of(passed + skipped, in, channels), each.first, w.stride).data;
                     kernels.backward(work, tile);
                 }
             }
@@ -175,17 +178,18 @@ template <class T>
 std::tuple<Tensor, Tensor, Tensor> backward(
     const Tensor& gradient, const Geometry& out, const Tensor& buffer, const Geometry& in, const Tensor& values,
     const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w,
-    bool need_input, bool need_values, bool need_bias) {
+    bool need_input, bool need_values, bool need_bias, const std::optional<Tensor>& passed) {
     const ScalarType type = buffer.scalar_type();
     const int64_t channels = buffer.size(1);
     const Tensor g = tiles_of<T>(gradient, out, gradient.size(1), "gradient"), x = tiles_of<T>(buffer, in, channels, "buffer");
+    const std::optional<Tensor> p = passed ? std::optional(tiles_of<T>(*passed, in, channels, "passed")) : std::nullopt;
     Tensor dx = need_input ? empty_tiles(x, channels, in) : empty(buffer, {0}, TYPE<T>);
     Tensor dw = empty(values, {need_values ? values.size(0) : 0, 1}, TYPE<T>);
     Tensor db = need_bias ? bias_gradient<T>(g, g.size(1)) : empty(buffer, {0}, TYPE<T>);
     torch::stable::zero_(dw);
     if (need_input || need_values)
         sweep<T>(g, out, read<T>(x), in, channels, as<T>(values), crow_t, row_t, order, w,
-                 need_input ? write<T>(dx) : nullptr, need_values ? write<T>(dw) : nullptr);
+                 p ? read<T>(*p) : nullptr, need_input ? write<T>(dx) : nullptr, need_values ? write<T>(dw) : nullptr);
     const auto back = [&](const Tensor& t) { return type == TYPE<T> ? t : torch::stable::to(t, type); };
     return {back(dx), back(dw), back(db)};
 }
@@ -193,7 +197,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
 Tensor conv_forward(
     Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, Tensor values,
     std::optional<Tensor> bias, Tensor crow, Tensor col, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-    int64_t out_border) {
+    int64_t out_border, std::optional<Tensor> residual) {
     STD_TORCH_CHECK(buffer.dim() == 4, "`buffer` must be of shape [T, C, P, 16]");
     const Window w = window_of(kernel, stride, padding, dilation);
     const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
@@ -203,13 +207,13 @@ Tensor conv_forward(
     check_vector(values, nnz, "values");
     if (bias) check_vector(*bias, rows, "bias");
     const auto f = is_double(buffer) ? &forward<double> : &forward<float>;
-    return f(buffer, in, values, bias, crow, col, w, out);
+    return f(buffer, in, values, bias, residual, crow, col, w, out);
 }
 
 std::tuple<Tensor, Tensor, Tensor> conv_backward(
     Tensor gradient, int64_t out_border, Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border,
     Tensor values, Tensor crow_t, Tensor row_t, Tensor order, Sizes kernel, Sizes stride, Sizes padding,
-    Sizes dilation, bool need_input, bool need_values, bool need_bias) {
+    Sizes dilation, bool need_input, bool need_values, bool need_bias, std::optional<Tensor> passed) {
     const Window w = window_of(kernel, stride, padding, dilation);
     const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
     STD_TORCH_CHECK(w.gradient_border(in, out) <= out_border,
@@ -220,7 +224,7 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(
     check_index(order, nnz, "order");
     check_vector(values, nnz, "values");
     const auto f = is_double(buffer) ? &backward<double> : &backward<float>;
-    return f(gradient, out, buffer, in, values, crow_t, row_t, order, w, need_input, need_values, need_bias);
+    return f(gradient, out, buffer, in, values, crow_t, row_t, order, w, need_input, need_values, need_bias, passed);
 }
 
 } // namespace
@@ -228,10 +232,12 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("conv_forward(Tensor buffer, int images, int height, int width, int border, Tensor values, Tensor? bias, "
-          "Tensor crow, Tensor col, int[] kernel, int[] stride, int[] padding, int[] dilation, int out_border) -> Tensor");
+          "Tensor crow, Tensor col, int[] kernel, int[] stride, int[] padding, int[] dilation, int out_border, "
+          "Tensor? residual) -> Tensor");
     m.def("conv_backward(Tensor gradient, int out_border, Tensor buffer, int images, int height, int width, int border, "
           "Tensor values, Tensor crow_t, Tensor row_t, Tensor order, int[] kernel, int[] stride, int[] padding, "
-          "int[] dilation, bool need_input, bool need_values, bool need_bias) -> (Tensor, Tensor, Tensor)");
+          "int[] dilation, bool need_input, bool need_values, bool need_bias, Tensor? passed) "
+          "-> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
     m.impl("conv_forward", TORCH_BOX(&regrow::conv_forward));

@@ -21,6 +21,7 @@ struct ConvForward {
     const int32_t* offset; // [connections]: from the input at an output's pixel to what the connection reads there
     const T* values;       // [connections]
     const T* bias;         // [outputs] or null
+    const T* residual;     // added, laid out as y; or null
     Pixels<const T> x;     // by the output's pixels: `rows` and `pixels` hold the stride
     Pixels<T> y;
     int64_t outputs, blocks, width;
@@ -40,7 +41,8 @@ struct ConvBackward {
     T* products;           // [connections][a vector] that waits for `reduce`, added to; null: straight to the sums
     Pixels<const T> gradient;
     Pixels<const T> x;
-    Pixels<T> dx; // null: not wanted
+    Pixels<T> dx;    // null: not wanted
+    const T* passed; // added to it, laid out as dx; or null
     int64_t inputs, blocks, height, width;
     bool large;             // as above
     int64_t outputs, block; // channels, in all and in a block

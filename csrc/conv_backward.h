@@ -14,7 +14,7 @@ inline void add_sums(Vector<T>* products, int count, T* sums_) {
 }
 
 template <class T, bool INPUT, int VALUES, int R, int Q>
-inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T* x, T* dx, int64_t block) {
+inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T* x, T* dx, const T* passed, int64_t block) {
     constexpr int L = LANES<T>, V = TILE / L;
     const ConvBackward<T> a = args; // a copy, which no store can change
     const bool first = block == 0, stream = a.large && a.blocks == 1;
@@ -29,6 +29,7 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
             const Channels read{block * a.block, a.block, a.outputs};
             fetch_next<T, R, Q>(g + a.below, a.gradient.channels, gr, TILE, read, c, a.inputs);
             if (VALUES && first) fetch_next<T, R, Q>(x, 0, xr, xp, {0, 1, 1}, 0, 1);
+            if (INPUT && passed) fetch_next<T, R, Q>(passed + c * a.dx.channels, 0, dr, dp, {0, 1, 1}, 0, 1);
             if (INPUT && first && !stream) fetch_next<T, R, Q>(dx, 0, dr, dp, {0, 1, 1}, 0, 1);
         }
         if (j == end && !(INPUT && first)) continue;
@@ -59,6 +60,10 @@ inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T
                 }
             }
         }
+        if (INPUT && passed) // at the end, when it has come
+            for (int r = 0; r < R; r++)
+                for (int n = 0; n < Q * V; n++)
+                    sum[r][n] += load(passed + c * a.dx.channels + r * dr + n / V * dp + n % V * L);
         for (int r = 0; INPUT && r < R; r++)
             for (int n = 0; n < Q * V; n++) {
                 T* const to = dx + r * dr + n / V * dp + n % V * L;
@@ -73,10 +78,12 @@ inline void conv_backward_tile(const ConvBackward<T>& a, int64_t tile) {
     const T* const g = a.gradient.data + tile * a.gradient.tiles;
     const T* const x = a.x.data + tile * a.x.tiles;
     T* const dx = INPUT ? a.dx.data + tile * a.dx.tiles : nullptr;
+    const T* const passed = a.passed ? a.passed + tile * a.dx.tiles : nullptr;
     const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
+        const int64_t at = p * a.dx.rows + q * a.dx.pixels;
         conv_backward_patch<T, INPUT, VALUES, r.value, w.value>(
-            a, g + p * a.gradient.rows + q * TILE, x + p * a.x.rows + q * a.x.pixels,
-            dx + p * a.dx.rows + q * a.dx.pixels, block);
+            a, g + p * a.gradient.rows + q * TILE, x + p * a.x.rows + q * a.x.pixels, dx + at,
+            passed && block == 0 ? passed + at : nullptr, block);
     };
     patches<T, BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, patch);
 }

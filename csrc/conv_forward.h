@@ -5,7 +5,7 @@
 
 // STRIDE: that of the input's pixels, 0: any.
 template <class T, int STRIDE, int R, int Q>
-inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int64_t block) {
+inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, const T* residual, int64_t block) {
     constexpr int L = LANES<T>, V = TILE / L;
     const ConvForward<T> a = args; // a copy, which no store can change
     const bool first = block == 0, stream = a.large && a.blocks == 1;
@@ -17,6 +17,7 @@ inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int
         if (a.large) {
             const Channels read{block * a.block, a.block, a.inputs};
             fetch_next<T, R, Q>(x + a.below, a.x.channels, xr, step, read, o, a.outputs);
+            if (residual) fetch_next<T, R, Q>(residual + o * a.y.channels, 0, yr, TILE, {0, 1, 1}, 0, 1);
         }
         if (j == end && !first) continue;
         const Vector<T> bias = splat(first && a.bias ? a.bias[o] : T(0));
@@ -29,6 +30,9 @@ inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, int
             for (int r = 0; r < R; r++)
                 for (int n = 0; n < Q * V; n++) sum[r][n] += w * load(in + r * xr + n / V * step + n % V * L);
         }
+        if (residual) // at the end, when it has come
+            for (int r = 0; r < R; r++)
+                for (int n = 0; n < Q * V; n++) sum[r][n] += load(residual + o * a.y.channels + r * yr + n * L);
         for (int r = 0; r < R; r++)
             for (int n = 0; n < Q * V; n++)
                 stream ? store_past_caches(y + r * yr + n * L, sum[r][n]) : store(y + r * yr + n * L, sum[r][n]);
@@ -39,9 +43,11 @@ template <class T, int STRIDE>
 inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t begin, int64_t end) {
     const T* const x = a.x.data + tile * a.x.tiles;
     T* const y = a.y.data + tile * a.y.tiles;
+    const T* const residual = a.residual ? a.residual + tile * a.y.tiles : nullptr;
     const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
+        const int64_t at = p * a.y.rows + q * TILE;
         conv_forward_patch<T, STRIDE, r.value, w.value>(
-            a, x + p * a.x.rows + q * a.x.pixels, y + p * a.y.rows + q * TILE, block);
+            a, x + p * a.x.rows + q * a.x.pixels, y + at, residual && block == 0 ? residual + at : nullptr, block);
     };
     patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
 }

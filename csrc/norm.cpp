@@ -1,5 +1,5 @@
-// Batch norm over batch tiles: the operators around the kernels. A channel is done at a time, all tiles of it, so that
-// what the first pass reads is still in a near cache for the second.
+// Batch norm over batch tiles: the operators around the kernels. Some channels are done at a time, all tiles of them, so
+// that what the first pass reads is still in a near cache for the second.
 #include "norm.h"
 
 #include <algorithm>
@@ -15,6 +15,10 @@ namespace {
 
 using Given = const std::optional<Tensor>&;
 
+constexpr int64_t CACHED = 4 << 20;  // bytes of activations beyond which no cache will hold them
+constexpr int64_t NEAR = 640 << 10;  // bytes that a near cache holds from the first pass to the second
+constexpr int64_t MOST = 16;         // channels at a time
+
 template <class T> const T* maybe(Given t) { return t ? read<T>(*t) : nullptr; }
 
 // A buffer's channels.
@@ -24,39 +28,63 @@ struct Channels {
     int64_t channels;
     Geometry g;
     T* at(int64_t t, int64_t c) const { return data ? data + (t * channels + c) * g.size() : nullptr; }
+    int64_t bytes() const { return g.tiles() * g.size() * int64_t(sizeof(T)); } // of one channel
+    bool large() const { return channels * bytes() > CACHED; }
 };
 
-// What a kernel left in border and absent images is no zero.
+// Calls work(begin, end) for neighbouring channels of which a near cache holds `operands` buffers, threaded.
+template <class T, class F>
+void some_channels(const Channels<T>& x, int64_t operands, F work) {
+    const int64_t together = std::clamp<int64_t>(NEAR / (operands * x.bytes() + 1), 1, MOST);
+    const int64_t grain = 1 + (int64_t(sizeof(T)) << 14) / (x.bytes() + 1);
+    torch::stable::parallel_for(0, x.channels, grain, [&](int64_t begin, int64_t end) {
+        for (int64_t c = begin; c < end; c += together) work(c, std::min(c + together, end));
+    });
+}
+
+// What is written past the caches is whole; not so the last tile's lanes, which are cleared again.
 template <class T>
-void clear(const Channels<T>& out, int64_t t, int64_t c) {
-    clear_border(out.g, out.at(t, c));
-    clear_absent(out.g, out.at(t, c), t);
+bool past_caches(const Channels<T>& out, int64_t t) {
+    return out.large() && out.g.present(t) == TILE;
 }
 
 template <class T>
-std::tuple<T, double> statistics(const Channels<const T>& x, int64_t c) {
+struct Moments {
+    T mean;
+    double variance;
+};
+
+// Of the channels [begin, end).
+template <class T>
+void statistics(const Channels<const T>& x, int64_t begin, int64_t end, Moments<T>* found) {
     const auto& kernels = isa().kernels<T>().norm;
     const Geometry& g = x.g;
     const double count = double(g.images * g.pixels());
+    Sums sums[MOST] = {};
+    T pivot[MOST];
     // about the mean of the first tile, so that squares do not cancel
-    const T pivot = T(kernels.moments(x.at(0, c), T(0), g, 0).first / double(g.present(0) * g.pixels()));
-    Sums sums{0, 0};
-    for (int64_t t = 0; t < g.tiles(); t++) {
-        const Sums some = kernels.moments(x.at(t, c), pivot, g, t);
-        sums.first += some.first;
-        sums.second += some.second;
+    for (int64_t c = begin; c < end; c++)
+        pivot[c - begin] = T(kernels.moments(x.at(0, c), T(0), g, 0).first / double(g.present(0) * g.pixels()));
+    for (int64_t t = 0; t < g.tiles(); t++)
+        for (int64_t c = begin; c < end; c++) {
+            const Sums some = kernels.moments(x.at(t, c), pivot[c - begin], g, t);
+            sums[c - begin].first += some.first;
+            sums[c - begin].second += some.second;
+        }
+    for (int64_t i = 0; i < end - begin; i++) {
+        const double off = sums[i].first / count;
+        found[i] = {T(pivot[i] + off), std::max(sums[i].second / count - off * off, 0.0)};
     }
-    const double off = sums.first / count;
-    return {T(pivot + off), std::max(sums.second / count - off * off, 0.0)};
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor> forward(
     const Tensor& input, Given residual, Given weight, Given bias, Given running_mean, Given running_var,
     const Geometry& g, bool training, double momentum, double eps, bool relu) {
+    const auto& kernels = isa().kernels<T>().norm;
     const int64_t channels = input.size(1);
     const double count = double(g.images * g.pixels());
-    Tensor output = torch::stable::empty_like(input);
+    Tensor output = empty_tiles(input, channels, g);
     Tensor mean = empty(input, {channels}, TYPE<T>), invstd = empty(input, {channels}, TYPE<T>);
     const Channels<const T> x{read<T>(input), channels, g}, r{maybe<T>(residual), channels, g};
     const Channels<T> y{write<T>(output), channels, g};
@@ -64,12 +92,12 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     T *const old_mean = running_mean ? write<T>(*running_mean) : nullptr;
     T *const old_var = running_var ? write<T>(*running_var) : nullptr;
     const T *const w = maybe<T>(weight), *const b = maybe<T>(bias);
-    torch::stable::parallel_for(0, channels, 1 + (1 << 14) / (g.tiles() * g.size() + 1), [&](int64_t begin, int64_t end) {
+    some_channels(x, 1, [&](int64_t begin, int64_t end) {
+        Moments<T> of[MOST];
+        if (training) statistics(x, begin, end, of);
         for (int64_t c = begin; c < end; c++) {
-            T middle;
-            double variance;
+            auto& [middle, variance] = of[c - begin];
             if (training) {
-                std::tie(middle, variance) = statistics(x, c);
                 if (old_mean) old_mean[c] = T((1 - momentum) * old_mean[c] + momentum * middle);
                 if (old_var) old_var[c] = T((1 - momentum) * old_var[c] + momentum * variance * count / (count - 1));
             } else {
@@ -78,61 +106,65 @@ std::tuple<Tensor, Tensor, Tensor> forward(
             }
             means[c] = middle;
             scales[c] = T(1 / std::sqrt(variance + eps));
-            const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - middle * scale;
-            for (int64_t t = 0; t < g.tiles(); t++) {
-                isa().kernels<T>().norm.forward({x.at(t, c), r.at(t, c), y.at(t, c), scale, shift, relu}, g);
-                clear(y, t, c);
-            }
         }
+        for (int64_t t = 0; t < g.tiles(); t++)
+            for (int64_t c = begin; c < end; c++) {
+                const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
+                kernels.forward({x.at(t, c), r.at(t, c), y.at(t, c), scale, shift, relu, past_caches(y, t)}, g);
+                clear_absent(g, y.at(t, c), t);
+            }
     });
     return {output, mean, invstd};
 }
 
 template <class T>
 std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& gradient, const Tensor& input, Given output, Given weight, Given bias, const Tensor& mean,
-    const Tensor& invstd, const Geometry& g, bool training, bool relu) {
+    const Tensor& gradient, const Tensor& input, Given output, Given passed, Given weight, Given bias,
+    const Tensor& mean, const Tensor& invstd, const Geometry& g, bool training, bool relu) {
     const auto& kernels = isa().kernels<T>().norm;
     const int64_t channels = input.size(1);
     const double count = double(g.images * g.pixels());
-    Tensor input_gradient = torch::stable::empty_like(input);
-    Tensor residual_gradient = output ? torch::stable::empty_like(input) : empty(input, {0}, TYPE<T>);
+    Tensor input_gradient = empty_tiles(input, channels, g);
+    Tensor residual_gradient = output ? empty_tiles(input, channels, g) : empty(input, {0}, TYPE<T>);
     Tensor weight_gradient = empty(input, {channels}, TYPE<T>), bias_gradient = empty(input, {channels}, TYPE<T>);
-    const Channels<const T> dy{read<T>(gradient), channels, g}, x{read<T>(input), channels, g},
-        y{maybe<T>(output), channels, g};
+    const auto given = [&](const T* data) { return Channels<const T>{data, channels, g}; };
+    const Channels<const T> dy = given(read<T>(gradient)), x = given(read<T>(input)),
+                            y = given(maybe<T>(output)), past = given(maybe<T>(passed));
     const Channels<T> dx{write<T>(input_gradient), channels, g},
         dr{output ? write<T>(residual_gradient) : nullptr, channels, g};
     const T *const w = maybe<T>(weight), *const b = maybe<T>(bias), *const means = read<T>(mean), *const scales = read<T>(invstd);
     T *const dw = write<T>(weight_gradient), *const db = write<T>(bias_gradient);
-    torch::stable::parallel_for(0, channels, 1 + (1 << 14) / (g.tiles() * g.size() + 1), [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; c++) {
+    some_channels(x, 2, [&](int64_t begin, int64_t end) {
+        const auto work = [&](int64_t t, int64_t c) {
             const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
-            const auto work = [&](int64_t t) {
-                return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), dr.at(t, c), dx.at(t, c), scale, shift,
-                                       means[c], scale, 0, 0, relu};
-            };
-            Sums sums{0, 0};
-            for (int64_t t = 0; t < g.tiles(); t++) {
-                const Sums some = kernels.sums(work(t), g, t);
-                sums.first += some.first;
-                sums.second += some.second;
-                if (output) clear(dr, t, c);
+            return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), past.at(t, c), dr.at(t, c),
+                                   dx.at(t, c), scale, shift, means[c], scale, 0, 0, relu, past_caches(dx, t)};
+        };
+        Sums sums[MOST] = {};
+        for (int64_t t = 0; t < g.tiles(); t++)
+            for (int64_t c = begin; c < end; c++) {
+                const Sums some = kernels.sums(work(t, c), g, t);
+                sums[c - begin].first += some.first;
+                sums[c - begin].second += some.second;
+                if (output) clear_absent(g, dr.at(t, c), t);
             }
-            db[c] = T(sums.first);
-            dw[c] = T(sums.second * scales[c]);
-            for (int64_t t = 0; t < g.tiles(); t++) {
-                NormBackward<T> rest = work(t);
+        for (int64_t t = 0; t < g.tiles(); t++)
+            for (int64_t c = begin; c < end; c++) {
+                NormBackward<T> rest = work(t, c);
                 if (training) {
-                    rest.b = T(-scale * double(scales[c]) * scales[c] * sums.second / count);
-                    rest.c = T(-scale * sums.first / count);
+                    rest.b = T(-rest.scale * double(scales[c]) * scales[c] * sums[c - begin].second / count);
+                    rest.c = T(-rest.scale * sums[c - begin].first / count);
                 }
                 if (output) { // the first pass has put through the ReLU what comes
                     rest.gradient = rest.residual;
                     rest.relu = false;
                 }
                 kernels.backward(rest, g);
-                clear(dx, t, c);
+                clear_absent(g, dx.at(t, c), t);
             }
+        for (int64_t c = begin; c < end; c++) {
+            db[c] = T(sums[c - begin].first);
+            dw[c] = T(sums[c - begin].second * scales[c]);
         }
     });
     return {input_gradient, residual_gradient, weight_gradient, bias_gradient};
@@ -163,18 +195,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
-    Tensor gradient, Tensor input, std::optional<Tensor> output, std::optional<Tensor> weight,
-    std::optional<Tensor> bias, Tensor mean, Tensor invstd, int64_t images, int64_t height, int64_t width, int64_t border,
-    bool training, bool relu) {
+    Tensor gradient, Tensor input, std::optional<Tensor> output, std::optional<Tensor> passed,
+    std::optional<Tensor> weight, std::optional<Tensor> bias, Tensor mean, Tensor invstd, int64_t images, int64_t height,
+    int64_t width, int64_t border, bool training, bool relu) {
     const Geometry g{images, height, width, border};
     check_tiles(input, g);
     check(gradient, input, false);
-    check(output, input, false);
+    for (Given each : {output, passed}) check(each, input, false);
     for (Given each : {weight, bias}) check(each, input, true);
     check(mean, input, true);
     check(invstd, input, true);
     return by_type(input, [&](auto type) {
-        return backward<decltype(type)>(gradient, input, output, weight, bias, mean, invstd, g, training, relu);
+        return backward<decltype(type)>(gradient, input, output, passed, weight, bias, mean, invstd, g, training, relu);
     });
 }
 
@@ -185,8 +217,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("norm_forward(Tensor input, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!)? running_mean, "
           "Tensor(b!)? running_var, int images, int height, int width, int border, bool training, float momentum, "
           "float eps, bool relu) -> (Tensor, Tensor, Tensor)");
-    m.def("norm_backward(Tensor gradient, Tensor input, Tensor? output, Tensor? weight, Tensor? bias, Tensor mean, "
-          "Tensor invstd, int images, int height, int width, int border, bool training, bool relu) "
+    m.def("norm_backward(Tensor gradient, Tensor input, Tensor? output, Tensor? passed, Tensor? weight, Tensor? bias, "
+          "Tensor mean, Tensor invstd, int images, int height, int width, int border, bool training, bool relu) "
           "-> (Tensor, Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {

@@ -5,7 +5,7 @@
 
 namespace regrow {
 
-// One channel of one tile. Pixels only: the border is not touched, lanes past the batch may get anything.
+// One channel of one tile. Zeros are written around the pixels; lanes past the batch may get anything.
 template <class T>
 struct Norm {
     const T* x;
@@ -13,6 +13,7 @@ struct Norm {
     T* y;
     T scale, shift;
     bool relu;
+    bool large; // more than the caches hold: what is written goes past them
 };
 
 // Its gradients. g is `gradient` where the ReLU let it through, if there was one.
@@ -20,12 +21,14 @@ template <class T>
 struct NormBackward {
     const T* gradient; // of y
     const T* x;
-    const T* y;  // tells what the ReLU let through; null: scale x + shift tells
-    T* residual; // gets g, or null
-    T* input;    // gets a g + b (x - mean) + c
+    const T* y;      // tells what the ReLU let through; null: scale x + shift tells
+    const T* passed; // the gradient of another use of x, or null
+    T* residual;     // gets g, or null
+    T* input;        // gets a g + b (x - mean) + c + passed
     T scale, shift, mean;
     T a, b, c;
     bool relu;
+    bool large; // as above
 };
 
 struct Sums {

@@ -2,15 +2,18 @@
 
 template <class T> constexpr int LINE = TILE / LANES<T>;                    // vectors in a line
 template <class T> constexpr int STEP = LINE<T> > 4 ? LINE<T> : 4;          // vectors at a time: sums of their own
+template <class T> constexpr int64_t AHEAD = 2048 / sizeof(T);              // what a first pass fetches early
 
 // Calls step(i, u) for each vector of each row of pixels, i elements from the channel's start, u < STEP with lanes
-// of the same images for the same u.
-template <class T, class Step>
-inline void each_vector(const Geometry& g, Step step) {
+// of the same images for the same u, and between(i, end) for what is no pixel, all in the order of memory.
+template <class T, class Step, class Between>
+inline void each_vector(const Geometry& g, Step step, Between between) {
     constexpr int L = LANES<T>;
     const int64_t vectors = g.width * LINE<T>;
-    int64_t row = g.first() * TILE;
+    int64_t row = g.first() * TILE, gap = 0;
     for (int64_t h = 0; h < g.height; h++, row += g.row() * TILE) {
+        between(gap, row);
+        gap = row + vectors * L;
         int64_t n = 0;
         for (; n + STEP<T> <= vectors; n += STEP<T>)
 #pragma GCC unroll 8
@@ -19,6 +22,27 @@ inline void each_vector(const Geometry& g, Step step) {
 #pragma GCC unroll 8
             for (int u = 0; u < LINE<T>; u++) step(row + (n + u) * L, u);
     }
+    between(gap, g.size());
+}
+template <class T, class Step>
+inline void each_vector(const Geometry& g, Step step) {
+    each_vector<T>(g, step, [](int64_t, int64_t) {});
+}
+
+// Writes value(i) to each vector of pixels and zeros around them; past the caches where they are too small to hold it.
+template <class T, class Value>
+inline void write_plane(T* to, bool large, const Geometry& g, Value value) {
+    const auto put = [=](int64_t i, Vector<T> v) { large ? store_past_caches(to + i, v) : store(to + i, v); };
+    each_vector<T>(g, [&](int64_t i, int) { put(i, value(i)); }, [&](int64_t i, int64_t end) {
+        for (; i < end; i += LANES<T>) put(i, Vector<T>{});
+    });
+    if (large) fence();
+}
+
+template <class T>
+inline Vector<T> load_ahead(const T* p) {
+    __builtin_prefetch(p + AHEAD<T>, 0, 2);
+    return load(p);
 }
 
 // The sum over the images that there are.
@@ -37,7 +61,7 @@ inline Sums norm_moments(const T* x, T pivot, const Geometry& geometry, int64_t 
     const Vector<T> middle = splat(pivot);
     Vector<T> first[STEP<T>] = {}, second[STEP<T>] = {};
     each_vector<T>(g, [&](int64_t i, int u) {
-        const Vector<T> d = load(x + i) - middle;
+        const Vector<T> d = load_ahead(x + i) - middle;
         first[u] += d;
         second[u] += d * d;
     });
@@ -48,11 +72,11 @@ template <class T, bool RESIDUAL, bool RELU>
 inline void norm_rows(const Norm<T>& args, const Geometry& g) {
     const Norm<T> a = args;
     const Vector<T> scale = splat(a.scale), shift = splat(a.shift);
-    each_vector<T>(g, [&](int64_t i, int) {
+    write_plane(a.y, a.large, g, [&](int64_t i) {
         Vector<T> v = load(a.x + i) * scale + shift;
-        if (RESIDUAL) v += load(a.residual + i);
+        if (RESIDUAL) v += load_ahead(a.residual + i);
         if (RELU) v = v > 0 ? v : Vector<T>{};
-        store(a.y + i, v);
+        return v;
     });
 }
 
@@ -68,8 +92,8 @@ enum class Gate { open, by_output, by_input };
 // The gradient that the ReLU lets through.
 template <class T, Gate GATE>
 inline Vector<T> let_through(const NormBackward<T>& a, int64_t i, Vector<T> x) {
-    const Vector<T> g = load(a.gradient + i);
-    if (GATE == Gate::by_output) return load(a.y + i) > 0 ? g : Vector<T>{};
+    const Vector<T> g = load_ahead(a.gradient + i);
+    if (GATE == Gate::by_output) return load_ahead(a.y + i) > 0 ? g : Vector<T>{};
     if (GATE == Gate::by_input) return x * splat(a.scale) + splat(a.shift) > 0 ? g : Vector<T>{};
     return g;
 }
@@ -80,10 +104,12 @@ inline Sums norm_sums_of(const NormBackward<T>& args, const Geometry& g, int64_t
     const Vector<T> mean = splat(a.mean);
     Vector<T> first[STEP<T>] = {}, second[STEP<T>] = {};
     each_vector<T>(g, [&](int64_t i, int u) {
-        const Vector<T> x = load(a.x + i), through = let_through<T, GATE>(a, i, x);
+        const Vector<T> x = load_ahead(a.x + i), through = let_through<T, GATE>(a, i, x);
         if (GATE == Gate::by_output) store(a.residual + i, through);
         first[u] += through;
         second[u] += through * (x - mean);
+    }, [&](int64_t i, int64_t end) {
+        for (; GATE == Gate::by_output && i < end; i += LANES<T>) store(a.residual + i, Vector<T>{});
     });
     return {total<T>(first, g.present(t)), total<T>(second, g.present(t))};
 }
@@ -99,9 +125,10 @@ template <class T, Gate GATE>
 inline void norm_input_of(const NormBackward<T>& args, const Geometry& g) {
     const NormBackward<T> a = args;
     const Vector<T> mean = splat(a.mean), va = splat(a.a), vb = splat(a.b), vc = splat(a.c);
-    each_vector<T>(g, [&](int64_t i, int) {
+    write_plane(a.input, a.large, g, [&](int64_t i) {
         const Vector<T> x = load(a.x + i);
-        store(a.input + i, va * let_through<T, GATE>(a, i, x) + (vb * (x - mean) + vc));
+        const Vector<T> v = va * let_through<T, GATE>(a, i, x) + (vb * (x - mean) + vc);
+        return a.passed ? v + load_ahead(a.passed + i) : v;
     });
 }
 

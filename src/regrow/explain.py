@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from regrow.errors import RegrowValueError
 from regrow.example import Example, run_once
+from regrow.fuse import unfuse
 from regrow.nn import SparseLinear, SparseModule
 from regrow.nn.tiles import on_convert
 from regrow.ops.linear import is_laid_out
@@ -177,7 +178,7 @@ def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -
     """The rows of a layer; none where it was not called, or reads several weights at once."""
     if given is None:
         return
-    own = copy.deepcopy(module)
+    own = unfuse(copy.deepcopy(module))
     if isinstance(own, SparseLinear):
         own.activation = None  # what is fused to it would be missing on the dense side
     dense = densify(nn.Sequential(copy.deepcopy(own)))

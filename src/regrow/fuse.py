@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow.nn import FusedBatchNorm2d, SparseLinear
+from regrow.nn import FusedBatchNorm2d, SparseConv2d, SparseLinear
 from regrow.nn.order import Calls, is_shared
 from regrow.ops.reference import ACTIVATIONS
 
@@ -32,6 +32,8 @@ def fuse(model: nn.Module) -> nn.Module:
 
     - A `torch.nn.BatchNorm2d` whose output goes into a ReLU and nowhere else (as torch.fx sees it in the `forward` of
       the module that owns it) does the ReLU too, forward and backward, where the data are in batch tiles.
+    - A `torch.nn.BatchNorm2d` or a `SparseConv2d` whose output is added to something, in the very next call, and goes
+      nowhere else, does the sum too, where the data are in batch tiles; of norms only those with a ReLU behind the sum.
     - ReLU, GELU or SiLU right behind a `SparseLinear` in an `nn.Sequential` is
       folded into it; `nn.Identity` takes its place.
 
@@ -43,11 +45,12 @@ def fuse(model: nn.Module) -> nn.Module:
         `model`.
 
     Warns:
-        RuntimeWarning: the `forward` of a module with batch norms cannot be traced; it stays as it is.
+        RuntimeWarning: the `forward` of a module with batch norms or sparse convolutions cannot be traced; it stays as
+            it is.
     """
     shared = is_shared(model)
     for name, parent in list(model.named_modules()):
-        _fuse_norms(parent, name, shared)
+        _fuse_called(parent, name, shared)
         if isinstance(parent, nn.Sequential):
             _fuse_activations(parent, shared)
     return model
@@ -60,6 +63,8 @@ def unfuse(model: nn.Module) -> nn.Module:
         `model`.
     """
     for parent in list(model.modules()):
+        if isinstance(parent, SparseConv2d):
+            parent.summed = False
         before: nn.Module | None = None
         for name, child in list(parent._modules.items()):  # repeated ones too
             if isinstance(child, FusedBatchNorm2d) and child.followed:
@@ -71,18 +76,24 @@ def unfuse(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fuse_norms(parent: nn.Module, name: str, shared: Any) -> None:
-    norms = [
+def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
+    """Let norms and convolutions that are children of `parent` do what its `forward` does with their output."""
+    layers = [
         (child_name, child)
         for child_name, child in parent.named_children()
-        if type(child) is nn.BatchNorm2d and not shared(child) and not child._forward_hooks
+        if (type(child) is nn.BatchNorm2d or isinstance(child, SparseConv2d))
+        and not shared(child)
+        and not child._forward_hooks
     ]
-    if not norms:
-        return
-    modes = Calls.in_both_modes(parent, name)
-    for child_name, norm in norms:
-        if all(calls.only_relu_follows(child_name) for calls in modes):
-            parent.register_module(child_name, FusedBatchNorm2d.from_batch_norm(norm, followed=True))
+    modes = Calls.in_both_modes(parent, name) if layers else []
+    for child_name, layer in layers:
+        if isinstance(layer, SparseConv2d):
+            layer.summed = all(calls.only_sum_follows(child_name) for calls in modes)
+            continue
+        followed = all(calls.only_relu_follows(child_name) for calls in modes)
+        summed = all(calls.only_sum_follows(child_name, relu=True) for calls in modes)
+        if followed or summed:
+            parent.register_module(child_name, FusedBatchNorm2d.from_batch_norm(layer, followed, summed))
 
 
 def _fuse_activations(parent: nn.Sequential, shared: Any) -> None:

@@ -40,8 +40,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(y + shortcut)
 
 
 class Bottleneck(nn.Module):
@@ -58,9 +59,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
         y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
         y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(y + shortcut)
 
 
 class ResNet(nn.Module):

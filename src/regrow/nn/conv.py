@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch.nn.modules.utils import _pair
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
-from regrow.nn.tiles import BatchTiles, buffer_of, to_tiles
+from regrow.nn.order import is_watched
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, pass_on, read, to_tiles
 from regrow.ops import index, native
 from regrow.ops.conv import Window, backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile
@@ -37,10 +39,16 @@ class SparseConv2d(SparseModule):
         Input (N, in_channels, H, W), output (N, out_channels, H', W'); one image without N works too. On the kernels
         the output is a `regrow.nn.BatchTiles`, which shows that shape; an input that is none is converted first.
 
+    Attributes:
+        summed: the caller adds something of the output's shape to the output, and does nothing else with it: the sum is
+            done as the output is written. `regrow.fuse` sets it.
+
     Raises:
         RegrowValueError: sizes, positions or arguments that are not allowed.
         RegrowRuntimeError: an input whose shape or dtype does not fit.
     """
+
+    summed: bool = False
 
     def __init__(
         self,
@@ -163,11 +171,25 @@ class SparseConv2d(SparseModule):
         input, values, bias = self._operands(input)
         if not torch.compiler.is_compiling() and native.serves(values):
             tiles = to_tiles(input, operation="SparseConv2d")
-            sparse: Tensor = _OnTiles.apply(tiles, values, bias, *self._index, window)  # type: ignore[no-untyped-call]
-            return sparse
+            return self._on_tiles(tiles, values, bias)
         geometry = Geometry(input.shape[0], *size, BORDER)
         buffer = sparse_conv2d(tile(input), *geometry, values, bias, *self._index, *window, BORDER)
         return untile(buffer, window.output(geometry))
+
+    def _on_tiles(self, tiles: BatchTiles, values: Tensor, bias: Tensor | None) -> BatchTiles:
+        given = read(tiles)
+
+        def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
+            output: BatchTiles
+            output, again = _OnTiles.apply(  # type: ignore[no-untyped-call]
+                given, values, bias, residual, *self._index, self._window, pending
+            )
+            pass_on(tiles, again)
+            return output
+
+        if not self.summed or is_watched(self):
+            return run(None)
+        return run(None, partial(Pending, run, torch.is_grad_enabled()))
 
     def extra_repr(self) -> str:
         parts = [
@@ -177,31 +199,51 @@ class SparseConv2d(SparseModule):
             parts.append(f"padding={self.padding!r}")
         if self.dilation != (1, 1):
             parts.append(f"dilation={self.dilation}")
+        if self.summed:
+            parts.append("summed=True")
         parts.append(f"bias={self.bias is not None}, connections={int(self._index[0][-1])}")
         return ", ".join(parts)
 
 
 class _OnTiles(torch.autograd.Function):
-    """`sparse_conv2d` from tiles to tiles, without an operator of Python's on the way to the kernels."""
+    """`sparse_conv2d` from tiles to tiles, without an operator of Python's on the way to the kernels.
+
+    Puts out the sum of the convolution and `residual`, and `tiles` again where gradients flow to it (see `read`).
+    """
 
     @staticmethod
-    def forward(ctx: Any, tiles: BatchTiles, values: Tensor, bias: Tensor | None, *rest: Any) -> BatchTiles:
-        *parts, window = rest
-        ctx.save_for_backward(tiles.buffer, values, *parts)
+    def forward(
+        ctx: Any, tiles: BatchTiles, values: Tensor, bias: Tensor | None, residual: BatchTiles | None, *rest: Any
+    ) -> tuple[BatchTiles, BatchTiles | None]:
+        *index_, window, pending = rest
+        ctx.save_for_backward(tiles.buffer, values, *index_)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
-        crow, col, *_ = parts
-        return BatchTiles(
-            forward(tiles.buffer, tiles.geometry, values, bias, crow, col, window, BORDER), ctx.output
-        )
+        ctx.set_materialize_grads(False)
+        added = None if residual is None else buffer_of(residual, ctx.output, "add")
+        crow, col, *_ = index_
+
+        def compute() -> Tensor:
+            return forward(tiles.buffer, tiles.geometry, values, bias, crow, col, window, BORDER, added)
+
+        if pending is None:
+            output = BatchTiles(compute(), ctx.output)
+        else:
+            output = BatchTiles.later(pending(compute), len(crow) - 1, tiles.buffer, ctx.output)
+        return output, BatchTiles(tiles.buffer, tiles.geometry) if ctx.needs_input_grad[0] else None
 
     @staticmethod
     @once_differentiable  # a second derivative is refused, not left out in silence
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradient, passed = gradients
+        if gradient is None:
+            return passed, *[None] * 10
         buffer, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
-        gradient = buffer_of(gradients[0], ctx.output, "gradient of SparseConv2d")
+        above = buffer_of(gradient, ctx.output, "gradient of SparseConv2d")
+        more = None if passed is None else buffer_of(passed, ctx.geometry, "gradient of SparseConv2d")
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         index_ = (crow, col, crow_t, row_t, order)
-        found = backward(gradient, BORDER, buffer, ctx.geometry, values, *index_, ctx.window, *needs)
+        found = backward(above, BORDER, buffer, ctx.geometry, values, *index_, ctx.window, *needs, more)
         input_gradient, *rest = (g if need else None for g, need in zip(found, needs, strict=True))
         tiles = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
-        return (tiles, *rest, *[None] * 6)
+        residual = BatchTiles(above, ctx.output) if ctx.needs_input_grad[3] else None
+        return (tiles, *rest, residual, *[None] * 7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +11,15 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from regrow.nn.tiles import BatchTiles, buffer_of, native, to_tiles
+from regrow.nn.order import is_watched
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, pass_on, read, to_tiles
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
 
 
 class _Norm(torch.autograd.Function):
+    """Puts out what is asked for, and `input` again where gradients flow to it (see `read`)."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -28,33 +33,48 @@ class _Norm(torch.autograd.Function):
         momentum: float,
         eps: float,
         relu: bool,
-    ) -> BatchTiles:
+        pending: Callable[[Callable[[], Tensor]], Pending] | None,
+    ) -> tuple[BatchTiles, BatchTiles | None]:
         buffer, geometry = input.buffer, input.geometry
         added = None if residual is None else buffer_of(residual, geometry, "batch_norm")
-        output, mean, invstd = norm_forward(
-            buffer, geometry, added, weight, bias, running_mean, running_var, training, momentum, eps, relu
-        )
-        gate = output if relu and residual is not None else None
-        ctx.save_for_backward(buffer, gate, weight, bias, mean, invstd)
-        ctx.geometry, ctx.training, ctx.relu, ctx.added = geometry, training, relu, residual is not None
-        return BatchTiles(output, geometry)
+        statistics: list[Tensor] = []
+
+        def compute() -> Tensor:
+            output, *statistics[:] = norm_forward(
+                buffer, geometry, added, weight, bias, running_mean, running_var, training, momentum, eps, relu
+            )
+            return output
+
+        if pending is None:
+            output = BatchTiles(compute(), geometry)
+        else:
+            output = BatchTiles.later(pending(compute), buffer.shape[1], buffer, geometry)
+        ctx.save_for_backward(buffer, output.buffer if relu and residual is not None else None, weight, bias)
+        ctx.statistics, ctx.geometry, ctx.training, ctx.relu = statistics, geometry, training, relu
+        ctx.added = residual is not None
+        ctx.set_materialize_grads(False)
+        return output, BatchTiles(buffer, geometry) if ctx.needs_input_grad[0] else None
 
     @staticmethod
     @once_differentiable  # a second derivative is refused, not left out in silence
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        buffer, gate, weight, bias, mean, invstd = ctx.saved_tensors
-        gradient = buffer_of(gradients[0], ctx.geometry, "gradient of batch_norm")
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        given, passed = (
+            None if each is None else buffer_of(each, ctx.geometry, "gradient of batch_norm") for each in gradients
+        )
+        if given is None:
+            return gradients[1], *[None] * 10
+        buffer, gate, weight, bias = ctx.saved_tensors
         into, residual, into_weight, into_bias = norm_backward(
-            gradient, buffer, ctx.geometry, gate, weight, bias, mean, invstd, ctx.training, ctx.relu
+            given, buffer, ctx.geometry, gate, passed, weight, bias, *ctx.statistics, ctx.training, ctx.relu
         )
         if gate is None:
-            residual = gradient
+            residual = given
         return (
             BatchTiles(into, ctx.geometry),
             BatchTiles(residual, ctx.geometry) if ctx.added else None,
             None if weight is None else into_weight,
             None if bias is None else into_bias,
-            *[None] * 6,
+            *[None] * 7,
         )
 
 
@@ -71,8 +91,12 @@ def _batch_norm(
     *,
     residual: Tensor | None = None,
     relu: bool = False,
+    later: bool = False,
 ) -> Any:
-    """`torch.nn.functional.batch_norm` of tiles, then `residual` (tiles or plain) added, then ReLU."""
+    """`torch.nn.functional.batch_norm` of tiles, then `residual` (tiles or plain) added, then ReLU.
+
+    With `later`, pending tiles: what is added to them comes before the ReLU.
+    """
     others = (weight, bias, running_mean, running_var, residual)
     if not isinstance(input, BatchTiles) or not serves(input.buffer, *others):
         return NotImplemented
@@ -81,27 +105,44 @@ def _batch_norm(
     if residual is not None:
         if residual.shape != input.shape:  # plain tensors broadcast
             return NotImplemented
-        residual = to_tiles(residual, input.geometry.border, "batch_norm")
-    return _Norm.apply(  # type: ignore[no-untyped-call]
-        input, residual, weight, bias, running_mean, running_var, training, momentum, eps, relu
-    )
+        residual = read(to_tiles(residual, input.geometry.border, "batch_norm"))
+    given = read(input)
+
+    def run(residual: BatchTiles | None, relu: bool, pending: Any = None) -> BatchTiles:
+        output: BatchTiles
+        output, again = _Norm.apply(  # type: ignore[no-untyped-call]
+            given, residual, weight, bias, running_mean, running_var, training, momentum, eps, relu, pending
+        )
+        pass_on(input, again)
+        return output
+
+    if not later:
+        return run(residual, relu)
+    return run(None, False, partial(Pending, lambda added: _rectified(run(added, relu)), torch.is_grad_enabled()))
+
+
+def _rectified(tiles: BatchTiles) -> BatchTiles:
+    """`tiles`, which a ReLU to come finds done."""
+    tiles.rectified = None if tiles.buffer.is_inference() else tiles.buffer._version
+    return tiles
 
 
 class _Followed:
     """What `torch.nn.BatchNorm2d.forward` takes for its input, so that what follows it is done in one go with it."""
 
-    def __init__(self, input: Tensor, residual: Tensor | None, relu: bool) -> None:
-        self.input, self.residual, self.relu = input, residual, relu
+    def __init__(self, input: Tensor, residual: Tensor | None, relu: bool, later: bool) -> None:
+        self.input, self.residual, self.relu, self.later = input, residual, relu, later
         self.dim, self.size = input.dim, input.size
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given, kwargs = args[0], kwargs or {}
-        output = _batch_norm(given.input, *args[1:], residual=given.residual, relu=given.relu, **kwargs)
+        more = {"residual": given.residual, "relu": given.relu, "later": given.later}
+        output = _batch_norm(given.input, *args[1:], **more, **kwargs)
         if output is NotImplemented:
             output = func(given.input, *args[1:], **kwargs)
             output = output if given.residual is None else output + given.residual
-            output = F.relu(output) if given.relu else output
+            output = F.relu(output) if given.relu and not given.later else output
         return output
 
 
@@ -114,35 +155,43 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         num_features: C of an input (N, C, H, W).
         followed: the caller applies ReLU to the output, and does nothing else with it. In tiles that ReLU finds its
             work done; on a plain tensor the work is left to it.
+        summed: before that ReLU, the caller adds something of the output's shape to the output.
     """
 
     followed: bool
+    summed: bool = False
 
-    def __init__(self, num_features: int, *args: Any, followed: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, num_features: int, *args: Any, followed: bool = False, summed: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(num_features, *args, **kwargs)
-        self.followed = followed
+        self.followed, self.summed = followed or summed, summed
 
     @classmethod
-    def from_batch_norm(cls, norm: nn.BatchNorm2d, followed: bool = False) -> FusedBatchNorm2d:
+    def from_batch_norm(
+        cls, norm: nn.BatchNorm2d, followed: bool = False, summed: bool = False
+    ) -> FusedBatchNorm2d:
         """With the very parameters, buffers and hooks of `norm`."""
         fused = cls.__new__(cls)
-        fused.__dict__ = {**norm.__dict__, "followed": followed}
+        fused.__dict__ = {**norm.__dict__, "followed": followed or summed, "summed": summed}
         return fused
 
     def to_batch_norm(self) -> nn.BatchNorm2d:
         """Torch's batch norm, without what follows it, with the very parameters, buffers and hooks of this one."""
         norm = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
-        norm.__dict__ = {key: value for key, value in self.__dict__.items() if key != "followed"}
+        norm.__dict__ = {key: value for key, value in self.__dict__.items() if key not in ("followed", "summed")}
         return norm
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Output (N, C, H, W) of `input` and `residual`, both of that shape."""
-        relu = not self.followed or isinstance(input, BatchTiles)
-        output = super().forward(_Followed(input, residual, relu))  # type: ignore[arg-type]
-        if self.followed and isinstance(output, BatchTiles) and not output.buffer.is_inference():
-            output.rectified = output.buffer._version
-        return output
+        tiled = isinstance(input, BatchTiles)
+        later = tiled and self.summed and not is_watched(self)
+        relu = later or not self.followed or (tiled and not self.summed)
+        output = super().forward(_Followed(input, residual, relu, later))  # type: ignore[arg-type]
+        if later or not self.followed or not isinstance(output, BatchTiles):
+            return output
+        return _rectified(output) if relu else output
 
     def extra_repr(self) -> str:
         plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{plain}, followed={self.followed}"
+        return f"{plain}, followed={self.followed}, summed={self.summed}"

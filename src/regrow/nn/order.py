@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
 from collections import Counter
 from typing import Any
@@ -11,6 +12,8 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 RELU = (F.relu, torch.relu, torch.relu_)
+SUM = (operator.add, torch.add, "add")
+SUM_IN_PLACE = (operator.iadd, "add_")
 
 
 class _Tracer(fx.Tracer):
@@ -75,11 +78,30 @@ class Calls:
 
     def only_relu_follows(self, child: str) -> bool:
         """Whether the output of `child` goes into a ReLU and nowhere else."""
+        return self._goes_into_relu(self.node(child))
+
+    def only_sum_follows(self, child: str, relu: bool = False) -> bool:
+        """Whether the output of `child` is added to another at once, and goes nowhere else; then into a ReLU alone."""
         node = self.node(child)
+        total = node.next if node is not None else None
+        if node is None or total is None or list(node.users) != [total] or total.kwargs or len(total.args) != 2:
+            return False
+        one, other = total.args
+        if total.target not in SUM and not (total.target in SUM_IN_PLACE and one is node):
+            return False
+        another = isinstance(one, fx.Node) and isinstance(other, fx.Node) and one is not other
+        return another and (not relu or self._goes_into_relu(total))
+
+    def _goes_into_relu(self, node: fx.Node | None) -> bool:
         return node is not None and len(node.users) == 1 and self.is_relu(next(iter(node.users)))
 
     def _child(self, node: fx.Node) -> nn.Module:
         return self._module.get_submodule(str(node.target))
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a forward hook sees the output of `module`."""
+    return bool(module._forward_hooks) or nn.modules.module._has_any_global_hook()
 
 
 def is_shared(model: nn.Module) -> Any:

@@ -17,7 +17,7 @@ import copy
 import time
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,17 @@ on_convert: list[Callable[[str, torch.Size, float], None]] = []
 aten = torch.ops.aten
 
 
+class Pending(NamedTuple):
+    """What a layer will put out, whose caller does nothing with it but add something (`regrow.fuse` makes sure)."""
+
+    plus: Callable[[BatchTiles], BatchTiles]
+    """Computes it with what is added, as part of the graph."""
+    grad: bool
+    """Whether gradients were asked for where the layer was called."""
+    buffer: Callable[[], Tensor]
+    """Computes it as it is."""
+
+
 class BatchTiles(Tensor):
     """Activations of shape (N, C, H, W) in batch tiles.
 
@@ -44,19 +55,44 @@ class BatchTiles(Tensor):
         geometry: N, H, W and the border.
     """
 
-    buffer: Tensor
     geometry: Geometry
     rectified: int | None
     """The version of `buffer` that a ReLU to come finds done; only that ReLU may have this tensor."""
+    pending: Pending | None
+    """Where `buffer` was not yet asked for."""
+    passed: tuple[BatchTiles, int] | None
+    """See `read`."""
+    _buffer: Tensor
 
     @staticmethod
     def __new__(cls, buffer: Tensor, geometry: Geometry) -> BatchTiles:
         """See the class: no gradient flows to `buffer`."""
-        images, height, width, _ = geometry
-        shape = (images, buffer.shape[1], height, width)
-        self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=buffer.dtype, device=buffer.device)
-        self.buffer, self.geometry, self.rectified = buffer, geometry, None
+        self = cls._of(buffer.shape[1], buffer, geometry)
+        self._buffer, self.pending = buffer, None
         return self
+
+    @classmethod
+    def later(cls, pending: Pending, channels: int, like: Tensor, geometry: Geometry) -> BatchTiles:
+        """Tiles with a buffer to come, of the dtype and device of `like`."""
+        self = cls._of(channels, like, geometry)
+        self.pending = pending
+        return self
+
+    @classmethod
+    def _of(cls, channels: int, like: Tensor, geometry: Geometry) -> BatchTiles:
+        shape = (geometry.images, channels, geometry.height, geometry.width)
+        self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
+        self.geometry, self.rectified, self.passed = geometry, None, None
+        return self
+
+    @property
+    def buffer(self) -> Tensor:
+        """[T, C, P, 16]"""
+        if self.pending is not None:
+            with torch.no_grad():
+                self._buffer = self.pending.buffer()
+            self.pending = None
+        return self._buffer
 
     def to_dense_layout(self, channels_last: bool = False, operation: str = "to_dense_layout") -> Tensor:
         """The plain tensor [N, C, H, W], contiguous or channels-last; differentiable."""
@@ -127,6 +163,25 @@ def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") 
         return wider
     tiles: BatchTiles = _Tile.apply(images, border, operation)  # type: ignore[no-untyped-call]
     return tiles
+
+
+def read(tiles: BatchTiles) -> BatchTiles:
+    """`tiles`, for one whose gradient joins that of the reader before it.
+
+    A reader that can add a gradient to its own puts out the tensor that it has read once more, and leaves that here
+    with `pass_on`; the next one reads that. So autograd has one use of the tensor, and no sum to do. Each gradient is
+    what it would be.
+    """
+    passed, tiles.passed = tiles.passed, None
+    if passed is None or passed[1] != tiles.buffer._version:
+        return tiles
+    return passed[0]
+
+
+def pass_on(tiles: BatchTiles, again: BatchTiles | None) -> None:
+    """Leave for the next reader what one of `tiles` has put out `again`, unless their graph can run twice: a leaf."""
+    if again is not None and again.requires_grad and tiles.grad_fn is not None:
+        tiles.passed = again, tiles.buffer._version
 
 
 def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
@@ -249,6 +304,27 @@ def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
 def _relu(input: BatchTiles, inplace: bool = False) -> Any:
     done = input.rectified is not None and input.rectified == input.buffer._version
     return input if done else NotImplemented
+
+
+@native(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
+def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    found = _completed(input, other, alpha)
+    return _completed(other, input, alpha) if found is NotImplemented else found
+
+
+@native(Tensor.add_, Tensor.__iadd__)
+def _add_(input: Any, other: Any, *, alpha: float = 1) -> Any:
+    return _completed(input, other, alpha)
+
+
+def _completed(tiles: Any, other: Any, alpha: float) -> Any:
+    """Pending tiles, of which only this sum has heard, computed with what is added to them."""
+    pending = tiles.pending if isinstance(tiles, BatchTiles) and alpha == 1 else None
+    if pending is None or not isinstance(other, Tensor) or pending.grad != torch.is_grad_enabled():
+        return NotImplemented
+    if other is tiles or other.shape != tiles.shape or other.dtype != tiles.dtype:
+        return NotImplemented
+    return pending.plus(read(to_tiles(other, tiles.geometry.border, "add")))
 
 
 @native(F.dropout)

@@ -138,8 +138,12 @@ def forward(
     col: Tensor,
     window: Window,
     out_border: int,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """`sparse_conv2d` without the operator around it, for those who differentiate it themselves."""
+    """`sparse_conv2d` without the operator around it, for those who differentiate it themselves.
+
+    `residual`, a buffer as the output, is added to it.
+    """
     if native.serves(values):
         _count_kernels()
         border = max(geometry.border, window.border(geometry))
@@ -152,6 +156,7 @@ def forward(
             col,
             *map(list, window),
             out_border,
+            residual,
         )
         return output
     weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
@@ -159,7 +164,8 @@ def forward(
     offset = None if bias is None else bias.to(weight.dtype)
     with torch.autocast(buffer.device.type, enabled=False):
         result = F.conv2d(images, weight, offset, tuple(window.stride), 0, tuple(window.dilation))
-    return tile(result.to(buffer.dtype), out_border)
+    output = tile(result.to(buffer.dtype), out_border)
+    return output if residual is None else output + residual
 
 
 def backward(
@@ -177,8 +183,12 @@ def backward(
     need_input: bool,
     need_values: bool,
     need_bias: bool,
+    passed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`sparse_conv2d_backward` without the operator around it."""
+    """`sparse_conv2d_backward` without the operator around it.
+
+    `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
+    """
     output = window.output(geometry, out_border)
     if need_values:
         tell(crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
@@ -197,6 +207,7 @@ def backward(
             need_input,
             need_values,
             need_bias,
+            passed,
         )
         return found
     weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
@@ -207,10 +218,12 @@ def backward(
     if need_values:
         positions = index.positions(crow, col, weight[0].numel())
         values_gradient[: len(positions), 0] = dense_gradient.view(-1)[positions].to(values.dtype)
+    input_gradient = buffer.new_empty(0)
+    if need_input:
+        input_gradient = tile(_unpadded(wide, window, geometry).to(buffer.dtype), geometry.border)
+        input_gradient = input_gradient if passed is None else input_gradient + passed
     return (
-        tile(_unpadded(wide, window, geometry).to(buffer.dtype), geometry.border)
-        if need_input
-        else buffer.new_empty(0),
+        input_gradient,
         values_gradient,
         bias_gradient.to(buffer.dtype) if need_bias else buffer.new_empty(0),
     )

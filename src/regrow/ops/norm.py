@@ -42,6 +42,7 @@ def norm_backward(
     buffer: Tensor,
     geometry: Geometry,
     output: Tensor | None,
+    passed: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
@@ -51,9 +52,10 @@ def norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of input, residual (empty without `output`), weight and bias.
 
-    `output` is wanted where a residual went through the ReLU with the rest; else the input says what passed.
+    `output` is wanted where a residual went through the ReLU with the rest; else the input says what came through.
+    `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
     """
     found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.regrow_native.norm_backward.default(
-        gradient, buffer, output, weight, bias, mean, invstd, *geometry, training, relu
+        gradient, buffer, output, passed, weight, bias, mean, invstd, *geometry, training, relu
     )
     return found
