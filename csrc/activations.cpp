@@ -1,82 +1,74 @@
 #include "activations.h"
 
 #include <algorithm>
-#include <cstring>
+#include <type_traits>
 
 #include "buffers.h"
 
 namespace regrow {
 namespace {
 
-// to[f * stride + b] = from[b * batch_stride + f * feature_stride], zeros up to the stride.
+// to[f * stride + b] = from[b * batch_stride + f * feature_stride] for some features, zeros up to the stride.
 template <class T, class From>
 void lay_out(const From* from, int64_t batch_stride, int64_t feature_stride, T* to, int64_t stride, int64_t batch,
              int64_t begin, int64_t end) {
-    if (batch_stride == 1) {
-        for (int64_t f = begin; f < end; f++) {
-            for (int64_t b = 0; b < batch; b++) to[f * stride + b] = T(from[f * feature_stride + b]);
-            std::fill(to + f * stride + batch, to + (f + 1) * stride, T(0));
-        }
-        return;
+    if constexpr (std::is_same_v<T, From>) {
+        if (feature_stride == 1 && batch_stride != 1)
+            return isa().kernels<T>().lay_out({from, batch_stride, to, stride, batch}, begin, end);
     }
-    constexpr int64_t SIDE = 16; // squares of a line each way
-    for (int64_t f0 = begin; f0 < end; f0 += SIDE) {
-        const int64_t f1 = std::min(f0 + SIDE, end);
-        for (int64_t b0 = 0; b0 < stride; b0 += SIDE) {
-            const int64_t b1 = std::min(b0 + SIDE, batch);
-            if (f1 - f0 == SIDE && b1 - b0 == SIDE && feature_stride == 1) {
-                for (int64_t f = 0; f < SIDE; f++)
-                    for (int64_t b = 0; b < SIDE; b++)
-                        to[(f0 + f) * stride + b0 + b] = T(from[(b0 + b) * batch_stride + f0 + f]);
-                continue;
-            }
-            for (int64_t f = f0; f < f1; f++) {
-                for (int64_t b = b0; b < b1; b++)
-                    to[f * stride + b] = T(from[b * batch_stride + f * feature_stride]);
-                for (int64_t b = std::max(b0, b1); b < std::min(b0 + SIDE, stride); b++) to[f * stride + b] = T(0);
-            }
-        }
+    for (int64_t f = begin; f < end; f++) {
+        for (int64_t b = 0; b < batch; b++) to[f * stride + b] = T(from[b * batch_stride + f * feature_stride]);
+        std::fill(to + f * stride + batch, to + (f + 1) * stride, T(0));
     }
+}
+
+// The distance of two elements of the batch.
+int64_t batch_stride(const Tensor& given) { return given.size(0) == 1 ? 1 : given.stride(0); }
+
+// Whether a kernel may read it where it is: aligned, and whole vectors at the end of each feature.
+template <class T>
+bool in_place(const Tensor& given, Tiles tiles) {
+    const int64_t batch = given.size(0), stride = given.stride(1);
+    if (given.scalar_type() != TYPE<T> || tiles.parts(batch) > 1 || batch_stride(given) != 1 || stride % ROUND != 0 ||
+        stride < rounded(batch) || reinterpret_cast<uintptr_t>(given.const_data_ptr()) % 64 != 0)
+        return false;
+    int64_t room;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(given.get(), &room));
+    const int64_t last = given.storage_offset() + (given.size(1) - 1) * stride + rounded(batch);
+    return last * int64_t(sizeof(T)) <= room;
 }
 
 } // namespace
 
 template <class T>
-Input<T>::Input(const Tensor& given, Tiles tiles, bool fresh) : tensor_(given) {
+Input<T>::Input(const Tensor& given, Tiles tiles, Reading reading) : given_(given), tensor_(given) {
     STD_TORCH_CHECK(given.dim() == 2 && given.is_cpu(), "activations must be two-dimensional, on the CPU");
-    const int64_t batch = given.size(0), features = given.size(1);
-    const int64_t batch_stride = batch == 1 ? 1 : given.stride(0), feature_stride = given.stride(1);
-    const bool same = given.scalar_type() == TYPE<T>;
-    if (same && !fresh && tiles.parts(batch) <= 1 && batch_stride == 1 && feature_stride % ROUND == 0 &&
-        feature_stride >= rounded(batch) && reinterpret_cast<uintptr_t>(given.const_data_ptr()) % 64 == 0) {
-        int64_t room;
-        STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(given.get(), &room));
-        const int64_t last = given.storage_offset() + (features - 1) * feature_stride + rounded(batch);
-        if (last * int64_t(sizeof(T)) <= room) {
-            data_ = read<T>(given);
-            stride_ = feature_stride;
-            tile_stride_ = tiles.size;
-            return;
-        }
+    if (reading != Reading::copy && in_place<T>(given, tiles)) {
+        data_ = read<T>(given);
+        stride_ = given.stride(1);
+        tile_stride_ = tiles.size;
+        return;
     }
+    const int64_t batch = given.size(0), features = given.size(1);
     stride_ = tiles.stride(batch);
     tile_stride_ = tiles.split ? features * stride_ : tiles.size;
-    const int64_t parts = tiles.parts(batch), groups = (features + 15) / 16;
-    tensor_ = empty_buffer(given, {parts, features, stride_}, TYPE<T>);
-    T* const to = write<T>(tensor_);
-    data_ = to;
-    const auto convert = [&](const auto* from) {
-        torch::stable::parallel_for(0, parts * groups, 1 + (1 << 11) / (stride_ + 1), [&](int64_t begin, int64_t end) {
-            for (int64_t i = begin; i < end; i++) {
-                const int64_t part = i / groups, start = part * stride_, f = i % groups * 16;
-                lay_out(from + start * batch_stride, batch_stride, feature_stride, to + part * features * stride_, stride_,
-                        std::min(batch - start, stride_), f, std::min(f + 16, features));
-            }
-        });
-    };
-    const void* const from = given.const_data_ptr();
-    if (same) convert(static_cast<const T*>(from));
-    else convert(static_cast<const BFloat16*>(from));
+    tensor_ = empty_buffer(given, {tiles.parts(batch), features, stride_}, TYPE<T>);
+    data_ = copy_ = write<T>(tensor_);
+    if (reading != Reading::filled_later)
+        for_groups(features, batch, [&](int64_t begin, int64_t end) { fill(begin, end); });
+}
+
+template <class T>
+void Input<T>::fill(int64_t begin, int64_t end) const {
+    const int64_t batch = given_.size(0), features = given_.size(1), step = batch_stride(given_);
+    for (int64_t start = 0; start < batch; start += stride_) {
+        T* const to = copy_ + start * features;
+        const auto convert = [&](const auto* from) {
+            lay_out(from + start * step, step, given_.stride(1), to, stride_, std::min(batch - start, stride_), begin, end);
+        };
+        if (given_.scalar_type() == TYPE<T>) convert(read<T>(given_));
+        else convert(read<BFloat16>(given_));
+    }
 }
 
 template <class T>
@@ -140,7 +132,7 @@ namespace {
 template <class T>
 Tensor laid_out(const Tensor& input) {
     const int64_t batch = input.size(0), stride = rounded(batch);
-    Tensor copy = torch::stable::view(Input<T>(input, {stride, false}, true).tensor(), {input.size(1), stride});
+    Tensor copy = torch::stable::view(Input<T>(input, {stride, false}, Reading::copy).tensor(), {input.size(1), stride});
     copy = torch::stable::narrow(copy, 1, 0, batch);
     return torch::stable::transpose(copy, 0, 1);
 }

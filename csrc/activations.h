@@ -24,24 +24,38 @@ struct Tiles {
     int64_t parts(int64_t batch) const { return split ? (batch + size - 1) / size : batch > 0; } // in memory
 };
 
-// An input of an operator, read in place where its layout allows it, else through a copy.
+// How an input is read: in place where its layout allows it and else from a copy, from one that `fill` is yet to make,
+// or from a copy in any case.
+enum class Reading { any, filled_later, copy };
+
+// An input of an operator.
 template <class T>
 class Input {
 public:
-    // fresh: take a copy in any case
-    Input(const Tensor& given, Tiles tiles, bool fresh = false);
-    const T* data() const { return data_; }
-    T* copy() const { return const_cast<T*>(data_); } // where there is one
-    int64_t stride() const { return stride_; }
-    int64_t tile_stride() const { return tile_stride_; }
-    const Tensor& tensor() const { return tensor_; } // [parts, features, stride] where there is a copy
+    Input(const Tensor& given, Tiles tiles, Reading reading = Reading::any);
+    bool copied() const { return copy_ != nullptr; }
+    void fill(int64_t begin, int64_t end) const; // these features of the copy
     Operand<const T> operand() const { return {data_, stride_, tile_stride_}; }
+    Operand<T> copy() const { return {copy_, stride_, tile_stride_}; } // where there is one
+    const Tensor& tensor() const { return tensor_; } // [parts, features, stride] where there is a copy
 
 private:
-    Tensor tensor_;
+    Tensor given_, tensor_;
     const T* data_;
-    int64_t stride_, tile_stride_ = 0;
+    T* copy_ = nullptr;
+    int64_t stride_, tile_stride_;
 };
+
+constexpr int64_t GROUP = 16; // features that are copied together
+
+// f(begin, end) for all features, in groups, threaded.
+template <class F>
+void for_groups(int64_t features, int64_t batch, const F& f) {
+    const int64_t groups = (features + GROUP - 1) / GROUP;
+    torch::stable::parallel_for(0, groups, 1 + (1 << 14) / (GROUP * batch + 1), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i++) f(i * GROUP, std::min(i * GROUP + GROUP, features));
+    });
+}
 
 // An output of an operator: written in place where type and batch allow it, else through a copy.
 template <class T>

@@ -36,8 +36,8 @@ Region map(size_t size) {
     char* const data = begin + (HUGE_PAGE - reinterpret_cast<uintptr_t>(begin) % HUGE_PAGE) % HUGE_PAGE;
     if (data > begin) munmap(begin, data - begin);
     munmap(data + size, end - (data + size));
-#ifdef MADV_HUGE_PAGEPAGE
-    madvise(data, size, MADV_HUGE_PAGEPAGE);
+#ifdef MADV_HUGEPAGE
+    madvise(data, size, MADV_HUGEPAGE);
 #endif
     return {data, size};
 }

@@ -7,12 +7,14 @@ namespace REGROW_ISA {
 
 #include "simd.h"
 #include "nonlinear.h"
+#include "transpose.h"
 
 #include "conv_patches.h"
 
 #include "conv_backward.h"
 #include "conv_forward.h"
 #include "finish_gradient.h"
+#include "lay_out.h"
 #include "linear_backward.h"
 #include "linear_forward.h"
 #include "norm_planes.h"
@@ -25,6 +27,7 @@ namespace REGROW_ISA {
 template <class T>
 constexpr Kernels<T> table{
     FORWARD_VECTORS * LANES<T>, BACKWARD_VECTORS * LANES<T>, &forward<T, FORWARD_VECTORS>, &backward<T>, &finish<T>,
+    &lay_out<T>,
     {LANES<T>, PIXELS<T, FORWARD_VECTORS>, PIXELS<T, BACKWARD_VECTORS>, &conv_forward<T>, &conv_backward<T>, &conv_reduce<T>},
     &copy_tiles<T, true>, &copy_tiles<T, false>,
     {&norm_moments<T>, &norm_forward<T>, &norm_sums<T>, &norm_backward<T>},

@@ -73,6 +73,17 @@ struct Finish {
     Activation activation;
 };
 
+// Activations in torch's own layout, [batch, features], and as the kernels want them: to[f * stride + b], zeros up to the
+// stride.
+template <class T>
+struct Laying {
+    const T* from;
+    int64_t batch_stride;
+    T* to;
+    int64_t stride;
+    int64_t batch;
+};
+
 template <class T>
 struct Kernels {
     int64_t forward_tile;  // batch elements that the kernel holds in registers
@@ -83,6 +94,8 @@ struct Kernels {
     void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
     // features [begin, end): out = gradient x derivative of the activation, bias = sums of out over the batch
     void (*finish)(const Finish<T>&, int64_t begin, int64_t end);
+    // features [begin, end)
+    void (*lay_out)(const Laying<T>&, int64_t begin, int64_t end);
     ConvKernels<T> conv;
     // channels [begin, end) of one tile, without its border
     void (*tile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);

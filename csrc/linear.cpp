@@ -3,7 +3,7 @@
 #include <tuple>
 #include <vector>
 
-#include "activations.h"
+#include "linear_gradients.h"
 
 namespace regrow {
 namespace {
@@ -78,22 +78,11 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const Kernels<T>& kernels = isa().kernels<T>();
     const ScalarType type = input.scalar_type();
 
-    const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile, tiles = (batch + tile - 1) / tile;
+    const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile;
     const Tiles cut = tiles_of(tile, batch, read(crow_t)[columns], rows, columns);
 
-    const std::optional<Input<T>> y = kept ? std::optional<Input<T>>(std::in_place, *kept, cut) : std::nullopt;
-    const Input<T> g(gradient, cut, kept.has_value());
     Tensor bias_gradient = empty(input, {need_bias ? rows : 0}, TYPE<T>);
-    if (need_bias && tiles == 0) torch::stable::zero_(bias_gradient);
-    for (int64_t t = 0; (y || need_bias) && t < tiles; t++) {
-        const Finish<T> work{
-            g.data() + t * g.tile_stride(), y ? y->data() + t * y->tile_stride() : nullptr,
-            y ? g.copy() + t * g.tile_stride() : nullptr, need_bias ? write<T>(bias_gradient) : nullptr,
-            g.stride(), y ? y->stride() : 0, g.stride(), std::min(tile, batch - t * tile), t > 0,
-            activation};
-        torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (work.batch + 1),
-            [&](int64_t begin, int64_t end) { kernels.finish(work, begin, end); });
-    }
+    const BeforeActivation<T> before(gradient, kept, cut, activation, need_bias ? write<T>(bias_gradient) : nullptr);
     if (type != TYPE<T>) bias_gradient = torch::stable::to(bias_gradient, type);
 
     const Tensor w = as<T>(values);
@@ -102,7 +91,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
         // the transposed matrix forward
         const Output<T> dx(input, batch, columns, cut);
-        run<T>({read(crow_t), read(row_t), read<T>(w), read(order), nullptr, g.operand(), dx.operand(), Operand<T>{}, rows,
+        run<T>({read(crow_t), read(row_t), read<T>(w), read(order), nullptr, before.gradient(), dx.operand(), Operand<T>{}, rows,
                 forward_block(rows, density(crow_t, columns, rows), batch), 1024, batch, Activation::none}, columns);
         return {dx.finish(), none, bias_gradient};
     }
@@ -116,17 +105,21 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     std::fill(dw + used, dw + values.size(0), T(0));
     const double dense = density(crow_t, columns, rows);
     const Backward<T> work{
-        read(crow_t), read(row_t), read(order), read<T>(w), x.operand(), g.operand(),
+        read(crow_t), read(row_t), read(order), read<T>(w), x.operand(), before.gradient(),
         dx ? dx->operand() : Operand<T>{}, dw, rows, backward_block(rows, dense, batch), batch,
         dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
     const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
+    const OfValues<T> own(values_gradient, used, rows, parts.count());
     torch::stable::parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
+        Backward<T> mine = work;
         for (int64_t part = begin; part < end; part++) {
             const int64_t first = parts.first(part), last = parts.first(part + 1);
             std::vector<int32_t> cursor(last - first + 1);
-            kernels.backward(work, first, last, cursor.data());
+            mine.values_gradient = own.of(part);
+            kernels.backward(mine, first, last, cursor.data());
         }
     });
+    own.join();
     if (type != TYPE<T>) values_gradient = torch::stable::to(values_gradient, type);
     return {dx ? dx->finish() : empty(input, {0}, type), values_gradient, bias_gradient};
 }

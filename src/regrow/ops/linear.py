@@ -48,8 +48,8 @@ def _flat(x: Tensor) -> Tensor:
     return x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
 
 
-def _number(activation: str) -> int:
-    return list(ACTIVATIONS).index(activation)
+_NUMBERS = {activation: number for number, activation in enumerate(ACTIVATIONS)}
+"""What the kernels call them."""
 
 
 def _keeps_input(activation: str) -> bool:
@@ -69,7 +69,7 @@ def _forward(
     """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
     if native.serves(values):
         found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
-            input, values, bias, crow, col, _number(activation), keep
+            input, values, bias, crow, col, _NUMBERS[activation], keep
         )
         return found
     return reference.forward(input, values, bias, crow, col, activation, keep)
@@ -101,7 +101,7 @@ def _backward(
             crow_t,
             row_t,
             order,
-            _number(activation),
+            _NUMBERS[activation],
             need_input,
             need_values,
             need_bias,
@@ -276,12 +276,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.has_bias, ctx.activation = bias is not None, activation
 
 
-def _gradients(
-    ctx: Any, gradient: Tensor, _before: Tensor | None, run: Any = sparse_linear_backward
-) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, gradient: Tensor, _before: Tensor | None) -> tuple[Tensor | None, ...]:
     need_input, need_values, need_bias, *_ = ctx.needs_input_grad
     needed = (need_input, need_values, need_bias and ctx.has_bias)
-    found = run(gradient, *ctx.saved_tensors, ctx.activation, *needed)
+    found = sparse_linear_backward(gradient, *ctx.saved_tensors, ctx.activation, *needed)
     return (*(g if need else None for g, need in zip(found, needed, strict=True)), *[None] * 6)
 
 
@@ -316,22 +314,59 @@ def _backward_flops(
 
 
 class _Direct(torch.autograd.Function):
-    """`sparse_linear` on an input [batch, columns], with less on the way to the kernels."""
+    """`sparse_linear` by the kernels on an input [batch, columns], with less on the way to them.
+
+    The index comes as one argument; saved is `crow` alone, by which autograd sees that the topology has changed.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        input, values, bias, crow, col, _, _, _, activation = inputs
-        if ctx.needs_input_grad[1] and not is_laid_out(input):
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        activation: str,
+    ) -> Tensor:
+        needed = ctx.needs_input_grad
+        if needed[1] and not is_laid_out(input):
             input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
-        keep = _keeps_input(activation) and any(ctx.needs_input_grad)
-        output, before = _forward(input, values, bias, crow, col, activation, keep)
-        _save(ctx, (input, *inputs[1:]), (output, before))
+        keep = _keeps_input(activation) and any(needed)
+        number = _NUMBERS[activation]
+        output: Tensor
+        output, before = torch.ops.regrow_native.linear_forward.default(
+            input, values, bias, index[0], index[1], number, keep
+        )
+        kept = before if keep else output if activation == "relu" else None
+        ctx.save_for_backward(input, kept, values, index[0])
+        ctx.index, ctx.activation = index, activation
         return output
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused, not left out in silence
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _gradients(ctx, gradients[0], None, _backward)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        # a second derivative is refused, not left out in silence
+        return (_once if torch.is_grad_enabled() else _direct_gradients)(ctx, gradient)  # type: ignore[no-any-return]
+
+
+def _direct_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    need_input, need_values, need_bias, *_ = ctx.needs_input_grad
+    input, kept, values, crow = ctx.saved_tensors
+    if need_values:
+        tell(crow, lambda: _products(gradient, input, kept, ctx.activation))
+    number = _NUMBERS[ctx.activation]
+    of_input, of_values, of_bias = torch.ops.regrow_native.linear_backward.default(
+        gradient, input, kept, values, *ctx.index[2:], number, need_input, need_values, need_bias
+    )
+    return (
+        of_input if need_input else None,
+        of_values if need_values else None,
+        of_bias if need_bias else None,
+        None,
+        None,
+    )
+
+
+_once = once_differentiable(_direct_gradients)
 
 
 def is_laid_out(input: Tensor) -> bool:
@@ -351,10 +386,10 @@ def linear(
     activation: str = "none",
 ) -> Tensor:
     """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer."""
-    arguments = (values, bias, crow, col, crow_t, row_t, order, activation)
+    index = (crow, col, crow_t, row_t, order)
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     if watched or not native.serves(values):
-        output: Tensor = sparse_linear(input, *arguments)[0]
+        output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         return output
-    flat: Tensor = _Direct.apply(_flat(input), *arguments)  # type: ignore[no-untyped-call]
+    flat: Tensor = _Direct.apply(_flat(input), values, bias, index, activation)  # type: ignore[no-untyped-call]
     return flat if input.dim() == 2 else flat.reshape(*input.shape[:-1], len(crow) - 1)

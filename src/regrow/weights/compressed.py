@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -35,6 +36,12 @@ MIRROR = ("crow_t", "row_t", "order")
 TILE = 1 << 19  # elements of the dense gradient that exist at a time
 
 
+@cache
+def _names(parameter_name: str) -> tuple[str, ...]:
+    """Of the buffers: every forward pass asks for them."""
+    return tuple(f"{parameter_name}_{part}" for part in (*INDEX, *MIRROR))
+
+
 class CompressedWeight(SparseWeight):
     """A sparse weight whose time, memory and optimizer state follow its connections."""
 
@@ -51,7 +58,7 @@ class CompressedWeight(SparseWeight):
 
     @property
     def topology_buffers(self) -> dict[str, Tensor]:
-        return {f"{self.parameter_name}_{part}": self._buffer(part) for part in (*INDEX, *MIRROR)}
+        return {name: self.module._buffers[name] for name in _names(self.parameter_name)}  # type: ignore[misc]
 
     @property
     def nnz(self) -> int:
