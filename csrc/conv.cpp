@@ -89,7 +89,7 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     const ConvForward<T> work{
         index.start.data(), index.offset.data(), read<T>(v), b ? read<T>(*b) : nullptr,
         r ? pixels_of(read<T>(*r), out, rows).data : nullptr, every(pixels_of(read<T>(x), in, channels), origin, w.stride), pixels_of(to, out, rows),
-        rows, index.blocks, out.width, large, channels, index.block, w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
+        rows, index.blocks, out.width, large, index.used.read(), w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
     const int64_t bands = std::min(split(tiles), out.height);
     torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
@@ -155,7 +155,7 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
                         pixels_of(read<T>(gradient), out, rows),
                         every(pixels_of(x + skipped, in, channels), each.first, w.stride), {}, nullptr,
                         part.end - part.begin, index.blocks, each.size[0], each.size[1],
-                        large, rows, index.block, w.before[0] / w.stride[0] * out.row() * TILE};
+                        large, index.used.read(), w.before[0] / w.stride[0] * out.row() * TILE};
                     if (dx) work.dx = every(pixels_of(dx + skipped, in, channels), each.first, w.stride);
                     if (passed) work.passed = every(pixels_of(passed + skipped, in, channels), each.first, w.stride).data;
                     kernels.backward(work, tile);

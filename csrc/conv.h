@@ -15,6 +15,12 @@ struct Pixels {
     int64_t tiles, channels, rows, pixels; // distances in elements
 };
 
+// Channels that some connection reads, block by block.
+struct Channels {
+    const int32_t* all;
+    const int32_t* start; // [blocks + 1]
+};
+
 template <class T>
 struct ConvForward {
     const int32_t* start;  // [blocks + 1][outputs]: the first connection of each output in each block of input channels
@@ -26,8 +32,8 @@ struct ConvForward {
     Pixels<T> y;
     int64_t outputs, blocks, width;
     bool large; // more than the caches hold: what is read soon is fetched early, what is written goes past them
-    int64_t inputs, block; // channels, in all and in a block
-    int64_t below;         // from the input at an output's pixel to the lowest row that is read there
+    Channels read;
+    int64_t below; // from the input at an output's pixel to the lowest row that is read there
 };
 
 // Gradients of the input and of the values for some input channels, by pixels of the input that meet the same taps:
@@ -44,9 +50,9 @@ struct ConvBackward {
     Pixels<T> dx;    // null: not wanted
     const T* passed; // added to it, laid out as dx; or null
     int64_t inputs, blocks, height, width;
-    bool large;             // as above
-    int64_t outputs, block; // channels, in all and in a block
-    int64_t below;          // from the output gradient at a pixel to the lowest row that is read there
+    bool large;   // as above
+    Channels read; // of the output gradient
+    int64_t below; // from the output gradient at a pixel to the lowest row that is read there
 };
 
 template <class T>

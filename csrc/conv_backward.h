@@ -13,30 +13,36 @@ inline void add_sums(Vector<T>* products, int count, T* sums_) {
     for (int i = 0; i < count; i++) sums_[i] += sum[i];
 }
 
+constexpr int64_t AHEAD = 16; // channels from the fetch of an input to its use
+
 template <class T, bool INPUT, int VALUES, int R, int Q>
-inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T* x, T* dx, const T* passed, int64_t block) {
+inline void conv_backward_patch(const ConvBackward<T>& args, const T* g, const T* x, T* dx, const T* passed,
+                                int64_t next_row, int64_t next_pixel, int64_t block) {
     constexpr int L = LANES<T>, V = TILE / L;
     const ConvBackward<T> a = args; // a copy, which no store can change
     const bool first = block == 0, stream = a.large && a.blocks == 1;
     const int32_t* const start = a.start + block * (a.inputs + 1);
     const int64_t gr = a.gradient.rows, xr = a.x.rows, xp = a.x.pixels, dr = a.dx.rows, dp = a.dx.pixels;
+    const int64_t ahead = a.inputs < AHEAD ? a.inputs : AHEAD, to_next = next_row * xr + next_pixel * xp;
+    FetchNext<T, R, Q> fetch_next(g + next_row * gr + next_pixel * TILE + a.below, a.gradient, a.read, block, a.inputs);
     Vector<T> product[L]; // of connections that wait to be summed a vector full at a time
     int waiting = 0;
     int32_t j = start[0];
     for (int64_t c = 0; c < a.inputs; c++, x += a.x.channels, dx += a.dx.channels) {
         const int32_t end = start[c + 1];
         if (a.large) {
-            const Channels read{block * a.block, a.block, a.outputs};
-            fetch_next<T, R, Q>(g + a.below, a.gradient.channels, gr, TILE, read, c, a.inputs);
-            if (VALUES && first) fetch_next<T, R, Q>(x, 0, xr, xp, {0, 1, 1}, 0, 1);
-            if (INPUT && passed) fetch_next<T, R, Q>(passed + c * a.dx.channels, 0, dr, dp, {0, 1, 1}, 0, 1);
-            if (INPUT && first && !stream) fetch_next<T, R, Q>(dx, 0, dr, dp, {0, 1, 1}, 0, 1);
+            fetch_next();
+            const bool wraps = c + ahead >= a.inputs; // to the next patch
+            const int64_t far = wraps ? ahead - a.inputs : ahead, soon = far * a.x.channels + (wraps ? to_next : 0);
+            if (VALUES && first && start[c + far] < start[c + far + 1]) fetch<T, R, Q>(x + soon, xr, xp);
+            if (INPUT && passed) fetch<T, R, Q>(passed + c * a.dx.channels + soon, dr, dp);
+            if (INPUT && first && !stream) fetch<T, R, Q>(dx + soon, dr, dp);
         }
         if (j == end && !(INPUT && first)) continue;
         Vector<T> in[R][Q * V], sum[R][Q * V];
         for (int r = 0; r < R; r++)
             for (int n = 0; n < Q * V; n++) {
-                if (VALUES) in[r][n] = load(x + r * xr + n / V * xp + n % V * L);
+                if (VALUES && j < end) in[r][n] = load(x + r * xr + n / V * xp + n % V * L);
                 if (INPUT) sum[r][n] = first ? Vector<T>{} : load(dx + r * dr + n / V * dp + n % V * L);
             }
         for (; j < end; j++) {
@@ -79,11 +85,11 @@ inline void conv_backward_tile(const ConvBackward<T>& a, int64_t tile) {
     const T* const x = a.x.data + tile * a.x.tiles;
     T* const dx = INPUT ? a.dx.data + tile * a.dx.tiles : nullptr;
     const T* const passed = a.passed ? a.passed + tile * a.dx.tiles : nullptr;
-    const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
-        const int64_t at = p * a.dx.rows + q * a.dx.pixels;
+    const auto patch = [&](auto r, auto w, const Place& place, int64_t block) {
+        const int64_t at = place.p * a.dx.rows + place.q * a.dx.pixels;
         conv_backward_patch<T, INPUT, VALUES, r.value, w.value>(
-            a, g + p * a.gradient.rows + q * TILE, x + p * a.x.rows + q * a.x.pixels, dx + at,
-            passed && block == 0 ? passed + at : nullptr, block);
+            a, g + place.p * a.gradient.rows + place.q * TILE, x + place.p * a.x.rows + place.q * a.x.pixels, dx + at,
+            passed && block == 0 ? passed + at : nullptr, place.next_p - place.p, place.next_q - place.q, block);
     };
     patches<T, BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, patch);
 }

@@ -5,19 +5,20 @@
 
 // STRIDE: that of the input's pixels, 0: any.
 template <class T, int STRIDE, int R, int Q>
-inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, const T* residual, int64_t block) {
+inline void conv_forward_patch(const ConvForward<T>& args, const T* x, T* y, const T* residual, int64_t next_row,
+                               int64_t next_pixel, int64_t block) {
     constexpr int L = LANES<T>, V = TILE / L;
     const ConvForward<T> a = args; // a copy, which no store can change
     const bool first = block == 0, stream = a.large && a.blocks == 1;
     const int32_t* const start = a.start + block * a.outputs;
     const int64_t step = STRIDE ? STRIDE * TILE : a.x.pixels, xr = a.x.rows, yr = a.y.rows;
+    FetchNext<T, R, Q> fetch_next(x + next_row * xr + next_pixel * step + a.below, a.x, a.read, block, a.outputs);
     for (int64_t o = 0; o < a.outputs; o++, y += a.y.channels) {
         int32_t j = start[o];
         const int32_t end = start[o + a.outputs];
         if (a.large) {
-            const Channels read{block * a.block, a.block, a.inputs};
-            fetch_next<T, R, Q>(x + a.below, a.x.channels, xr, step, read, o, a.outputs);
-            if (residual) fetch_next<T, R, Q>(residual + o * a.y.channels, 0, yr, TILE, {0, 1, 1}, 0, 1);
+            fetch_next();
+            if (residual) fetch<T, R, Q>(residual + o * a.y.channels + next_row * yr + next_pixel * TILE, yr, TILE);
         }
         if (j == end && !first) continue;
         const Vector<T> bias = splat(first && a.bias ? a.bias[o] : T(0));
@@ -44,10 +45,11 @@ inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t beg
     const T* const x = a.x.data + tile * a.x.tiles;
     T* const y = a.y.data + tile * a.y.tiles;
     const T* const residual = a.residual ? a.residual + tile * a.y.tiles : nullptr;
-    const auto patch = [&](auto r, auto w, int64_t p, int64_t q, int64_t block) {
-        const int64_t at = p * a.y.rows + q * TILE;
+    const auto patch = [&](auto r, auto w, const Place& place, int64_t block) {
+        const int64_t at = place.p * a.y.rows + place.q * TILE;
         conv_forward_patch<T, STRIDE, r.value, w.value>(
-            a, x + p * a.x.rows + q * a.x.pixels, y + at, residual && block == 0 ? residual + at : nullptr, block);
+            a, x + place.p * a.x.rows + place.q * a.x.pixels, y + at, residual && block == 0 ? residual + at : nullptr,
+            place.next_p - place.p, place.next_q - place.q, block);
     };
     patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
 }

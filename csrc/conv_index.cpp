@@ -26,6 +26,17 @@ int64_t lines_of(const Window& w, int64_t patch, bool forward) {
     return std::min(down * wide, w.taps() * patch);
 }
 
+// Of as many channels as `any` says of whether they have a connection.
+Used used_of(const std::vector<char>& any, int64_t block) {
+    Used used;
+    for (size_t c = 0; c < any.size(); c++) {
+        if (c % block == 0) used.start.push_back(int32_t(used.channels.size()));
+        if (any[c]) used.channels.push_back(int32_t(c));
+    }
+    used.start.push_back(int32_t(used.channels.size()));
+    return used;
+}
+
 } // namespace
 
 int64_t Window::border(const Geometry& in, const Geometry& out) const {
@@ -49,7 +60,7 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
                            const Geometry& in, int64_t patch, bool large) {
     const int64_t taps = w.taps(), nnz = crow[rows];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
-    block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, large ? 25 : 12);
+    const int64_t block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, large ? 25 : 12);
     blocks = (channels + block - 1) / block;
 
     std::vector<int32_t> from(channels * taps);
@@ -58,7 +69,14 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
             for (int64_t v = 0; v < w.kernel[1]; v++)
                 from[column++] = int32_t(c * in.size() + (w.origin(0, u) * in.row() + w.origin(1, v)) * TILE);
     offset.resize(nnz);
-    for (int64_t j = 0; j < nnz; j++) offset[j] = from[col[j]];
+    std::vector<char> read(channels * taps), any(channels);
+    for (int64_t j = 0; j < nnz; j++) {
+        offset[j] = from[col[j]];
+        read[col[j]] = true;
+    }
+    for (int64_t c = 0; c < channels; c++)
+        any[c] = std::any_of(&read[c * taps], &read[c * taps] + taps, [](char r) { return r; });
+    used = used_of(any, block);
 
     start.resize((blocks + 1) * rows);
     for (int64_t r = 0; r < rows; r++) {
@@ -75,7 +93,7 @@ BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const 
                              bool large, int64_t most) {
     const int64_t taps = w.taps(), nnz = crow_t[channels * taps];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
-    block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, large ? 40 : 20);
+    const int64_t block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, large ? 40 : 20);
     blocks = (rows + block - 1) / block;
 
     std::vector<int32_t> crow_channels(channels + 1);
@@ -85,6 +103,10 @@ BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const 
         const int64_t begin = even.first(p), end = even.first(p + 1);
         parts.push_back({begin, end, crow_channels[begin], crow_channels[end], {}});
     }
+
+    std::vector<char> any(rows);
+    for (int64_t j = 0; j < nnz; j++) any[row_t[j]] = true;
+    used = used_of(any, block);
 
     offset.resize(nnz);
     place.resize(nnz);

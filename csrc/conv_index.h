@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "conv.h"
 #include "tiles.h"
 
 namespace regrow {
@@ -21,13 +22,20 @@ struct Window {
     int64_t gradient_border(const Geometry& in, const Geometry& out) const;
 };
 
+// Channels with a connection, ascending, and where in the list each block of channels begins.
+struct Used {
+    std::vector<int32_t> channels, start; // [number], [blocks + 1]
+    Channels read() const { return {channels.data(), start.data()}; }
+};
+
 // For the forward pass: connections as they are, in blocks of input channels.
 struct ForwardIndex {
     // patch: pixels that a kernel holds; large: the activations come from memory
     ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows, int64_t channels, const Window& window,
                  const Geometry& in, int64_t patch, bool large);
-    int64_t blocks, block; // number and size
+    int64_t blocks;
     std::vector<int32_t> start, offset;
+    Used used;
 };
 
 // Pixels of the input that meet the same taps, and their connections: [blocks][channels + 1] of one part.
@@ -46,9 +54,10 @@ struct BackwardIndex {
         int64_t first, last; // connections
         std::vector<Sweep> sweeps;
     };
-    int64_t blocks, block;
+    int64_t blocks;
     std::vector<Part> parts; // at most `most`
     std::vector<int32_t> offset, place; // place: in the values
+    Used used;
 };
 
 } // namespace regrow
