@@ -83,6 +83,7 @@ public:
     void empty() {
         const std::lock_guard<std::mutex> lock(mutex_);
         clear();
+        peak_ = lent_;
     }
 
 private:

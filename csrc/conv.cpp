@@ -38,10 +38,8 @@ Geometry output_of(const Window& w, const Geometry& in, int64_t border) {
 // The buffer as type T, where kernels can read it: itself, or a copy.
 template <class T>
 Tensor tiles_of(const Tensor& buffer, const Geometry& g, int64_t channels, const char* name) {
-    STD_TORCH_CHECK(
-        buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
-            buffer.size(1) == channels && buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
-        "`", name, "` must be contiguous [", g.tiles(), ", ", channels, ", ", g.size() / TILE, ", 16] on the CPU");
+    check_tiles(buffer, g, name);
+    STD_TORCH_CHECK(buffer.size(1) == channels, "`", name, "` must have ", channels, " channels, got ", buffer.size(1));
     STD_TORCH_CHECK(channels * g.size() < int64_t(1) << 31, "`", name, "` has 2^31 elements or more in a tile of 16 images");
     const Tensor typed = as<T>(buffer);
     return reinterpret_cast<uintptr_t>(typed.const_data_ptr()) % 64 == 0 ? typed : torch::stable::clone(typed);

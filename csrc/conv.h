@@ -16,7 +16,7 @@ struct Pixels {
 };
 
 // Channels that some connection reads, block by block.
-struct Channels {
+struct ChannelList {
     const int32_t* all;
     const int32_t* start; // [blocks + 1]
 };
@@ -32,7 +32,7 @@ struct ConvForward {
     Pixels<T> y;
     int64_t outputs, blocks, width;
     bool large; // more than the caches hold: what is read soon is fetched early, what is written goes past them
-    Channels read;
+    ChannelList read;
     int64_t below; // from the input at an output's pixel to the lowest row that is read there
 };
 
@@ -51,7 +51,7 @@ struct ConvBackward {
     const T* passed; // added to it, laid out as dx; or null
     int64_t inputs, blocks, height, width;
     bool large;   // as above
-    Channels read; // of the output gradient
+    ChannelList read; // of the output gradient
     int64_t below; // from the output gradient at a pixel to the lowest row that is read there
 };
 

@@ -25,7 +25,7 @@ struct Window {
 // Channels with a connection, ascending, and where in the list each block of channels begins.
 struct Used {
     std::vector<int32_t> channels, start; // [number], [blocks + 1]
-    Channels read() const { return {channels.data(), start.data()}; }
+    ChannelList read() const { return {channels.data(), start.data()}; }
 };
 
 // For the forward pass: connections as they are, in blocks of input channels.

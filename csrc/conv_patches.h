@@ -16,7 +16,7 @@ inline void fetch(const T* patch, int64_t row, int64_t pixel) {
 template <class T, int R, int Q>
 class FetchNext {
 public:
-    FetchNext(const T* patch, const Pixels<const T>& of, const Channels& read, int64_t block, int64_t shares)
+    FetchNext(const T* patch, const Pixels<const T>& of, const ChannelList& read, int64_t block, int64_t shares)
         : patch_(patch), channel_(of.channels), row_(of.rows), pixel_(of.pixels), next_(read.all + read.start[block]),
           rest_(read.start[block + 1] - read.start[block]), shares_(shares), due_(0) {}
     void operator()() {

@@ -10,11 +10,11 @@ inline Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& 
     return empty_buffer(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
 }
 
-inline void check_tiles(const Tensor& buffer, const Geometry& g) {
+inline void check_tiles(const Tensor& buffer, const Geometry& g, const char* name = "buffer") {
     STD_TORCH_CHECK(
         buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
             buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
-        "`buffer` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
+        "`", name, "` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
 }
 
 // run(T()) for the tensor's type.

@@ -130,6 +130,41 @@ def test_every_geometry(
         close(found[2], g.double().sum((0, 2, 3)), images * output.height * output.width)
 
 
+@pytest.mark.parametrize("implementation", ISAS)
+@pytest.mark.parametrize(
+    ("channels", "side", "kernel", "stride"),
+    [
+        ((40, 5), 60, 3, 1),
+        ((5, 40), 60, 3, 1),
+        ((20, 40), 60, 1, 1),
+        ((9, 3), 150, 1, 1),
+        ((24, 20), 61, 3, 2),
+    ],
+)
+@pytest.mark.parametrize("density", [0.03, 0.4])
+def test_activations_larger_than_the_caches(
+    implementation: str, channels: tuple[int, int], side: int, kernel: int, stride: int, density: float
+) -> None:
+    around = kernel // 2
+    window = Window((kernel, kernel), (stride, stride), (around,) * 4, (1, 1))
+    geometry = Geometry(40, side, side, 1)
+    weight, positions, values, parts = compressed((*channels, kernel, kernel), density, torch.float32, 1)
+    x = torch.randn(40, channels[1], side, side, generator=generator(0, "x"))
+    exact = [x.requires_grad_(), weight.float().requires_grad_()]
+    expected = dense(exact[0], exact[1], None, window)
+    g = torch.randn(expected.shape, generator=generator(0, "g"))
+    wanted = torch.autograd.grad(expected, exact, g)
+    with using(implementation):
+        arguments = (tile(x.detach()), geometry, values)
+        y = forward(*arguments, None, *parts[:2], window, 1)
+        found = backward(tile(g), 1, *arguments, *parts, window, True, True, False)
+    torch.testing.assert_close(untile(y, window.output(geometry)), expected.detach(), rtol=1e-5, atol=1e-4)
+    assert torch.equal(tile(untile(found[0], geometry)), found[0])
+    torch.testing.assert_close(untile(found[0], geometry), wanted[0], rtol=1e-5, atol=1e-4)
+    values_gradient = found[1][: len(positions), 0]
+    torch.testing.assert_close(values_gradient, wanted[1].reshape(-1)[positions], rtol=1e-4, atol=0.02)
+
+
 def problem(window: Window, dtype: torch.dtype = torch.float64) -> tuple[Geometry, list[Any]]:
     """What `sparse_conv2d` is given, differentiable."""
     geometry = Geometry(2, 5, 6, 1)
@@ -200,7 +235,7 @@ def test_flops_follow_the_connections() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: torch.zeros(1, 3, 57, 16)}, r"`buffer` must be contiguous \[1, 3, 56, 16\]"),
+        ({0: torch.zeros(1, 3, 57, 16)}, r"`buffer` must be contiguous \[1, channels, 56, 16\]"),
         ({4: 0, 0: torch.zeros(1, 3, 30, 16)}, "`border` must be at least 1, got 0"),
         ({9: [9, 9]}, "the kernel is larger than the padded image"),
         ({10: [0, 1]}, "`kernel`, `stride` and `dilation` must be positive"),
