@@ -231,10 +231,10 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("conv_forward(Tensor buffer, int images, int height, int width, int border, Tensor values, Tensor? bias, "
           "Tensor crow, Tensor col, int[] kernel, int[] stride, int[] padding, int[] dilation, int out_border, "
-          "Tensor? residual) -> Tensor");
+          "Tensor? residual=None) -> Tensor");
     m.def("conv_backward(Tensor gradient, int out_border, Tensor buffer, int images, int height, int width, int border, "
           "Tensor values, Tensor crow_t, Tensor row_t, Tensor order, int[] kernel, int[] stride, int[] padding, "
-          "int[] dilation, bool need_input, bool need_values, bool need_bias, Tensor? passed) "
+          "int[] dilation, bool need_input, bool need_values, bool need_bias, Tensor? passed=None) "
           "-> (Tensor, Tensor, Tensor)");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {

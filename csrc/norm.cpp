@@ -1,5 +1,6 @@
 // Batch norm over batch tiles: the operators around the kernels. Some channels are done at a time, all tiles of them, so
-// that what the first pass reads is still in a near cache for the second.
+// that what the first pass reads is still in a near cache for the second, which fetches what the next channels' first
+// pass will read.
 #include "norm.h"
 
 #include <algorithm>
@@ -16,7 +17,7 @@ namespace {
 using Given = const std::optional<Tensor>&;
 
 constexpr int64_t CACHED = 4 << 20;  // bytes of activations beyond which no cache will hold them
-constexpr int64_t NEAR = 640 << 10;  // bytes that a near cache holds from the first pass to the second
+constexpr int64_t NEAR = 640 << 10;  // bytes that a near cache holds from one pass to the next
 constexpr int64_t MOST = 16;         // channels at a time
 
 template <class T> const T* maybe(Given t) { return t ? read<T>(*t) : nullptr; }
@@ -32,13 +33,17 @@ struct Channels {
     bool large() const { return channels * bytes() > CACHED; }
 };
 
-// Calls work(begin, end) for neighbouring channels of which a near cache holds `operands` buffers, threaded.
+// Calls work(begin, end, last) for neighbouring channels of which a near cache holds `operands` buffers, threaded. Those up
+// to `last` come next, and there is room for them.
 template <class T, class F>
 void some_channels(const Channels<T>& x, int64_t operands, F work) {
-    const int64_t together = std::clamp<int64_t>(NEAR / (operands * x.bytes() + 1), 1, MOST);
+    const int64_t bytes = operands * x.bytes(), together = std::clamp<int64_t>(NEAR / (2 * bytes + 1), 1, MOST);
     const int64_t grain = 1 + (int64_t(sizeof(T)) << 14) / (x.bytes() + 1);
     torch::stable::parallel_for(0, x.channels, grain, [&](int64_t begin, int64_t end) {
-        for (int64_t c = begin; c < end; c += together) work(c, std::min(c + together, end));
+        for (int64_t c = begin; c < end; c += together) {
+            const int64_t stop = std::min(c + together, end);
+            work(c, stop, bytes <= NEAR ? end : stop);
+        }
     });
 }
 
@@ -92,7 +97,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     T *const old_mean = running_mean ? write<T>(*running_mean) : nullptr;
     T *const old_var = running_var ? write<T>(*running_var) : nullptr;
     const T *const w = maybe<T>(weight), *const b = maybe<T>(bias);
-    some_channels(x, 1, [&](int64_t begin, int64_t end) {
+    some_channels(x, residual ? 2 : 1, [&](int64_t begin, int64_t end, int64_t last) {
         Moments<T> of[MOST];
         if (training) statistics(x, begin, end, of);
         for (int64_t c = begin; c < end; c++) {
@@ -110,7 +115,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(
         for (int64_t t = 0; t < g.tiles(); t++)
             for (int64_t c = begin; c < end; c++) {
                 const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
-                kernels.forward({x.at(t, c), r.at(t, c), y.at(t, c), scale, shift, relu, past_caches(y, t)}, g);
+                const int64_t next = c + end - begin;
+                kernels.forward({x.at(t, c), r.at(t, c), y.at(t, c), next < last ? x.at(t, next) : nullptr, scale, shift,
+                                 relu, past_caches(y, t)}, g);
                 clear_absent(g, y.at(t, c), t);
             }
     });
@@ -134,11 +141,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
         dr{output ? write<T>(residual_gradient) : nullptr, channels, g};
     const T *const w = maybe<T>(weight), *const b = maybe<T>(bias), *const means = read<T>(mean), *const scales = read<T>(invstd);
     T *const dw = write<T>(weight_gradient), *const db = write<T>(bias_gradient);
-    some_channels(x, 2, [&](int64_t begin, int64_t end) {
+    some_channels(x, output ? 4 : passed ? 3 : 2, [&](int64_t begin, int64_t end, int64_t last) {
         const auto work = [&](int64_t t, int64_t c) {
+            const int64_t next = c + end - begin;
+            const auto soon = [&](const Channels<const T>& from) { return next < last ? from.at(t, next) : nullptr; };
             const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
             return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), past.at(t, c), dr.at(t, c),
-                                   dx.at(t, c), scale, shift, means[c], scale, 0, 0, relu, past_caches(dx, t)};
+                                   dx.at(t, c), soon(dy), soon(x), scale, shift, means[c], scale, 0, 0, relu, past_caches(dx, t)};
         };
         Sums sums[MOST] = {};
         for (int64_t t = 0; t < g.tiles(); t++)

@@ -11,6 +11,7 @@ struct Norm {
     const T* x;
     const T* residual; // or null
     T* y;
+    const T* next; // as x, what is read next and fetched meanwhile, or null
     T scale, shift;
     bool relu;
     bool large; // more than the caches hold: what is written goes past them
@@ -25,6 +26,7 @@ struct NormBackward {
     const T* passed; // the gradient of another use of x, or null
     T* residual;     // gets g, or null
     T* input;        // gets a g + b (x - mean) + c + passed
+    const T *next_gradient, *next_x; // what is read next and fetched meanwhile, or null
     T scale, shift, mean;
     T a, b, c;
     bool relu;

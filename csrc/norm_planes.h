@@ -73,6 +73,7 @@ inline void norm_rows(const Norm<T>& args, const Geometry& g) {
     const Norm<T> a = args;
     const Vector<T> scale = splat(a.scale), shift = splat(a.shift);
     write_plane(a.y, a.large, g, [&](int64_t i) {
+        if (a.next) __builtin_prefetch(a.next + i, 0, 2);
         Vector<T> v = load(a.x + i) * scale + shift;
         if (RESIDUAL) v += load_ahead(a.residual + i);
         if (RELU) v = v > 0 ? v : Vector<T>{};
@@ -126,6 +127,7 @@ inline void norm_input_of(const NormBackward<T>& args, const Geometry& g) {
     const NormBackward<T> a = args;
     const Vector<T> mean = splat(a.mean), va = splat(a.a), vb = splat(a.b), vc = splat(a.c);
     write_plane(a.input, a.large, g, [&](int64_t i) {
+        if (a.next_x) __builtin_prefetch(a.next_gradient + i, 0, 2), __builtin_prefetch(a.next_x + i, 0, 2);
         const Vector<T> x = load(a.x + i);
         const Vector<T> v = va * let_through<T, GATE>(a, i, x) + (vb * (x - mean) + vc);
         return a.passed ? v + load_ahead(a.passed + i) : v;

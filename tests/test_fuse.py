@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import regrow
 from regrow.fuse import Fused
@@ -240,3 +241,98 @@ def test_fold_leaves_what_does_more_or_is_tied() -> None:
     tied[1].running_var.fill_(4.0)
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(regrow.fold(tied)(x), tied.eval()(x))
+
+
+class Sums(nn.Module):
+    """Blocks' ways to add a shortcut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        names = "plain right in_place method with_relu alpha number other both twice late into_other returned"
+        for name in names.split():
+            self.add_module(name, nn.Conv2d(2, 2, 1))
+        self.norm, self.bare = nn.BatchNorm2d(2), nn.BatchNorm2d(2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.plain(x) + x
+        x = x + self.right(x)
+        y = self.in_place(x)
+        y += x
+        x = self.method(y).add(x)
+        x = F.relu(self.with_relu(x) + x)
+        x = torch.add(self.alpha(x), x, alpha=2)
+        x = self.number(x) + 1
+        x = self.other(x) - x
+        x = self.both(x) * x
+        y = self.twice(x)
+        x = y + y
+        y = self.late(x)
+        x = x.tanh()
+        x = y + x
+        x += self.into_other(x)
+        x = F.relu(self.norm(x) + x)
+        x = self.bare(x) + x
+        y = self.returned(x)
+        y.add_(x)
+        return x, y
+
+
+def test_only_certain_sums_are_fused() -> None:
+    model = Sums().double()
+    twin = copy.deepcopy(model)
+    for each in (model, twin):
+        torch.manual_seed(0)
+        regrow.sparsify(each, 0.5, storage="compressed", init="magnitude")
+    regrow.fuse(model)
+    summed = [name for name, module in model.named_modules() if getattr(module, "summed", False)]
+    # torch.fx takes += for +: that the sum goes into another tensor is seen when it is done
+    assert summed == ["plain", "right", "in_place", "method", "with_relu", "into_other", "norm"]
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    for one, other in zip(twin(x), model(x), strict=True):
+        assert torch.allclose(one + torch.zeros_like(x), other + torch.zeros_like(x), rtol=1e-10)
+    regrow.unfuse(model)
+    assert not any(getattr(module, "summed", False) for module in model.modules())
+
+
+class _BufferSums(TorchDispatchMode):
+    """Counts the sums of whole activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket is torch.ops.aten.add and args[0].dim() == 4 and not func._schema.is_mutable:
+            self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("name", ["wrn", "resnet"])
+def test_sums_of_branches_cost_no_pass_of_their_own(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    regrow.sparsify(model, 0.7, "uniform", exclude=["conv1", "fc"], storage="compressed")
+    twin = copy.deepcopy(model)
+    regrow.fuse(model)
+    x = torch.randn(18, 3, 32, 32, dtype=torch.float64)
+    for training in (True, False):
+        found, counts = [], []
+        for each in (twin, model):
+            each.train(training)
+            with _BufferSums() as sums:
+                found.append(gradients(each, x))
+            # one is left: the stem's output is in torch's layout, and what reads it converts it on its own
+            counts.append(sums.count)
+        assert counts == {"wrn": [4, 1], "resnet": [13, 1]}[name]
+        for key, gradient in found[0].items():
+            assert torch.allclose(found[1][key], gradient, rtol=1e-10, atol=1e-12), key
+    for key, value in twin.state_dict().items():
+        assert torch.allclose(model.state_dict()[key], value, rtol=1e-10), key
+    for each in (twin, model):
+        each.load_state_dict((model if each is twin else twin).state_dict())
+    restored = regrow.densify(copy.deepcopy(model)).eval()
+    folded = regrow.fold(model)
+    with torch.no_grad():
+        for other in (twin.eval(), restored, folded, regrow.fuse(folded)):
+            assert torch.allclose(other(x), model.eval()(x), rtol=1e-9)

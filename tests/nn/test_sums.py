@@ -115,9 +115,14 @@ def test_gradcheck() -> None:
     x = torch.randn(3, 2, 4, 3, dtype=torch.float64, requires_grad=True)
     r = torch.randn(3, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(block, (x, r))
-    assert torch.autograd.gradcheck(lambda values: torch.func.functional_call(
-        layer, {"weight_values": values}, (to_tiles(x),)
-    ).__add__(to_tiles(r)).to_dense_layout(), layer.weight_values)
+    assert torch.autograd.gradcheck(
+        lambda values: (
+            torch.func.functional_call(layer, {"weight_values": values}, (to_tiles(x),))
+            .__add__(to_tiles(r))
+            .to_dense_layout()
+        ),
+        layer.weight_values,
+    )
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -240,7 +245,8 @@ def test_gradients_in_the_middle_of_a_graph() -> None:
             assert torch.allclose(b.to_dense_layout(), a, 1e-10, 1e-12)
     passed_only = torch.autograd.grad((found[2] - found[2].detach()).sum(), found[0], retain_graph=True)[0]
     assert torch.allclose(
-        passed_only.to_dense_layout(), torch.autograd.grad(expected[2].sum(), expected[0], retain_graph=True)[0]
+        passed_only.to_dense_layout(),
+        torch.autograd.grad(expected[2].sum(), expected[0], retain_graph=True)[0],
     )
 
 

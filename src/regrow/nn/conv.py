@@ -213,7 +213,12 @@ class _OnTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, tiles: BatchTiles, values: Tensor, bias: Tensor | None, residual: BatchTiles | None, *rest: Any
+        ctx: Any,
+        tiles: BatchTiles,
+        values: Tensor,
+        bias: Tensor | None,
+        residual: BatchTiles | None,
+        *rest: Any,
     ) -> tuple[BatchTiles, BatchTiles | None]:
         *index_, window, pending = rest
         ctx.save_for_backward(tiles.buffer, values, *index_)

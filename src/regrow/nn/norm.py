@@ -41,7 +41,17 @@ class _Norm(torch.autograd.Function):
 
         def compute() -> Tensor:
             output, *statistics[:] = norm_forward(
-                buffer, geometry, added, weight, bias, running_mean, running_var, training, momentum, eps, relu
+                buffer,
+                geometry,
+                added,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                training,
+                momentum,
+                eps,
+                relu,
             )
             return output
 
@@ -59,13 +69,15 @@ class _Norm(torch.autograd.Function):
     @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         given, passed = (
-            None if each is None else buffer_of(each, ctx.geometry, "gradient of batch_norm") for each in gradients
+            None if each is None else buffer_of(each, ctx.geometry, "gradient of batch_norm")
+            for each in gradients
         )
         if given is None:
             return gradients[1], *[None] * 10
         buffer, gate, weight, bias = ctx.saved_tensors
+        mean, invstd = ctx.statistics
         into, residual, into_weight, into_bias = norm_backward(
-            given, buffer, ctx.geometry, gate, passed, weight, bias, *ctx.statistics, ctx.training, ctx.relu
+            given, buffer, ctx.geometry, gate, passed, weight, bias, mean, invstd, ctx.training, ctx.relu
         )
         if gate is None:
             residual = given
@@ -118,7 +130,9 @@ def _batch_norm(
 
     if not later:
         return run(residual, relu)
-    return run(None, False, partial(Pending, lambda added: _rectified(run(added, relu)), torch.is_grad_enabled()))
+    return run(
+        None, False, partial(Pending, lambda added: _rectified(run(added, relu)), torch.is_grad_enabled())
+    )
 
 
 def _rectified(tiles: BatchTiles) -> BatchTiles:
@@ -179,7 +193,9 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
     def to_batch_norm(self) -> nn.BatchNorm2d:
         """Torch's batch norm, without what follows it, with the very parameters, buffers and hooks of this one."""
         norm = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
-        norm.__dict__ = {key: value for key, value in self.__dict__.items() if key not in ("followed", "summed")}
+        norm.__dict__ = {
+            key: value for key, value in self.__dict__.items() if key not in ("followed", "summed")
+        }
         return norm
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -84,7 +84,13 @@ class Calls:
         """Whether the output of `child` is added to another at once, and goes nowhere else; then into a ReLU alone."""
         node = self.node(child)
         total = node.next if node is not None else None
-        if node is None or total is None or list(node.users) != [total] or total.kwargs or len(total.args) != 2:
+        if (
+            node is None
+            or total is None
+            or list(node.users) != [total]
+            or total.kwargs
+            or len(total.args) != 2
+        ):
             return False
         one, other = total.args
         if total.target not in SUM and not (total.target in SUM_IN_PLACE and one is node):
