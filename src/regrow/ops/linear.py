@@ -345,7 +345,7 @@ class _Direct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         # a second derivative is refused, not left out in silence
-        return (_once if torch.is_grad_enabled() else _direct_gradients)(ctx, gradient)  # type: ignore[no-any-return]
+        return (_once if torch.is_grad_enabled() else _direct_gradients)(ctx, gradient)
 
 
 def _direct_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

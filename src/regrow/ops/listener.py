@@ -36,7 +36,9 @@ _listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
 
 def listen(crow: Tensor, listener: Listener) -> None:
     """Let `listener` have the operands of backward passes through the weight whose row pointers are `crow`."""
-    _listeners[crow.data_ptr()] = listener
+    address = crow.data_ptr()
+    if _listeners.get(address) is not listener:
+        _listeners[address] = listener
 
 
 def tell(crow: Tensor, operands: Callable[[], Operands]) -> None:

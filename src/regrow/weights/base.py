@@ -295,4 +295,8 @@ class SparseWeight(ABC):
 
 
 def _versions(weight: SparseWeight) -> tuple[int, ...]:
-    return tuple(0 if b.is_inference() else b._version for b in weight.topology_buffers.values())
+    buffers = weight.topology_buffers.values()
+    try:
+        return tuple([b._version for b in buffers])
+    except RuntimeError:  # inference tensors have none; asking each of them first would take longer
+        return tuple([0 if b.is_inference() else b._version for b in buffers])

@@ -116,8 +116,10 @@ class GradientHook:
 
 def hook_of(parameter: Tensor) -> GradientHook | None:
     """The `GradientHook` attached to `parameter`, if there is one."""
-    hooks = parameter._backward_hooks or {}
-    return next((hook for hook in hooks.values() if isinstance(hook, GradientHook)), None)
+    for hook in (parameter._backward_hooks or {}).values():
+        if isinstance(hook, GradientHook):
+            return hook
+    return None
 
 
 def driver_of(parameter: Tensor) -> Driver | None:
