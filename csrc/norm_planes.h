@@ -2,7 +2,7 @@
 
 template <class T> constexpr int LINE = TILE / LANES<T>;                    // vectors in a line
 template <class T> constexpr int STEP = LINE<T> > 4 ? LINE<T> : 4;          // vectors at a time: sums of their own
-template <class T> constexpr int64_t AHEAD = 2048 / sizeof(T);              // what a first pass fetches early
+template <class T> constexpr int64_t PLANE_AHEAD = 2048 / sizeof(T);              // what a first pass fetches early
 
 // Calls step(i, u) for each vector of each row of pixels, i elements from the channel's start, u < STEP with lanes
 // of the same images for the same u, and between(i, end) for what is no pixel, all in the order of memory.
@@ -41,7 +41,7 @@ inline void write_plane(T* to, bool large, const Geometry& g, Value value) {
 
 template <class T>
 inline Vector<T> load_ahead(const T* p) {
-    __builtin_prefetch(p + AHEAD<T>, 0, 2);
+    __builtin_prefetch(p + PLANE_AHEAD<T>, 0, 2);
     return load(p);
 }
 
