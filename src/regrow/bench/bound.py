@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 
 import torch
@@ -13,7 +14,7 @@ from regrow.timing import interleaved
 def layer_seconds(
     model: nn.Module, run: Callable[[], object], names: set[str], seconds: float
 ) -> dict[str, float]:
-    """Time of the forward and backward pass of layers of a dense network, each on the input that it gets.
+    """Time of a training step of each of some layers of a dense network, alone, on the input that it gets.
 
     Args:
         model: the dense network.
@@ -41,17 +42,25 @@ def layer_seconds(
         given = inputs[layer]
         kind = (repr(layer), given.shape, given.stride(), given.requires_grad)
         if kind not in known:
-            known[kind] = interleaved({"": _both(layer, given)}, seconds=seconds)[""].median
+            known[kind] = interleaved({"": _step(layer, given)}, seconds=seconds)[""].median
         found[name] = known[kind]
     return found
 
 
-def _both(layer: nn.Module, given: Tensor) -> Callable[[], object]:
-    """A forward and a backward pass, with the gradients that a step needs."""
+def _step(layer: nn.Module, given: Tensor) -> Callable[[], None]:
+    """A training step of a copy of `layer` alone."""
+    layer = copy.deepcopy(layer)
     leaf = given.detach().requires_grad_(given.requires_grad)
-    wanted = [tensor for tensor in (leaf, *layer.parameters()) if tensor.requires_grad]
     gradient = torch.ones_like(layer(leaf))
-    return lambda: torch.autograd.grad(layer(leaf), wanted, gradient)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9, fused=True)
+
+    def one() -> None:
+        optimizer.zero_grad()
+        leaf.grad = None
+        layer(leaf).backward(gradient)
+        optimizer.step()
+
+    return one
 
 
 def fastest(step: float, layers: Mapping[str, float], densities: Mapping[str, float]) -> float:
