@@ -294,6 +294,31 @@ def test_only_certain_sums_are_fused() -> None:
     assert not any(getattr(module, "summed", False) for module in model.modules())
 
 
+class Difference(nn.Module):
+    """What is no sum."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return -(one + other)
+
+
+class CalledAdd(nn.Module):
+    """A child that is named as a sum is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.add = nn.BatchNorm2d(2, dtype=torch.float64), Difference()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.add(self.norm(x), x))
+
+
+def test_a_child_called_add_is_no_sum() -> None:
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    model = CalledAdd()
+    expected = model(x)
+    assert torch.allclose(regrow.fuse(model)(to_tiles(x)) + torch.zeros_like(x), expected)
+
+
 class _BufferSums(TorchDispatchMode):
     """Counts the sums of whole activations."""
 

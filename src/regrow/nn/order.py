@@ -88,6 +88,7 @@ class Calls:
             node is None
             or total is None
             or list(node.users) != [total]
+            or total.op == "call_module"  # one that is called `add`
             or total.kwargs
             or len(total.args) != 2
         ):
