@@ -41,8 +41,7 @@ Tensor tiles_of(const Tensor& buffer, const Geometry& g, int64_t channels, const
     check_tiles(buffer, g, name);
     STD_TORCH_CHECK(buffer.size(1) == channels, "`", name, "` must have ", channels, " channels, got ", buffer.size(1));
     STD_TORCH_CHECK(channels * g.size() < int64_t(1) << 31, "`", name, "` has 2^31 elements or more in a tile of 16 images");
-    const Tensor typed = as<T>(buffer);
-    return reinterpret_cast<uintptr_t>(typed.const_data_ptr()) % 64 == 0 ? typed : torch::stable::clone(typed);
+    return aligned(as<T>(buffer));
 }
 
 template <class T>
@@ -86,8 +85,8 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     T* const to = write<T>(y);
     const ConvForward<T> work{
         index.start.data(), index.offset.data(), read<T>(v), b ? read<T>(*b) : nullptr,
-        r ? pixels_of(read<T>(*r), out, rows).data : nullptr, every(pixels_of(read<T>(x), in, channels), origin, w.stride), pixels_of(to, out, rows),
-        rows, index.blocks, out.width, large, index.used.read(), w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
+        r ? pixels_of(read<T>(*r), out, rows).data : nullptr, every(pixels_of(read<T>(x), in, channels), origin, w.stride),
+        pixels_of(to, out, rows), rows, index.blocks, out.width, large, index.used.read(), w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
     const int64_t bands = std::min(split(tiles), out.height);
     torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {

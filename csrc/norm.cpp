@@ -199,7 +199,8 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(
     for (Given each : {weight, bias, running_mean, running_var}) check(each, input, true);
     STD_TORCH_CHECK(training || (running_mean && running_var), "evaluation needs running statistics");
     return by_type(input, [&](auto type) {
-        return forward<decltype(type)>(input, residual, weight, bias, running_mean, running_var, g, training, momentum, eps, relu);
+        return forward<decltype(type)>(aligned(input), aligned(residual), weight, bias, running_mean, running_var, g, training,
+                                       momentum, eps, relu);
     });
 }
 
@@ -215,7 +216,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
     check(mean, input, true);
     check(invstd, input, true);
     return by_type(input, [&](auto type) {
-        return backward<decltype(type)>(gradient, input, output, passed, weight, bias, mean, invstd, g, training, relu);
+        return backward<decltype(type)>(aligned(gradient), aligned(input), aligned(output), aligned(passed), weight, bias, mean,
+                                        invstd, g, training, relu);
     });
 }
 

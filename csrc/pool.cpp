@@ -73,9 +73,9 @@ Tensor backward(const Tensor& gradient, const Tensor* input, const Tensor* outpu
     pool_of(images, height, width, border, out_height, out_width, out_border, kernel_height, kernel_width, \
             stride_height, stride_width, pad_height, pad_width, count_pad, divisor)
 
-Tensor max_pool(Tensor input, POOL_PARAMETERS) { return forward(input, POOL, true); }
-Tensor average_pool(Tensor input, POOL_PARAMETERS) { return forward(input, POOL, false); }
-Tensor average_pool_backward(Tensor gradient, POOL_PARAMETERS) { return backward(gradient, nullptr, nullptr, POOL); }
+Tensor max_pool(Tensor input, POOL_PARAMETERS) { return forward(aligned(input), POOL, true); }
+Tensor average_pool(Tensor input, POOL_PARAMETERS) { return forward(aligned(input), POOL, false); }
+Tensor average_pool_backward(Tensor gradient, POOL_PARAMETERS) { return backward(aligned(gradient), nullptr, nullptr, POOL); }
 Tensor max_pool_backward(Tensor gradient, Tensor input, Tensor output, POOL_PARAMETERS) {
     const Pool p = POOL;
     check_tiles(input, p.input);
@@ -84,12 +84,15 @@ Tensor max_pool_backward(Tensor gradient, Tensor input, Tensor output, POOL_PARA
         input.scalar_type() == gradient.scalar_type() && output.scalar_type() == gradient.scalar_type() &&
             input.size(1) == gradient.size(1) && output.size(1) == gradient.size(1),
         "`gradient`, `input` and `output` must be of one dtype and have the same channels");
-    return backward(gradient, &input, &output, p);
+    input = aligned(input);
+    output = aligned(output);
+    return backward(aligned(gradient), &input, &output, p);
 }
 
 Tensor image_means(Tensor input, int64_t images, int64_t height, int64_t width, int64_t border) {
     const Geometry g{images, height, width, border};
     check_tiles(input, g);
+    input = aligned(input);
     const int64_t channels = input.size(1);
     Tensor output = empty(input, {images, channels}, input.scalar_type());
     by_type(input, [&](auto type) {

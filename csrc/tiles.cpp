@@ -75,6 +75,7 @@ Tensor tile(Tensor input, int64_t border) {
 Tensor untile(Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, bool channels_last) {
     const Geometry g{images, height, width, border};
     check_tiles(buffer, g);
+    buffer = aligned(buffer);
     const int64_t channels = buffer.size(1);
     Tensor output = channels_last ? empty_buffer(buffer, {images, height, width, channels}, buffer.scalar_type())
                                   : empty_buffer(buffer, {images, channels, height, width}, buffer.scalar_type());

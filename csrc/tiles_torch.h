@@ -1,6 +1,8 @@
 // Tensors that hold batch tiles.
 #pragma once
 
+#include <optional>
+
 #include "buffers.h"
 #include "tiles.h"
 
@@ -8,6 +10,15 @@ namespace regrow {
 
 inline Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& g) {
     return empty_buffer(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
+}
+
+// Whether kernels can read it where it is; memory that torch has not made itself may begin anywhere.
+inline bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 64 == 0; }
+
+// The tensor where kernels can read it: itself, or a copy.
+inline Tensor aligned(const Tensor& t) { return is_aligned(t) ? t : torch::stable::clone(t); }
+inline std::optional<Tensor> aligned(const std::optional<Tensor>& t) {
+    return t ? std::optional(aligned(*t)) : std::nullopt;
 }
 
 inline void check_tiles(const Tensor& buffer, const Geometry& g, const char* name = "buffer") {

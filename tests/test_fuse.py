@@ -294,6 +294,55 @@ def test_only_certain_sums_are_fused() -> None:
     assert not any(getattr(module, "summed", False) for module in model.modules())
 
 
+class Difference(nn.Module):
+    """What is no sum."""
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return -(one + other)
+
+
+class CalledAdd(nn.Module):
+    """A child that is named as a sum is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.add = nn.BatchNorm2d(2, dtype=torch.float64), Difference()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.add(self.norm(x), x))
+
+
+def test_a_child_called_add_is_no_sum() -> None:
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    model = CalledAdd()
+    expected = model(x)
+    assert torch.allclose(regrow.fuse(model)(to_tiles(x)) + torch.zeros_like(x), expected)
+
+
+HOOKS: dict[str, Callable[[nn.Module, list[Tensor]], Any]] = {
+    "norm's gradient": lambda m, seen: m[0].register_full_backward_hook(
+        lambda *each: seen.append(each[2][0])
+    ),
+    "input": lambda m, seen: m[1].register_forward_pre_hook(lambda *each: seen.append(each[1][0])),
+    "ReLU": lambda m, seen: m[1].register_forward_hook(lambda *each: seen.append(each[1][0])),
+    "gradient": lambda m, seen: m[1].register_full_backward_hook(lambda *each: seen.append(each[1][0])),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_see_what_they_see_without_fusion(hook: str) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(3, 2, 4, 4, dtype=torch.float64)
+    seen: list[Tensor] = []
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU()).double()
+    HOOKS[hook](model, seen)
+    for fused in (False, True):
+        given = to_tiles(x) if fused else x
+        y = (regrow.fuse(model) if fused else model)(given.requires_grad_())
+        (y * y).sum().backward()
+    assert torch.allclose(seen[0], seen[1] + torch.zeros_like(x))
+
+
 class _BufferSums(TorchDispatchMode):
     """Counts the sums of whole activations."""
 

@@ -37,8 +37,8 @@ def fuse(model: nn.Module) -> nn.Module:
     - ReLU, GELU or SiLU right behind a `SparseLinear` in an `nn.Sequential` is
       folded into it; `nn.Identity` takes its place.
 
-    Modules that are used twice, or whose output a forward hook sees, are left alone; a hook that is put on a norm later
-    sees its output after the ReLU. Parameters, buffers and the names
+    Modules that are used twice, or whose output a forward hook sees, are left alone; a hook that is put on a
+    norm later sees its output after the ReLU, and one on that ReLU is given the same. Parameters, buffers and the names
     of the state dict stay, so checkpoints of fused and unfused models load into each other.
 
     Returns:

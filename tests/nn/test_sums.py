@@ -250,6 +250,83 @@ def test_gradients_in_the_middle_of_a_graph() -> None:
     )
 
 
+def two_heads() -> tuple[list[SparseConv2d], list[nn.Conv2d], Tensor]:
+    """Two readers of one tensor, the same dense, and images."""
+    torch.manual_seed(0)
+    pairs = [sparse(nn.Conv2d(3, 3, 3, padding=1).double(), summed=False) for _ in range(2)]
+    images = torch.randn(5, 3, 6, 6, dtype=torch.float64, requires_grad=True)
+    return [layer for layer, _ in pairs], [twin for _, twin in pairs], images
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_gradients_of_one_reader_at_a_time(order: tuple[int, int]) -> None:
+    layers, twins, x = two_heads()
+    t = to_tiles(x) + to_tiles(torch.ones_like(x))  # whose graph can run twice
+    outputs, exact = [layer(t) for layer in layers], [twin(x + 1) for twin in twins]
+    losses, exact_losses = ([(y * y).sum() for y in each] for each in (outputs, exact))
+    for i in order:  # neither frees nor needs the graph of the other
+        found = torch.autograd.grad(losses[i], t)[0].to_dense_layout()
+        expected = torch.autograd.grad(exact_losses[i], x, retain_graph=True)[0]
+        assert torch.allclose(found, expected, 1e-10, 1e-12)
+    t = to_tiles(x) + to_tiles(torch.ones_like(x))
+    losses = [(y * y).sum() for y in [layer(t) for layer in layers]]
+    for i in order:
+        losses[i].backward()
+    expected = torch.autograd.grad(sum(exact_losses), x)[0]
+    assert torch.allclose(x.grad, expected, 1e-10, 1e-12)
+
+
+def test_a_reader_outside_of_the_loss_is_left_alone() -> None:
+    (unused, used), _, x = two_heads()
+    calls: list[Any] = []
+    unused.weight_values.register_hook(calls.append)
+    unused.weight_values.register_post_accumulate_grad_hook(calls.append)
+    t = to_tiles(x) * 1
+    unused(t)
+    used(t).sum().backward()
+    assert calls == []
+    assert unused.weight_values.grad is None
+
+
+def test_a_second_derivative_passes_the_readers_by() -> None:
+    (layer, _), (twin, _), x = two_heads()
+    found = []
+    for one, t in ((twin, x * 1), (layer, to_tiles(x) * 1)):
+        loss = one(t).sum() + F.conv2d(t * t, torch.ones(1, 3, 1, 1).double()).sum()
+        first = torch.autograd.grad(loss, t, create_graph=True)[0]
+        found.append(torch.autograd.grad((first * first).sum(), x)[0])
+    assert torch.allclose(found[1], found[0], 1e-10)
+
+
+def test_detached_between_two_readers() -> None:
+    (first, second), _, x = two_heads()
+    t = to_tiles(x) * 1
+    first(t)
+    t.detach_()
+    second(t).sum().backward()
+    assert x.grad is None
+
+
+def test_leaves_do_not_share_a_gradient() -> None:
+    layers, _, x = two_heads()
+    given = to_tiles(x.detach())
+    leaves = [to_tiles(torch.zeros_like(x)).detach().requires_grad_() for _ in range(2)]
+    for layer in layers:
+        layer.summed = True
+    (layers[0](given) + leaves[0] + (layers[1](given) + leaves[1])).sum().backward()
+    (layers[0](given) + leaves[0]).sum().backward()
+    one, other = ((leaf.grad + torch.zeros_like(x)).mean() for leaf in leaves)
+    assert (float(one), float(other)) == (2, 1)
+
+
+def test_a_residual_of_a_norm_whose_output_is_added_to() -> None:
+    x, r = (torch.randn(5, 3, 6, 6, dtype=torch.float64) for _ in range(2))
+    norm = FusedBatchNorm2d(3, dtype=torch.float64, summed=True)
+    expected = F.batch_norm(x, None, None, training=True) + r + x
+    found = F.relu(norm(to_tiles(x), to_tiles(r)) + to_tiles(x))
+    assert torch.allclose(found.to_dense_layout(), F.relu(expected), 1e-10)
+
+
 def test_an_identity_alone_carries_a_gradient() -> None:
     norm = nn.BatchNorm2d(3).double()
     layer, _ = sparse(nn.Conv2d(3, 3, 1).double())

@@ -352,3 +352,31 @@ def test_what_is_written_to_is_written_back_and_nothing_else() -> None:
     assert y.buffer._version == version
     y.div_(y)
     assert torch.equal(y.to_dense_layout(), torch.ones(2, 3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda x: F.max_pool2d(x, 2),
+        lambda x: F.avg_pool2d(x, 2),
+        lambda x: x.mean((2, 3)),
+        lambda x: x * 1,
+    ],
+)
+def test_buffers_may_begin_anywhere(function: Callable[[Tensor], Tensor]) -> None:
+    x = draw(17, 3, 4, 6)
+
+    def shifted(buffer: Tensor) -> Tensor:
+        return torch.empty(buffer.numel() + 1, dtype=buffer.dtype)[1:].view(buffer.shape).copy_(buffer)
+
+    found = []
+    for given in (x.clone(), BatchTiles(shifted(tile(x)), to_tiles(x).geometry)):
+        leaf = given.requires_grad_()
+        # what was saved comes back where it begins elsewhere, as from numpy
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, shifted):
+            y = function(leaf) + 0
+            (y * y).sum().backward()
+        found += [y + torch.zeros(y.shape, dtype=y.dtype), leaf.grad + torch.zeros_like(x)]
+    assert torch.allclose(found[0], found[2])
+    assert torch.allclose(found[1], found[3])

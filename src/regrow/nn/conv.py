@@ -13,7 +13,7 @@ from torch.nn.modules.utils import _pair
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
 from regrow.nn.order import is_watched
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, pass_on, read, to_tiles
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, gradient_left, is_reader, read, to_tiles
 from regrow.ops import index, native
 from regrow.ops.conv import Window, backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile
@@ -180,11 +180,10 @@ class SparseConv2d(SparseModule):
         given = read(tiles)
 
         def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
-            output: BatchTiles
-            output, again = _OnTiles.apply(  # type: ignore[no-untyped-call]
+            output: BatchTiles = _OnTiles.apply(  # type: ignore[no-untyped-call]
                 given, values, bias, residual, *self._index, self._window, pending
             )
-            pass_on(tiles, again)
+            is_reader(output, tiles)
             return output
 
         if not self.summed or is_watched(self):
@@ -206,10 +205,7 @@ class SparseConv2d(SparseModule):
 
 
 class _OnTiles(torch.autograd.Function):
-    """`sparse_conv2d` from tiles to tiles, without an operator of Python's on the way to the kernels.
-
-    Puts out the sum of the convolution and `residual`, and `tiles` again where gradients flow to it (see `read`).
-    """
+    """`sparse_conv2d` from tiles to tiles, without an operator of Python's on the way; then `residual` is added."""
 
     @staticmethod
     def forward(
@@ -219,7 +215,7 @@ class _OnTiles(torch.autograd.Function):
         bias: Tensor | None,
         residual: BatchTiles | None,
         *rest: Any,
-    ) -> tuple[BatchTiles, BatchTiles | None]:
+    ) -> BatchTiles:
         *index_, window, pending = rest
         ctx.save_for_backward(tiles.buffer, values, *index_)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
@@ -231,15 +227,13 @@ class _OnTiles(torch.autograd.Function):
             return forward(tiles.buffer, tiles.geometry, values, bias, crow, col, window, BORDER, added)
 
         if pending is None:
-            output = BatchTiles(compute(), ctx.output)
-        else:
-            output = BatchTiles.later(pending(compute), len(crow) - 1, tiles.buffer, ctx.output)
-        return output, BatchTiles(tiles.buffer, tiles.geometry) if ctx.needs_input_grad[0] else None
+            return BatchTiles(compute(), ctx.output)
+        return BatchTiles.later(pending(compute), len(crow) - 1, tiles.buffer, ctx.output)
 
     @staticmethod
     @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradient, passed = gradients
+        gradient, passed = gradients[0], gradient_left(ctx)
         if gradient is None:
             return passed, *[None] * 10
         buffer, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
@@ -250,5 +244,6 @@ class _OnTiles(torch.autograd.Function):
         found = backward(above, BORDER, buffer, ctx.geometry, values, *index_, ctx.window, *needs, more)
         input_gradient, *rest = (g if need else None for g, need in zip(found, needs, strict=True))
         tiles = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
-        residual = BatchTiles(above, ctx.output) if ctx.needs_input_grad[3] else None
-        return (tiles, *rest, residual, *[None] * 7)
+        # itself, so that autograd sees who else has it
+        residual = gradient if isinstance(gradient, BatchTiles) else BatchTiles(above, ctx.output)
+        return (tiles, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 7)

@@ -12,14 +12,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from regrow.nn.order import is_watched
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, pass_on, read, to_tiles
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, gradient_left, is_reader, native, read, to_tiles
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
 
 
 class _Norm(torch.autograd.Function):
-    """Puts out what is asked for, and `input` again where gradients flow to it (see `read`)."""
-
     @staticmethod
     def forward(
         ctx: Any,
@@ -34,7 +32,7 @@ class _Norm(torch.autograd.Function):
         eps: float,
         relu: bool,
         pending: Callable[[Callable[[], Tensor]], Pending] | None,
-    ) -> tuple[BatchTiles, BatchTiles | None]:
+    ) -> BatchTiles:
         buffer, geometry = input.buffer, input.geometry
         added = None if residual is None else buffer_of(residual, geometry, "batch_norm")
         statistics: list[Tensor] = []
@@ -63,27 +61,26 @@ class _Norm(torch.autograd.Function):
         ctx.statistics, ctx.geometry, ctx.training, ctx.relu = statistics, geometry, training, relu
         ctx.added = residual is not None
         ctx.set_materialize_grads(False)
-        return output, BatchTiles(buffer, geometry) if ctx.needs_input_grad[0] else None
+        return output
 
     @staticmethod
     @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        given, passed = (
-            None if each is None else buffer_of(each, ctx.geometry, "gradient of batch_norm")
-            for each in gradients
-        )
-        if given is None:
-            return gradients[1], *[None] * 10
+        gradient, left = gradients[0], gradient_left(ctx)
+        if gradient is None:
+            return left, *[None] * 10
+        given = buffer_of(gradient, ctx.geometry, "gradient of batch_norm")
+        passed = None if left is None else buffer_of(left, ctx.geometry, "gradient of batch_norm")
         buffer, gate, weight, bias = ctx.saved_tensors
         mean, invstd = ctx.statistics
         into, residual, into_weight, into_bias = norm_backward(
             given, buffer, ctx.geometry, gate, passed, weight, bias, mean, invstd, ctx.training, ctx.relu
         )
-        if gate is None:
-            residual = given
+        if gate is not None or not isinstance(gradient, BatchTiles):
+            gradient = BatchTiles(given if gate is None else residual, ctx.geometry)
         return (
             BatchTiles(into, ctx.geometry),
-            BatchTiles(residual, ctx.geometry) if ctx.added else None,
+            gradient if ctx.added else None,  # itself where it can be: autograd sees who else has it
             None if weight is None else into_weight,
             None if bias is None else into_bias,
             *[None] * 7,
@@ -121,11 +118,10 @@ def _batch_norm(
     given = read(input)
 
     def run(residual: BatchTiles | None, relu: bool, pending: Any = None) -> BatchTiles:
-        output: BatchTiles
-        output, again = _Norm.apply(  # type: ignore[no-untyped-call]
+        output: BatchTiles = _Norm.apply(  # type: ignore[no-untyped-call]
             given, residual, weight, bias, running_mean, running_var, training, momentum, eps, relu, pending
         )
-        pass_on(input, again)
+        is_reader(output, input)
         return output
 
     if not later:
@@ -201,7 +197,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Output (N, C, H, W) of `input` and `residual`, both of that shape."""
         tiled = isinstance(input, BatchTiles)
-        later = tiled and self.summed and not is_watched(self)
+        later = tiled and self.summed and residual is None and not is_watched(self)
         relu = later or not self.followed or (tiled and not self.summed)
         output = super().forward(_Followed(input, residual, relu, later))  # type: ignore[arg-type]
         if later or not self.followed or not isinstance(output, BatchTiles):

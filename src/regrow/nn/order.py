@@ -63,9 +63,10 @@ class Calls:
         return found[0] if len(found) == 1 else None
 
     def is_relu(self, node: fx.Node) -> bool:
-        """Whether a call is a ReLU: a function, a method, or a child."""
+        """Whether a call is a ReLU: a function, a method, or a child without hooks."""
         if node.op == "call_module":
-            return type(self._child(node)) is nn.ReLU
+            child = self._child(node)  # whose hooks, if it has some, are to see what torch's ReLU is given
+            return type(child) is nn.ReLU and not child._forward_pre_hooks and not child._forward_hooks
         return node.target in RELU or (node.op == "call_method" and node.target in ("relu", "relu_"))
 
     def input_child(self, child: str) -> nn.Module | None:
@@ -88,6 +89,7 @@ class Calls:
             node is None
             or total is None
             or list(node.users) != [total]
+            or total.op == "call_module"  # one that is called `add`
             or total.kwargs
             or len(total.args) != 2
         ):

@@ -60,8 +60,8 @@ class BatchTiles(Tensor):
     """The version of `buffer` that a ReLU to come finds done; only that ReLU may have this tensor."""
     pending: Pending | None
     """Where `buffer` was not yet asked for."""
-    passed: tuple[BatchTiles, int] | None
-    """See `read`."""
+    reader: tuple[Any, int] | None
+    """The node of who has read this last, and the version of `buffer` that it read; see `read`."""
     _buffer: Tensor
 
     @staticmethod
@@ -82,7 +82,7 @@ class BatchTiles(Tensor):
     def _of(cls, channels: int, like: Tensor, geometry: Geometry) -> BatchTiles:
         shape = (geometry.images, channels, geometry.height, geometry.width)
         self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
-        self.geometry, self.rectified, self.passed = geometry, None, None
+        self.geometry, self.rectified, self.reader = geometry, None, None
         return self
 
     @property
@@ -168,20 +168,31 @@ def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") 
 def read(tiles: BatchTiles) -> BatchTiles:
     """`tiles`, for one whose gradient joins that of the reader before it.
 
-    A reader that can add a gradient to its own puts out the tensor that it has read once more, and leaves that here
-    with `pass_on`; the next one reads that. So autograd has one use of the tensor, and no sum to do. Each gradient is
-    what it would be.
+    Autograd goes from the last reader to the first. One that can add a gradient to its own says so with `is_reader`;
+    the gradient of the next one waits with it, and `gradient_left` is where it finds it. So there is no sum to do.
     """
-    passed, tiles.passed = tiles.passed, None
-    if passed is None or passed[1] != tiles.buffer._version:
+    if tiles.reader is None or tiles.grad_fn is None or not torch.is_grad_enabled():
         return tiles
-    return passed[0]
+    (node, version), tiles.reader = tiles.reader, None
+    if version != tiles.buffer._version:
+        return tiles
+    again: BatchTiles = _Again.apply(tiles, node)  # type: ignore[no-untyped-call]
+    return again
 
 
-def pass_on(tiles: BatchTiles, again: BatchTiles | None) -> None:
-    """Leave for the next reader what one of `tiles` has put out `again`, unless their graph can run twice: a leaf."""
-    if again is not None and again.requires_grad and tiles.grad_fn is not None:
-        tiles.passed = again, tiles.buffer._version
+def is_reader(output: BatchTiles, tiles: BatchTiles) -> None:
+    """The node that made `output` of `tiles` adds what it finds with `gradient_left` to the gradient of `tiles`."""
+    if output.grad_fn is not None and tiles.grad_fn is not None:
+        output.grad_fn.left = {}  # type: ignore[attr-defined]
+        tiles.reader = output.grad_fn, tiles.buffer._version
+
+
+def gradient_left(ctx: Any) -> Tensor | None:
+    """The gradient that the next reader has left in this backward pass; from now on it leaves none."""
+    left, task = getattr(ctx, "left", {}), torch._C._current_graph_task_id()
+    found: Tensor | None = left.get(task)
+    left[task] = None
+    return found
 
 
 def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
@@ -229,6 +240,25 @@ class _Untile(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return to_tiles(gradients[0], ctx.border, f"gradient of {ctx.operation}"), None, None
+
+
+class _Again(torch.autograd.Function):
+    """The tensor that another has read: its gradient waits with that reader, where that one is still to come."""
+
+    @staticmethod
+    def forward(ctx: Any, tiles: BatchTiles, reader: Any) -> BatchTiles:
+        ctx.reader = reader
+        ctx.set_materialize_grads(False)
+        return BatchTiles(tiles.buffer, tiles.geometry)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        left, task = ctx.reader.left, torch._C._current_graph_task_id()
+        # what waits there has no derivative of its own
+        if torch.is_grad_enabled() or task in left or not torch._C._will_engine_execute_node(ctx.reader):
+            return gradients[0], None
+        left[task] = gradients[0]
+        return None, None
 
 
 class _Reborder(torch.autograd.Function):
