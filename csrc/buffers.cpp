@@ -18,7 +18,7 @@ namespace regrow {
 namespace {
 
 constexpr size_t LEAST = 1 << 20;  // bytes from which on memory is kept
-constexpr size_t ROUND = 64 << 10; // bytes
+constexpr size_t GRAIN = 64 << 10; // bytes
 constexpr size_t HUGE_PAGE = 2 << 20;   // bytes of a huge page
 constexpr int64_t KEEP = 1024;     // requests for which memory is kept unused: more than most networks make in a step
 
@@ -57,7 +57,7 @@ public:
     }
 
     Region take(size_t bytes) {
-        const size_t size = (bytes + ROUND - 1) / ROUND * ROUND;
+        const size_t size = (bytes + GRAIN - 1) / GRAIN * GRAIN;
         const std::lock_guard<std::mutex> lock(mutex_);
         now_++;
         Region found = reuse(size);
