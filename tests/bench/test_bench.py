@@ -85,8 +85,7 @@ def test_a_network_of_the_users_own(tmp_path, capsys):
     for row in (uniform, erk):
         assert (row["what"], row["batch"]) == ("step", 16)
         assert 0.04 < row["flops"][1] / row["flops"][0] < 0.12
-        best = min(way["median"] for way in row["dense"].values())
-        assert 1 < row["bound"] < best / 1e-6
+        assert 1 < row["bound"] < 1e6
     ended = cli(capsys, "bench", *options, "--input", "16,3,8,8", *rest)
     assert ended.code == 2
     assert "does not take an input of sizes 16,3,8,8: RuntimeError" in ended.err

@@ -139,10 +139,9 @@ def measure(network: Network, sparsities: Sequence[float], settings: Settings) -
     form = min(FORMS.keys() & times, key=lambda way: times[way].median)
     formed, given = in_format(dense, FORMS[form]), formatted(x, FORMS[form])
     layers = layer_seconds(formed, lambda: logits(formed, given), names, settings.seconds / 10)
-    best = min(timing.median for timing in times.values())
 
     def row(sparsity: float) -> Step:
-        bound = best / fastest(times[form].median, layers, densities[sparsity])
+        bound = times[form].median / fastest(times[form].median, layers, densities[sparsity])
         own = took[str(sparsity)]
         return Step(network.name, len(x), sparsity, "step", flops[sparsity], times, own, load, bound)
 

@@ -114,8 +114,8 @@ class Step(Comparison):
 
     title: ClassVar[str] = "training steps, sparse against dense"
     bound: float
-    """How many times faster it were if the sparse layers cost their connections' share alone, and all else what it
-    costs the dense network (Amdahl)."""
+    """How many times faster than eager it were if the sparse layers cost their connections' share alone, and all else
+    what it costs the dense network (Amdahl)."""
 
     def cells(self) -> dict[str, str]:
         """Texts by the heads of their columns."""
