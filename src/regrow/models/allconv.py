@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import RegrowValueError, require_count
+from regrow.models.plain import Plain, convolution
 from regrow.models.width import require_width, scaled
 
 
-class AllConv(nn.Module):
-    """3x3 convolutions with norm and ReLU (``features``), every other one with stride 2, mean of all pixels, ``fc``."""
+class AllConv(Plain):
+    """3x3 convolutions with norm and ReLU, every other one with stride 2."""
 
     def __init__(self, hidden: Sequence[int], classes: int, channels: int, width: float) -> None:
-        super().__init__()
         require_count("classes", classes)
         inputs = require_count("channels", channels)
         width = require_width(width)
@@ -23,22 +23,9 @@ class AllConv(nn.Module):
         modules: list[nn.Module] = []
         for index, base in enumerate(hidden):
             outputs = scaled(require_count("hidden", base), width)
-            modules += [
-                nn.Conv2d(inputs, outputs, 3, 2 if index % 2 == 0 else 1, 1, bias=False),
-                nn.BatchNorm2d(outputs),
-                nn.ReLU(),
-            ]
+            modules += convolution(inputs, outputs, stride=2 if index % 2 == 0 else 1)
             inputs = outputs
-        self.features = nn.Sequential(*modules)
-        self.fc = nn.Linear(inputs, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, H, W]."""
-        logits: Tensor = self.fc(self.features(x).mean((2, 3)))
-        return logits
+        super().__init__(modules, inputs, classes)
 
 
 def allconv(

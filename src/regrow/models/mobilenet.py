@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.errors import require_count
+from regrow.models.plain import initialise
 from regrow.models.width import require_width, scaled
 
 BLOCKS = (
@@ -61,9 +62,7 @@ class MobileNetV1(nn.Module):
             inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.fc = nn.Conv2d(inputs, classes, 1)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images `x` [N, channels, H, W]."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.errors import require_count
+from regrow.models.plain import initialise
 from regrow.models.width import require_width, scaled
 
 STAGES = (64, 128, 256, 512)
@@ -105,9 +106,7 @@ class ResNet(nn.Module):
             stages.append(nn.Sequential(*modules))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = nn.Linear(inputs, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images `x` [N, channels, H, W]."""

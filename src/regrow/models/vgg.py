@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import require_count
+from regrow.models.plain import Plain, convolution
 from regrow.models.width import require_width, scaled
 
 STAGES = (64, 128, 256, 512, 512)
 
 
-class VGG(nn.Module):
-    """Stages of 3x3 convolutions with norm and ReLU (``features``), max-pooling after each, one linear layer ``fc``."""
+class VGG(Plain):
+    """Stages of 3x3 convolutions with norm and ReLU, max-pooling after each; images of at least 32 x 32."""
 
     def __init__(self, convolutions: Sequence[int], classes: int, channels: int, width: float) -> None:
-        super().__init__()
         require_count("classes", classes)
         inputs = require_count("channels", channels)
         width = require_width(width)
@@ -24,23 +24,10 @@ class VGG(nn.Module):
         for base, count in zip(STAGES, convolutions, strict=True):
             outputs = scaled(base, width)
             for _ in range(count):
-                modules += [
-                    nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(outputs),
-                    nn.ReLU(),
-                ]
+                modules += convolution(inputs, outputs)
                 inputs = outputs
             modules.append(nn.MaxPool2d(2))
-        self.features = nn.Sequential(*modules)
-        self.fc = nn.Linear(inputs, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, H, W], H and W at least 32."""
-        logits: Tensor = self.fc(self.features(x).mean((2, 3)))
-        return logits
+        super().__init__(modules, inputs, classes)
 
 
 def vgg16(classes: int = 10, channels: int = 3, width: float = 1.0) -> VGG:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.errors import RegrowValueError, require_count, require_fraction
+from regrow.models.plain import initialise
 from regrow.models.width import require_width, scaled
 
 
@@ -59,9 +60,7 @@ class WRN(nn.Module):
         self.group1, self.group2, self.group3 = groups
         self.bn = nn.BatchNorm2d(inputs)
         self.fc = nn.Linear(inputs, classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [N, classes] of images `x` [N, channels, H, W]."""
