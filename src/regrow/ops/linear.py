@@ -332,11 +332,7 @@ class _Direct(torch.autograd.Function):
         if needed[1] and not is_laid_out(input):
             input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
         keep = _keeps_input(activation) and any(needed)
-        number = _NUMBERS[activation]
-        output: Tensor
-        output, before = torch.ops.regrow_native.linear_forward.default(
-            input, values, bias, index[0], index[1], number, keep
-        )
+        output, before = _forward(input, values, bias, index[0], index[1], activation, keep)
         kept = before if keep else output if activation == "relu" else None
         ctx.save_for_backward(input, kept, values, index[0])
         ctx.index, ctx.activation = index, activation
@@ -351,11 +347,21 @@ class _Direct(torch.autograd.Function):
 def _direct_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     need_input, need_values, need_bias, *_ = ctx.needs_input_grad
     input, kept, values, crow = ctx.saved_tensors
-    if need_values:
-        tell(crow, lambda: _products(gradient, input, kept, ctx.activation))
-    number = _NUMBERS[ctx.activation]
-    of_input, of_values, of_bias = torch.ops.regrow_native.linear_backward.default(
-        gradient, input, kept, values, *ctx.index[2:], number, need_input, need_values, need_bias
+    _, col, crow_t, row_t, order = ctx.index
+    of_input, of_values, of_bias = _backward(
+        gradient,
+        input,
+        kept,
+        values,
+        crow,
+        col,
+        crow_t,
+        row_t,
+        order,
+        ctx.activation,
+        need_input,
+        need_values,
+        need_bias,
     )
     return (
         of_input if need_input else None,
