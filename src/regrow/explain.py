@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -24,9 +25,7 @@ from regrow.summary import aligned
 from regrow.timing import Load, Watch, interleaved
 from regrow.weights.views import module_records, unwrapped, views
 
-OWN = tuple(
-    str(Path(file).parent / "_")[:-1] for file in (torch.__file__, __file__)
-)  # with a slash at the end
+OWN = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_to_copy")  # read either layout, or are no change of layout
 KINDS = (nn.Linear, nn.modules.conv._ConvNd, SparseModule)
 

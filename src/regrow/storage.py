@@ -85,7 +85,8 @@ def choose_storages(
     together = _why_masked_convolutions(convolutions, connections)
     for layer in layers:
         if not against[layer.weight_name]:
-            own = together if layer in convolutions else _why_masked(layer, connections[layer.weight_name])
+            convolution = isinstance(layer.module, nn.Conv2d)
+            own = together if convolution else _why_masked(layer, connections[layer.weight_name])
             against[layer.weight_name] = own
     return {
         name: ("masked", reason) if reason else ("compressed", "faster so on this device")

@@ -48,12 +48,12 @@ def mlp(width: int, batch: int) -> Network:
     return Network(f"mlp 784-{width}-{width}-10", build, sparse, torch.rand(batch, 784))
 
 
-def own(name: str, sizes: Sequence[int], storage: str, distribution: str) -> Network:
+def own(name: str, x: Tensor, storage: str, distribution: str) -> Network:
     """The user's ``package.module:function``, or a network of the zoo, as `regrow.sparsify` makes it sparse.
 
     Args:
         name: what builds it, without arguments.
-        sizes: of the input, the batch first.
+        x: an input of it.
         storage: as for `regrow.sparsify`.
         distribution: as for `regrow.sparsify`, its name.
     """
@@ -62,7 +62,7 @@ def own(name: str, sizes: Sequence[int], storage: str, distribution: str) -> Net
     def sparse(model: nn.Module, sparsity: float) -> nn.Module:
         return regrow.fuse(regrow.sparsify(model, sparsity, distribution, storage=storage))
 
-    return Network(f"{name}, {distribution}", build, sparse, example(build(), sizes))
+    return Network(f"{name}, {distribution}", build, sparse, x)
 
 
 def example(model: nn.Module, sizes: Sequence[int]) -> Tensor:
@@ -72,8 +72,8 @@ def example(model: nn.Module, sizes: Sequence[int]) -> Tensor:
     return torch.randint(min(embeddings), tuple(sizes)) if tokens else torch.randn(*sizes)
 
 
-def try_once(name: str, sizes: Sequence[int]) -> None:
-    """Take a step of the network that `name` builds, to see whether it can be measured.
+def tried(name: str, sizes: Sequence[int]) -> Tensor:
+    """An input of the network that `name` builds, with which a step was taken, to see whether it can be measured.
 
     Raises:
         RegrowValueError: nothing of that name, or what it gives is no network or does not take the input.
@@ -85,13 +85,15 @@ def try_once(name: str, sizes: Sequence[int]) -> None:
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`--model` {name} returned {model!r}, no torch module")
     try:
-        step(model, example(model, sizes))()
+        x = example(model, sizes)
+        step(model, x)()
     except Exception as error:  # whatever a user's network raises
         shape = ",".join(map(str, sizes))
         raise RegrowValueError(
             f"`--model` {name} does not take an input of sizes {shape}: {type(error).__name__}: {error}\n"
             "Give `--input` with the batch first, such as 128,3,32,32."
         ) from error
+    return x
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from regrow.bench import layers, memory, networks, scale, updates
 from regrow.bench.conv import Convolution, convolutions
@@ -177,9 +178,8 @@ def plan(
         )
     given = Given(standard, settings, batches, sparsities, distributions)
     if model is not None and input_ is not None:
-        sizes = whole_numbers("--input", input_)
-        networks.try_once(model, sizes)
-        return Plan(settings, tuple(given.network(model, sizes, storage)))
+        x = networks.tried(model, whole_numbers("--input", input_))
+        return Plan(settings, tuple(given.network(model, x, storage)))
     return Plan(settings, tuple(case for kind in kinds for case in WHAT[kind](given)))
 
 
@@ -222,13 +222,13 @@ class Given:
             case
             for name, (batch, *image) in self.standard.zoo
             for size in self.batches or (batch,)
-            for case in self.network(name, (size, *image), "auto")
+            for case in self.network(name, torch.randn(size, *image), "auto")
         ]
         return perceptrons + zoo
 
-    def network(self, name: str, sizes: Sequence[int], storage: str) -> list[Case]:
-        """Training steps of a network with each distribution."""
-        return [self.step(networks.own(name, sizes, storage, each)) for each in self.distributions]
+    def network(self, name: str, x: Tensor, storage: str) -> list[Case]:
+        """Training steps of a network on `x` with each distribution."""
+        return [self.step(networks.own(name, x, storage, each)) for each in self.distributions]
 
     def step(self, network: networks.Network) -> Case:
         """Training steps of one network."""
