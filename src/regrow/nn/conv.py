@@ -13,7 +13,8 @@ from torch.nn.modules.utils import _pair
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
 from regrow.nn.order import is_watched
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, gradient_left, is_reader, read, to_tiles
+from regrow.nn.sums import gradient_left, is_reader, read
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles
 from regrow.ops import index, native
 from regrow.ops.conv import Window, backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile

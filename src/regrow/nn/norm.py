@@ -12,7 +12,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from regrow.nn.order import is_watched
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, gradient_left, is_reader, native, read, to_tiles
+from regrow.nn.sums import gradient_left, is_reader, read
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, to_tiles
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
 

@@ -61,7 +61,7 @@ class BatchTiles(Tensor):
     pending: Pending | None
     """Where `buffer` was not yet asked for."""
     reader: tuple[Any, int] | None
-    """The node of who has read this last, and the version of `buffer` that it read; see `read`."""
+    """The node of who has read this last, and the version of `buffer` that it read; see `regrow.nn.sums`."""
     _buffer: Tensor
 
     @staticmethod
@@ -165,36 +165,6 @@ def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") 
     return tiles
 
 
-def read(tiles: BatchTiles) -> BatchTiles:
-    """`tiles`, for one whose gradient joins that of the reader before it.
-
-    Autograd goes from the last reader to the first. One that can add a gradient to its own says so with `is_reader`;
-    the gradient of the next one waits with it, and `gradient_left` is where it finds it. So there is no sum to do.
-    """
-    if tiles.reader is None or tiles.grad_fn is None or not torch.is_grad_enabled():
-        return tiles
-    (node, version), tiles.reader = tiles.reader, None
-    if version != tiles.buffer._version:
-        return tiles
-    again: BatchTiles = _Again.apply(tiles, node)  # type: ignore[no-untyped-call]
-    return again
-
-
-def is_reader(output: BatchTiles, tiles: BatchTiles) -> None:
-    """The node that made `output` of `tiles` adds what it finds with `gradient_left` to the gradient of `tiles`."""
-    if output.grad_fn is not None and tiles.grad_fn is not None:
-        output.grad_fn.left = {}  # type: ignore[attr-defined]
-        tiles.reader = output.grad_fn, tiles.buffer._version
-
-
-def gradient_left(ctx: Any) -> Tensor | None:
-    """The gradient that the next reader has left in this backward pass; from now on it leaves none."""
-    left, task = getattr(ctx, "left", {}), torch._C._current_graph_task_id()
-    found: Tensor | None = left.get(task)
-    left[task] = None
-    return found
-
-
 def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
     """The buffer of `images`, plain or in tiles, in `geometry`: so a backward pass takes its gradient."""
     if isinstance(images, BatchTiles):
@@ -240,25 +210,6 @@ class _Untile(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         return to_tiles(gradients[0], ctx.border, f"gradient of {ctx.operation}"), None, None
-
-
-class _Again(torch.autograd.Function):
-    """The tensor that another has read: its gradient waits with that reader, where that one is still to come."""
-
-    @staticmethod
-    def forward(ctx: Any, tiles: BatchTiles, reader: Any) -> BatchTiles:
-        ctx.reader = reader
-        ctx.set_materialize_grads(False)
-        return BatchTiles(tiles.buffer, tiles.geometry)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        left, task = ctx.reader.left, torch._C._current_graph_task_id()
-        # what waits there has no derivative of its own
-        if torch.is_grad_enabled() or task in left or not torch._C._will_engine_execute_node(ctx.reader):
-            return gradients[0], None
-        left[task] = gradients[0]
-        return None, None
 
 
 class _Reborder(torch.autograd.Function):
@@ -334,27 +285,6 @@ def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
 def _relu(input: BatchTiles, inplace: bool = False) -> Any:
     done = input.rectified is not None and input.rectified == input.buffer._version
     return input if done else NotImplemented
-
-
-@native(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
-def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    found = _completed(input, other, alpha)
-    return _completed(other, input, alpha) if found is NotImplemented else found
-
-
-@native(Tensor.add_, Tensor.__iadd__)
-def _add_(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    return _completed(input, other, alpha)
-
-
-def _completed(tiles: Any, other: Any, alpha: float) -> Any:
-    """Pending tiles, of which only this sum has heard, computed with what is added to them."""
-    pending = tiles.pending if isinstance(tiles, BatchTiles) and alpha == 1 else None
-    if pending is None or not isinstance(other, Tensor) or pending.grad != torch.is_grad_enabled():
-        return NotImplemented
-    if other is tiles or other.shape != tiles.shape or other.dtype != tiles.dtype:
-        return NotImplemented
-    return pending.plus(read(to_tiles(other, tiles.geometry.border, "add")))
 
 
 @native(F.dropout)
