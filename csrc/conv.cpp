@@ -12,7 +12,6 @@ namespace regrow {
 namespace {
 
 constexpr int64_t GROUPS = 32;            // of tiles whose gradients of the values are summed on their own
-constexpr int64_t CACHED = 8 << 20;       // bytes of activations beyond which no cache will hold them
 constexpr int64_t PRODUCTS = 512 << 10;   // bytes of products that a cache holds beside the activations
 
 using Sizes = std::vector<int64_t>;
@@ -79,7 +78,7 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
     const std::optional<Tensor> r = residual ? std::optional(tiles_of<T>(*residual, out, rows, "residual")) : std::nullopt;
     Tensor y = empty_tiles(x, rows, out);
-    const bool large = y.numel() * int64_t(sizeof(T)) > CACHED;
+    const bool large = is_large<T>(rows, out);
     const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels, large);
     const int64_t origin[2] = {0, 0};
     T* const to = write<T>(y);
@@ -120,7 +119,7 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
            const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, const T* passed, T* dx, T* dw) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
     const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
-    const bool large = in.tiles() * channels * in.size() * int64_t(sizeof(T)) > CACHED;
+    const bool large = is_large<T>(channels, in);
     const BackwardIndex index(read(crow_t), read(row_t), read(order), rows, channels, w, in, out,
                               kernels.backward_pixels, large, split(groups));
     const int64_t nnz = int64_t(index.place.size()), parts = int64_t(index.parts.size());

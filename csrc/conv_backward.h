@@ -91,7 +91,7 @@ inline void conv_backward_tile(const ConvBackward<T>& a, int64_t tile) {
             a, g + place.p * a.gradient.rows + place.q * TILE, x + place.p * a.x.rows + place.q * a.x.pixels, dx + at,
             passed && block == 0 ? passed + at : nullptr, place.next_p - place.p, place.next_q - place.q, block);
     };
-    patches<T, BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, patch);
+    patches<T, CONV_BACKWARD_VECTORS>(0, a.height, a.width, a.blocks, patch);
 }
 
 template <class T>

@@ -51,7 +51,7 @@ inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t beg
             a, x + place.p * a.x.rows + place.q * a.x.pixels, y + at, residual && block == 0 ? residual + at : nullptr,
             place.next_p - place.p, place.next_q - place.q, block);
     };
-    patches<T, FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
+    patches<T, CONV_FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
 }
 
 template <class T>

@@ -16,7 +16,6 @@ namespace {
 
 using Given = const std::optional<Tensor>&;
 
-constexpr int64_t CACHED = 4 << 20;  // bytes of activations beyond which no cache will hold them
 constexpr int64_t NEAR = 640 << 10;  // bytes that a near cache holds from one pass to the next
 constexpr int64_t MOST = 16;         // channels at a time
 
@@ -30,7 +29,7 @@ struct Channels {
     Geometry g;
     T* at(int64_t t, int64_t c) const { return data ? data + (t * channels + c) * g.size() : nullptr; }
     int64_t bytes() const { return g.tiles() * g.size() * int64_t(sizeof(T)); } // of one channel
-    bool large() const { return channels * bytes() > CACHED; }
+    bool large() const { return is_large<T>(channels, g); }
 };
 
 // Calls work(begin, end, last) for neighbouring channels of which a near cache holds `operands` buffers, threaded. Those up

@@ -12,6 +12,11 @@ inline Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& 
     return empty_buffer(like, {g.tiles(), channels, g.size() / TILE, TILE}, like.scalar_type());
 }
 
+constexpr int64_t CACHED = 4 << 20; // bytes of activations beyond which they come from memory
+
+template <class T>
+bool is_large(int64_t channels, const Geometry& g) { return g.tiles() * channels * g.size() * int64_t(sizeof(T)) > CACHED; }
+
 // Whether kernels can read it where it is; memory that torch has not made itself may begin anywhere.
 inline bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 64 == 0; }
 

@@ -339,7 +339,7 @@ def test_an_empty_batch() -> None:
 
 def test_geometry() -> None:
     assert Geometry(17, 32, 32, 1).tiles == 2
-    assert Geometry(17, 32, 32, 1).plane == 34 * 34
+    assert Geometry(17, 32, 32, 1).plane == 34 * 33 + 1
     assert Geometry(17, 8, 8, 0).plane == 65  # no multiple of 64
 
 

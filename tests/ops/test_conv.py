@@ -235,7 +235,7 @@ def test_flops_follow_the_connections() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({0: torch.zeros(1, 3, 57, 16)}, r"`buffer` must be contiguous \[1, channels, 56, 16\]"),
+        ({0: torch.zeros(1, 3, 57, 16)}, r"`buffer` must be contiguous \[1, channels, 50, 16\]"),
         ({4: 0, 0: torch.zeros(1, 3, 30, 16)}, "`border` must be at least 1, got 0"),
         ({9: [9, 9]}, "the kernel is larger than the padded image"),
         ({10: [0, 1]}, "`kernel`, `stride` and `dilation` must be positive"),

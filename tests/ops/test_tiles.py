@@ -22,7 +22,7 @@ def expected(images: torch.Tensor, border: int) -> torch.Tensor:
     buffer = torch.zeros(geometry.tiles, c, geometry.plane, 16, dtype=images.dtype)
     for i in range(n):
         for row in range(h):
-            start = (row + border) * (w + 2 * border) + border
+            start = (row + border) * (w + border) + border
             buffer[i // 16, :, start : start + w, i % 16] = images[i, :, row]
     return buffer
 

@@ -2,7 +2,7 @@
 
 Images [N, C, H, W] are one contiguous buffer [T, C, P, 16] with T = ceil(N / 16): tiles of 16 batch elements, which are
 innermost, and to each channel P lines of 16: the image row by row with a border of zeros around it, P rounded up by
-`plane`. Border, rounding lines and the lanes past N of the last tile hold zeros in every buffer, so that an
+`plane`. The border at the right of a row is the one at the left of the next. Border, rounding lines and the lanes past N of the last tile hold zeros in every buffer, so that an
 element-wise function with f(0) = 0 runs on the whole buffer, and a sum over it is the sum over the images.
 """
 
@@ -50,7 +50,7 @@ def geometry_of(images: Tensor, border: int) -> Geometry:
 
 def plane(height: int, width: int, border: int) -> int:
     """Lines of 16 that a channel takes: no multiple of 64, where all channels fall upon the same lines of a cache."""
-    lines = (height + 2 * border) * (width + 2 * border)
+    lines = (height + 2 * border) * (width + border) + border
     return lines + 1 if lines % 64 == 0 else lines
 
 
@@ -70,7 +70,7 @@ def tile(images: Tensor, border: int = BORDER) -> Tensor:
         buffer: Tensor = torch.ops.regrow_native.tile.default(images, border)
         return buffer
     more = geometry.tiles * TILE - geometry.images
-    padded = F.pad(images, (border, border, border, border, 0, 0, 0, more)).flatten(2)
+    padded = F.pad(images, (border, 0, border, border, 0, 0, 0, more)).flatten(2)
     padded = F.pad(padded, (0, geometry.plane - padded.shape[2]))
     tiled: Tensor = padded.unflatten(0, (geometry.tiles, TILE))
     return tiled.permute(0, 2, 3, 1).contiguous()
@@ -88,7 +88,7 @@ def untile(buffer: Tensor, geometry: Geometry, channels_last: bool = False) -> T
 def _images(buffer: Tensor, geometry: Geometry) -> Tensor:
     """The images in a buffer as a strided view of it, [N, C, H, W]; a copy where the batch is cut from its tiles."""
     images, height, width, border = geometry
-    wide = (height + 2 * border, width + 2 * border)
+    wide = (height + 2 * border, width + border)
     planes = buffer[:, :, : wide[0] * wide[1]].permute(0, 3, 1, 2).flatten(0, 1)[:images]
     padded: Tensor = planes.unflatten(2, wide)
     return padded[:, :, border : border + height, border : border + width]
