@@ -92,8 +92,8 @@ def test_sparse_networks_convert_at_their_ends_only(name: str) -> None:
         model(torch.randn(4, 3, 32, 32)).sum().backward()
     finally:
         tiles.on_convert.clear()
-    # what the dense stem makes: in residual networks two read it
-    ends = {"wrn": ["SparseConv2d", "add"], "vgg": ["SparseConv2d"], "resnet": ["SparseConv2d", "add"]}[name]
+    # what the dense stem makes, which in WRN the shortcut reads too
+    ends = ["FusedBatchNorm2d", "add"] if name == "wrn" else ["FusedBatchNorm2d"]
     assert converted == ends + ["gradient of the first tiles"] * len(ends)
 
 
@@ -385,3 +385,37 @@ def test_sums_of_branches_cost_no_pass_of_their_own(name: str) -> None:
     with torch.no_grad():
         for other in (twin.eval(), restored, folded, regrow.fuse(folded)):
             assert torch.allclose(other(x), model.eval()(x), rtol=1e-9)
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels were not built")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_dense_stem_is_normalised_in_tiles(name: str) -> None:
+    torch.manual_seed(0)
+    model = NETWORKS[name]().double()
+    stem = next(layer for layer, m in model.named_modules() if isinstance(m, nn.Conv2d))
+    regrow.sparsify(model, 0.5, "uniform", exclude=[stem, "*fc"], storage="compressed")
+    twin, seen = copy.deepcopy(model), []
+    regrow.fuse(model)
+    norm = next(m for m in model.modules() if isinstance(m, FusedBatchNorm2d) and m.tiled)
+    norm.register_forward_hook(lambda module, given, output: seen.append((given[0], output)))
+    assert_same(twin, model, torch.randn(4, 3, 32, 32, dtype=torch.float64))
+    assert all(type(x) is Tensor and type(y) is BatchTiles for x, y in seen)
+    twin = regrow.unfuse(model)
+    assert not any(isinstance(m, FusedBatchNorm2d) for m in twin.modules())
+
+
+def test_a_norm_that_others_read_stays_in_its_layout() -> None:
+    class Two(nn.Module):
+        def __init__(self, read: bool) -> None:
+            super().__init__()
+            self.norm, self.conv, self.read = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), read
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.norm(x))
+            return self.conv(y).mean() + (y.mean() if self.read else x.mean())
+
+    for read in (False, True):
+        model = Two(read)
+        regrow.sparsify(model, 0.5, "uniform", storage="compressed")
+        regrow.fuse(model)
+        assert model.norm.tiled is not read

@@ -31,7 +31,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """Let layers do what follows them, in place: fewer passes over the data, the same results.
 
     - A `torch.nn.BatchNorm2d` whose output goes into a ReLU and nowhere else (as torch.fx sees it in the `forward` of
-      the module that owns it) does the ReLU too, forward and backward, where the data are in batch tiles.
+      the module that owns it) does the ReLU too, forward and backward, where the data are in batch tiles; where sparse
+      convolutions read that ReLU, pooled or not, the norm puts its input into tiles itself.
     - A `torch.nn.BatchNorm2d` or a `SparseConv2d` whose output is added to something, in the very next call, and goes
       nowhere else, does the sum too, where the data are in batch tiles; of norms only those with a ReLU behind the sum.
     - ReLU, GELU or SiLU right behind a `SparseLinear` in an `nn.Sequential` is
@@ -92,8 +93,16 @@ def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
             continue
         followed = all(calls.only_relu_follows(child_name) for calls in modes)
         summed = all(calls.only_sum_follows(child_name, relu=True) for calls in modes)
+        tiled = all(_are_sparse(calls.after_relu(child_name)) for calls in modes)
         if followed or summed:
-            parent.register_module(child_name, FusedBatchNorm2d.from_batch_norm(layer, followed, summed))
+            fused = FusedBatchNorm2d.from_batch_norm(layer, followed=followed, summed=summed, tiled=tiled)
+            parent.register_module(child_name, fused)
+
+
+def _are_sparse(readers: list[nn.Module]) -> bool:
+    """Whether there are some, and in each a sparse convolution."""
+    has = [any(isinstance(module, SparseConv2d) for module in reader.modules()) for reader in readers]
+    return bool(has) and all(has)
 
 
 def _fuse_activations(parent: nn.Sequential, shared: Any) -> None:

@@ -167,36 +167,46 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         followed: the caller applies ReLU to the output, and does nothing else with it. In tiles that ReLU finds its
             work done; on a plain tensor the work is left to it.
         summed: before that ReLU, the caller adds something of the output's shape to the output.
+        tiled: whoever reads the output wants it in batch tiles, so that a plain input is converted rather than the
+            output.
     """
 
     followed: bool
-    summed: bool = False
+    summed: bool
+    tiled: bool
 
     def __init__(
-        self, num_features: int, *args: Any, followed: bool = False, summed: bool = False, **kwargs: Any
+        self,
+        num_features: int,
+        *args: Any,
+        followed: bool = False,
+        summed: bool = False,
+        tiled: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(num_features, *args, **kwargs)
-        self.followed, self.summed = followed or summed, summed
+        self.followed, self.summed, self.tiled = followed or summed, summed, tiled
 
     @classmethod
     def from_batch_norm(
-        cls, norm: nn.BatchNorm2d, followed: bool = False, summed: bool = False
+        cls, norm: nn.BatchNorm2d, followed: bool = False, summed: bool = False, tiled: bool = False
     ) -> FusedBatchNorm2d:
         """With the very parameters, buffers and hooks of `norm`."""
         fused = cls.__new__(cls)
-        fused.__dict__ = {**norm.__dict__, "followed": followed or summed, "summed": summed}
+        fused.__dict__ = {**norm.__dict__, "followed": followed or summed, "summed": summed, "tiled": tiled}
         return fused
 
     def to_batch_norm(self) -> nn.BatchNorm2d:
         """Torch's batch norm, without what follows it, with the very parameters, buffers and hooks of this one."""
         norm = nn.BatchNorm2d.__new__(nn.BatchNorm2d)
-        norm.__dict__ = {
-            key: value for key, value in self.__dict__.items() if key not in ("followed", "summed")
-        }
+        own = ("followed", "summed", "tiled")
+        norm.__dict__ = {key: value for key, value in self.__dict__.items() if key not in own}
         return norm
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Output (N, C, H, W) of `input` and `residual`, both of that shape."""
+        if self.tiled and input.dim() == 4 and serves(input, self.weight, self.bias):
+            input = to_tiles(input, operation="FusedBatchNorm2d")
         tiled = isinstance(input, BatchTiles)
         later = tiled and self.summed and residual is None and not is_watched(self)
         relu = later or not self.followed or (tiled and not self.summed)
@@ -207,4 +217,4 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def extra_repr(self) -> str:
         plain: str = super().extra_repr()  # type: ignore[no-untyped-call]
-        return f"{plain}, followed={self.followed}, summed={self.summed}"
+        return f"{plain}, followed={self.followed}, summed={self.summed}, tiled={self.tiled}"

@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 RELU = (F.relu, torch.relu, torch.relu_)
+PASSED = (F.max_pool2d, torch.max_pool2d, F.dropout)
 SUM = (operator.add, torch.add, "add")
 SUM_IN_PLACE = (operator.iadd, "add_")
 
@@ -99,6 +100,24 @@ class Calls:
             return False
         another = isinstance(one, fx.Node) and isinstance(other, fx.Node) and one is not other
         return another and (not relu or self._goes_into_relu(total))
+
+    def after_relu(self, child: str) -> list[nn.Module]:
+        """The children that read what the ReLU behind `child` puts out, max-pooled or not; none if others do too."""
+        node = self.node(child)
+        found, rest = (
+            [],
+            list(next(iter(node.users)).users) if node is not None and self._goes_into_relu(node) else [],
+        )
+        while rest:
+            reader = rest.pop()
+            module = self._child(reader) if reader.op == "call_module" else None
+            if reader.target in PASSED or isinstance(module, nn.MaxPool2d | nn.Dropout | nn.Identity):
+                rest.extend(reader.users)
+            elif module is None:
+                return []
+            else:
+                found.append(module)
+        return found
 
     def _goes_into_relu(self, node: fx.Node | None) -> bool:
         return node is not None and len(node.users) == 1 and self.is_relu(next(iter(node.users)))
