@@ -2,8 +2,9 @@
 
 Images [N, C, H, W] are one contiguous buffer [T, C, P, 16] with T = ceil(N / 16): tiles of 16 batch elements, which are
 innermost, and to each channel P lines of 16: the image row by row with a border of zeros around it, P rounded up by
-`plane`. The border at the right of a row is the one at the left of the next. Border, rounding lines and the lanes past N of the last tile hold zeros in every buffer, so that an
-element-wise function with f(0) = 0 runs on the whole buffer, and a sum over it is the sum over the images.
+`plane`. The border at the right of a row is the one at the left of the next. Border, rounding lines and the lanes past
+N of the last tile hold zeros in every buffer, so that an element-wise function with f(0) = 0 runs on the whole buffer,
+and a sum over it is the sum over the images.
 """
 
 from __future__ import annotations
