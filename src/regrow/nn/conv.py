@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
 from regrow.nn.order import is_watched
 from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
 from regrow.ops import index, native
 from regrow.ops.conv import Window, backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile
@@ -156,6 +157,10 @@ class SparseConv2d(SparseModule):
         return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
 
     def forward(self, input: Tensor) -> Tensor:
+        with without_dispatch(input):
+            return self._forward(input)
+
+    def _forward(self, input: Tensor) -> Tensor:
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
         if input.dim() != 4 or input.shape[1] != self.in_channels:
@@ -182,7 +187,7 @@ class SparseConv2d(SparseModule):
 
         def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
             output: BatchTiles = _OnTiles.apply(  # type: ignore[no-untyped-call]
-                given, values, bias, residual, *self._index, self._window, pending
+                given, values, bias, residual, self._index, self._window, pending
             )
             is_reader(output, tiles)
             return output
@@ -215,9 +220,10 @@ class _OnTiles(torch.autograd.Function):
         values: Tensor,
         bias: Tensor | None,
         residual: BatchTiles | None,
-        *rest: Any,
+        index_: tuple[Tensor, ...],
+        window: Window,
+        pending: Callable[[Callable[[], Tensor]], Pending] | None,
     ) -> BatchTiles:
-        *index_, window, pending = rest
         ctx.save_for_backward(tiles.buffer, values, *index_)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
         ctx.set_materialize_grads(False)
@@ -236,7 +242,7 @@ class _OnTiles(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, passed = gradients[0], gradient_left(ctx)
         if gradient is None:
-            return passed, *[None] * 10
+            return passed, *[None] * 6
         buffer, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
         above = buffer_of(gradient, ctx.output, "gradient of SparseConv2d")
         more = None if passed is None else buffer_of(passed, ctx.geometry, "gradient of SparseConv2d")
@@ -247,4 +253,4 @@ class _OnTiles(torch.autograd.Function):
         tiles = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
         # itself, so that autograd sees who else has it
         residual = gradient if isinstance(gradient, BatchTiles) else BatchTiles(above, ctx.output)
-        return (tiles, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 7)
+        return (tiles, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 3)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from regrow.nn.order import is_watched
 from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, to_tiles
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, to_tiles, without_dispatch
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
 
@@ -138,25 +138,6 @@ def _rectified(tiles: BatchTiles) -> BatchTiles:
     return tiles
 
 
-class _Followed:
-    """What `torch.nn.BatchNorm2d.forward` takes for its input, so that what follows it is done in one go with it."""
-
-    def __init__(self, input: Tensor, residual: Tensor | None, relu: bool, later: bool) -> None:
-        self.input, self.residual, self.relu, self.later = input, residual, relu, later
-        self.dim, self.size = input.dim, input.size
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given, kwargs = args[0], kwargs or {}
-        more = {"residual": given.residual, "relu": given.relu, "later": given.later}
-        output = _batch_norm(given.input, *args[1:], **more, **kwargs)
-        if output is NotImplemented:
-            output = func(given.input, *args[1:], **kwargs)
-            output = output if given.residual is None else output + given.residual
-            output = F.relu(output) if given.relu and not given.later else output
-        return output
-
-
 class FusedBatchNorm2d(nn.BatchNorm2d):
     """``relu(batch_norm(x) + residual)``, in two passes over the data each way where `x` is in batch tiles.
 
@@ -205,15 +186,49 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Output (N, C, H, W) of `input` and `residual`, both of that shape."""
-        if self.tiled and input.dim() == 4 and serves(input, self.weight, self.bias):
+        if (
+            self.tiled
+            and not isinstance(input, BatchTiles)
+            and input.dim() == 4
+            and serves(input, self.weight)
+        ):
             input = to_tiles(input, operation="FusedBatchNorm2d")
-        tiled = isinstance(input, BatchTiles)
-        later = tiled and self.summed and residual is None and not is_watched(self)
-        relu = later or not self.followed or (tiled and not self.summed)
-        output = super().forward(_Followed(input, residual, relu, later))  # type: ignore[arg-type]
-        if later or not self.followed or not isinstance(output, BatchTiles):
+        if isinstance(input, BatchTiles):
+            with without_dispatch(input):
+                output: Tensor = self._on_tiles(input, residual)
+            if output is not NotImplemented:
+                return output
+        plain = super().forward(input)
+        plain = plain if residual is None else plain + residual
+        return plain if self.followed else F.relu(plain)
+
+    def _on_tiles(self, input: BatchTiles, residual: Tensor | None) -> Any:
+        """As `forward`, with statistics kept as `torch.nn.BatchNorm2d` does; NotImplemented without a kernel for it."""
+        later = self.summed and residual is None and not is_watched(self)
+        relu = later or not (self.followed and self.summed)
+        kept = not self.training or self.track_running_stats
+        statistics = (self.running_mean, self.running_var) if kept else (None, None)
+        factor, counted = self.momentum, self.num_batches_tracked
+        if factor is None:
+            factor = 0.0 if counted is None else 1.0 / (int(counted) + 1)
+        training = self.training or self.running_mean is None
+        output = _batch_norm(
+            input,
+            *statistics,
+            self.weight,
+            self.bias,
+            training,
+            factor,
+            self.eps,
+            residual=residual,
+            relu=relu,
+            later=later,
+        )
+        if output is NotImplemented:
             return output
-        return _rectified(output) if relu else output
+        if self.training and self.track_running_stats and counted is not None:
+            counted.add_(1)
+        return _rectified(output) if self.followed and relu and not later else output
 
     def extra_repr(self) -> str:
         plain: str = super().extra_repr()  # type: ignore[no-untyped-call]

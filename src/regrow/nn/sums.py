@@ -32,9 +32,10 @@ def read(tiles: BatchTiles) -> BatchTiles:
 
 def is_reader(output: BatchTiles, tiles: BatchTiles) -> None:
     """The node that made `output` of `tiles` adds what it finds with `gradient_left` to the gradient of `tiles`."""
-    if output.grad_fn is not None and tiles.grad_fn is not None:
-        output.grad_fn.left = {}  # type: ignore[attr-defined]
-        tiles.reader = output.grad_fn, tiles.buffer._version
+    node: Any = output.grad_fn
+    if node is not None and tiles.grad_fn is not None:
+        node.left = {}
+        tiles.reader = node, tiles.buffer._version
 
 
 def gradient_left(ctx: Any) -> Tensor | None:

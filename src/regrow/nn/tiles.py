@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -149,6 +150,11 @@ class BatchTiles(Tensor):
         if self.grad_fn is not None:
             return f"{text[:-1]}, grad_fn=<{self.grad_fn.name()}>)"
         return f"{text[:-1]}, requires_grad=True)" if self.requires_grad else text
+
+
+def without_dispatch(images: Tensor) -> AbstractContextManager[Any]:
+    """Where what is done with tiles needs none of their functions: each attribute is one, and costs a call."""
+    return torch._C.DisableTorchFunctionSubclass() if isinstance(images, BatchTiles) else nullcontext()
 
 
 def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") -> BatchTiles:

@@ -10,7 +10,7 @@ A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,12 @@ class Window(NamedTuple):
                 (size - 1 + self.padding[2 * d]) // self.stride[d] - self.size(d, size) + 1,
             )
         )
+
+
+@lru_cache(maxsize=1024)
+def _borders(window: Window, geometry: Geometry) -> tuple[int, int]:
+    """`Window.border` and `Window.gradient_border`, worked out once for the layers of a network."""
+    return window.border(geometry), window.gradient_border(geometry)
 
 
 class Correlation(NamedTuple):
@@ -146,7 +152,7 @@ def forward(
     """
     if native.serves(values):
         _count_kernels()
-        border = max(geometry.border, window.border(geometry))
+        border = max(geometry.border, _borders(window, geometry)[0])
         output: Tensor = torch.ops.regrow_native.conv_forward.default(
             reborder(buffer, geometry, border),
             *geometry._replace(border=border),
@@ -193,7 +199,7 @@ def backward(
     if need_values:
         tell(crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
     if native.serves(values):
-        border = max(out_border, window.gradient_border(geometry))
+        border = max(out_border, _borders(window, geometry)[1])
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.conv_backward.default(
             reborder(gradient, output, border),
             border,
@@ -266,7 +272,7 @@ def sparse_conv2d(
     `kernel`, `stride`, `padding` and `dilation` are those of a `Window`; index as in the module's docstring.
     """
     _check(buffer, kernel, crow_t)
-    window = Window(kernel, stride, padding, dilation)
+    window = Window(*map(tuple, (kernel, stride, padding, dilation)))
     geometry = Geometry(images, height, width, border)
     return forward(buffer, geometry, values, bias, crow, col, window, out_border)
 
@@ -324,7 +330,7 @@ def sparse_conv2d_backward(
     Opaque to compilers, so that it can hand its operands to a listener.
     """
     _check(buffer, kernel, crow_t)
-    window = Window(kernel, stride, padding, dilation)
+    window = Window(*map(tuple, (kernel, stride, padding, dilation)))
     geometry = Geometry(images, height, width, border)
     index_ = (crow, col, crow_t, row_t, order)
     needs = (need_input, need_values, need_bias)
