@@ -57,11 +57,6 @@ Pixels<T> every(Pixels<T> p, const int64_t* first, const int64_t* stride) {
     return p;
 }
 
-template <class T>
-void clear_borders(const Geometry& g, T* channel, int64_t channels) {
-    for (int64_t c = 0; c < channels; c++) clear_border(g, channel + c * g.size());
-}
-
 // Parts of each job, so that all threads have as much to do.
 int64_t split(int64_t jobs) {
     const int64_t threads = torch::stable::get_num_threads();
@@ -73,6 +68,7 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
                const std::optional<Tensor>& residual, const Tensor& crow, const Tensor& col, const Window& w,
                const Geometry& out) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
+    const auto clear_borders = isa().kernels<T>().clear_borders;
     const int64_t rows = crow.numel() - 1, channels = buffer.size(1), tiles = out.tiles();
     const Tensor x = tiles_of<T>(buffer, in, channels, "buffer"), v = as<T>(values);
     const std::optional<Tensor> b = bias ? std::optional(as<T>(*bias)) : std::nullopt;
@@ -90,7 +86,7 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             const int64_t tile = i / bands, band = i % bands;
-            if (band == 0) clear_borders(out, to + tile * rows * out.size(), rows);
+            if (band == 0) clear_borders(out, to + tile * rows * out.size(), rows, large);
             kernels.forward(work, tile, band * out.height / bands, (band + 1) * out.height / bands);
         }
     });
@@ -118,6 +114,7 @@ template <class T>
 void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geometry& in, int64_t channels, const Tensor& values,
            const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, const T* passed, T* dx, T* dw) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
+    const auto clear_borders = isa().kernels<T>().clear_borders;
     const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
     const bool large = is_large<T>(channels, in);
     const BackwardIndex index(read(crow_t), read(row_t), read(order), rows, channels, w, in, out,
@@ -141,7 +138,7 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
             }
             for (int64_t tile = group * in.tiles() / groups; tile < (group + 1) * in.tiles() / groups; tile++) {
                 if (dx)
-                    clear_borders(in, dx + (tile * channels + part.begin) * in.size(), part.end - part.begin);
+                    clear_borders(in, dx + (tile * channels + part.begin) * in.size(), part.end - part.begin, large);
                 for (const Sweep& each : part.sweeps) {
                     if (!dx && each.start.front() == each.start.back()) continue;
                     const int64_t skipped = part.begin * in.size();

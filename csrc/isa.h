@@ -10,6 +10,7 @@ namespace REGROW_ISA {
 #include "transpose.h"
 
 #include "conv_patches.h"
+#include "planes.h"
 
 #include "conv_backward.h"
 #include "conv_forward.h"
@@ -30,7 +31,7 @@ constexpr Kernels<T> table{
     &lay_out<T>,
     {LANES<T>, PIXELS<T, CONV_FORWARD_VECTORS>, PIXELS<T, CONV_BACKWARD_VECTORS>, &conv_forward<T>, &conv_backward<T>,
      &conv_reduce<T>},
-    &copy_tiles<T, true>, &copy_tiles<T, false>,
+    &copy_tiles<T, true>, &copy_tiles<T, false>, &clear_borders<T>,
     {&norm_moments<T>, &norm_forward<T>, &norm_sums<T>, &norm_backward<T>},
     {&pool_max<T>, &pool_max_backward<T>, &pool_average<T>, &pool_average_backward<T>, &pool_mean<T>,
      &pool_mean_backward<T>},

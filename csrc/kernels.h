@@ -100,6 +100,8 @@ struct Kernels {
     // channels [begin, end) of one tile, without its border
     void (*tile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
     void (*untile)(const Tiling<T>&, int64_t tile, int64_t begin, int64_t end);
+    // zeros where some channels have no pixels (border and rounding lines); large: past the caches
+    void (*clear_borders)(const Geometry&, T* channel, int64_t channels, bool large);
     NormKernels<T> norm;
     PoolKernels<T> pool;
 };

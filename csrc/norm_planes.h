@@ -1,43 +1,6 @@
 // Batch norm, one channel of one tile at a time; included once for each instruction set.
 
-template <class T> constexpr int LINE = TILE / LANES<T>;                    // vectors in a line
-template <class T> constexpr int STEP = LINE<T> > 4 ? LINE<T> : 4;          // vectors at a time: sums of their own
-template <class T> constexpr int64_t PLANE_AHEAD = 2048 / sizeof(T);              // what a first pass fetches early
-
-// Calls step(i, u) for each vector of each row of pixels, i elements from the channel's start, u < STEP with lanes
-// of the same images for the same u, and between(i, end) for what is no pixel, all in the order of memory.
-template <class T, class Step, class Between>
-inline void each_vector(const Geometry& g, Step step, Between between) {
-    constexpr int L = LANES<T>;
-    const int64_t vectors = g.width * LINE<T>;
-    int64_t row = g.first() * TILE, gap = 0;
-    for (int64_t h = 0; h < g.height; h++, row += g.row() * TILE) {
-        between(gap, row);
-        gap = row + vectors * L;
-        int64_t n = 0;
-        for (; n + STEP<T> <= vectors; n += STEP<T>)
-#pragma GCC unroll 8
-            for (int u = 0; u < STEP<T>; u++) step(row + (n + u) * L, u);
-        for (; n < vectors; n += LINE<T>)
-#pragma GCC unroll 8
-            for (int u = 0; u < LINE<T>; u++) step(row + (n + u) * L, u);
-    }
-    between(gap, g.size());
-}
-template <class T, class Step>
-inline void each_vector(const Geometry& g, Step step) {
-    each_vector<T>(g, step, [](int64_t, int64_t) {});
-}
-
-// Writes value(i) to each vector of pixels and zeros around them; past the caches where they are too small to hold it.
-template <class T, class Value>
-inline void write_plane(T* to, bool large, const Geometry& g, Value value) {
-    const auto put = [=](int64_t i, Vector<T> v) { large ? store_past_caches(to + i, v) : store(to + i, v); };
-    each_vector<T>(g, [&](int64_t i, int) { put(i, value(i)); }, [&](int64_t i, int64_t end) {
-        for (; i < end; i += LANES<T>) put(i, Vector<T>{});
-    });
-    if (large) fence();
-}
+template <class T> constexpr int64_t PLANE_AHEAD = 2048 / sizeof(T); // what a first pass fetches early
 
 template <class T>
 inline Vector<T> load_ahead(const T* p) {

@@ -30,13 +30,13 @@ Tensor forward(const Tensor& input, const Pool& p, bool max) {
     Tensor output = empty_tiles(input, channels, p.output);
     by_type(input, [&](auto type) {
         using T = decltype(type);
-        const auto& kernels = isa().kernels<T>().pool;
+        const auto& kernels = isa().kernels<T>();
         const T* const x = read<T>(input);
         T* const y = write<T>(output);
         for_channels(p.input, channels, [&](int64_t, int64_t, int64_t i) {
             T* const to = y + i * p.output.size();
-            clear_border(p.output, to);
-            (max ? kernels.max : kernels.average)(x + i * p.input.size(), to, p);
+            kernels.clear_borders(p.output, to, 1, is_large<T>(channels, p.output));
+            (max ? kernels.pool.max : kernels.pool.average)(x + i * p.input.size(), to, p);
         });
         return 0;
     });
@@ -118,13 +118,14 @@ Tensor image_means_backward(Tensor gradient, int64_t images, int64_t height, int
     Tensor output = empty_tiles(gradient, channels, g);
     by_type(gradient, [&](auto type) {
         using T = decltype(type);
+        const auto& kernels = isa().kernels<T>();
         const T* const dy = read<T>(gradient);
         T* const dx = write<T>(output);
         for_channels(g, channels, [&](int64_t t, int64_t c, int64_t i) {
             T given[TILE] = {};
             for (int64_t n = 0; n < g.present(t); n++) given[n] = dy[(t * TILE + n) * channels + c];
-            clear_border(g, dx + i * g.size());
-            isa().kernels<T>().pool.mean_backward(given, dx + i * g.size(), g);
+            kernels.clear_borders(g, dx + i * g.size(), 1, is_large<T>(channels, g));
+            kernels.pool.mean_backward(given, dx + i * g.size(), g);
         });
         return 0;
     });

@@ -9,19 +9,6 @@
 namespace regrow {
 
 template <class T>
-void clear_border(const Geometry& g, T* channel) {
-    T* gap = channel; // where the next run of zeros begins
-    for (int64_t h = 0; h < g.height; h++) {
-        T* const row = channel + (g.first() + h * g.row()) * TILE;
-        std::fill(gap, row, T(0));
-        gap = row + g.width * TILE;
-    }
-    std::fill(gap, channel + g.size(), T(0));
-}
-template void clear_border(const Geometry&, float*);
-template void clear_border(const Geometry&, double*);
-
-template <class T>
 void clear_absent(const Geometry& g, T* channel, int64_t t) {
     const int64_t present = g.present(t);
     if (present == TILE) return;
@@ -63,8 +50,9 @@ Tensor tile(Tensor input, int64_t border) {
             const_cast<T*>(read<T>(input)), write<T>(buffer), channels, input.stride(0), input.stride(1),
             input.stride(2), input.stride(3), by_channel && (!by_pixel || channels > g.pixels()), g};
         for_groups(g, channels, [&](int64_t t, int64_t begin, int64_t end) {
-            for (int64_t c = begin; c < end; c++) clear_border(g, work.buffer + (t * channels + c) * g.size());
-            isa().kernels<T>().tile(work, t, begin, end);
+            const auto& kernels = isa().kernels<T>();
+            kernels.clear_borders(g, work.buffer + (t * channels + begin) * g.size(), end - begin, is_large<T>(channels, g));
+            kernels.tile(work, t, begin, end);
         });
         return 0;
     });
@@ -107,7 +95,7 @@ Tensor reborder(Tensor buffer, int64_t images, int64_t height, int64_t width, in
         for_groups(to, channels, [&](int64_t t, int64_t begin, int64_t end) {
             for (int64_t c = begin; c < end; c++) {
                 T* const channel = fresh + (t * channels + c) * to.size();
-                clear_border(to, channel);
+                isa().kernels<T>().clear_borders(to, channel, 1, is_large<T>(channels, to));
                 const T* row = old + (t * channels + c) * from.size() + from.first() * TILE;
                 for (int64_t h = 0; h < height; h++, row += from.row() * TILE)
                     std::copy(row, row + width * TILE, channel + (to.first() + h * to.row()) * TILE);

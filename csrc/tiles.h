@@ -40,10 +40,6 @@ struct Tiling {
     Geometry geometry;
 };
 
-// Sets what is no image in one channel (border and rounding lines) to zero.
-template <class T>
-void clear_border(const Geometry& g, T* channel);
-
 // Sets the images that tile t lacks to zero in one channel.
 template <class T>
 void clear_absent(const Geometry& g, T* channel, int64_t t);
