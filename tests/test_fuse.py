@@ -17,7 +17,7 @@ from regrow.fuse import Fused
 from regrow.models.resnet import resnet18_cifar
 from regrow.models.vgg import vgg16
 from regrow.models.wrn import wrn
-from regrow.nn import BatchTiles, FusedBatchNorm2d, tiles
+from regrow.nn import BatchTiles, FusedBatchNorm2d, TiledConv2d, tiles
 from regrow.nn.tiles import to_tiles
 from regrow.ops import native
 from regrow.ops.reference import ACTIVATIONS
@@ -92,9 +92,7 @@ def test_sparse_networks_convert_at_their_ends_only(name: str) -> None:
         model(torch.randn(4, 3, 32, 32)).sum().backward()
     finally:
         tiles.on_convert.clear()
-    # what the dense stem makes, which in WRN the shortcut reads too
-    ends = ["FusedBatchNorm2d", "add"] if name == "wrn" else ["FusedBatchNorm2d"]
-    assert converted == ends + ["gradient of the first tiles"] * len(ends)
+    assert converted == ["TiledConv2d"]  # the images; their gradient is not asked for
 
 
 @pytest.mark.skipif(not native.available(), reason="the kernels were not built")
@@ -372,8 +370,7 @@ def test_sums_of_branches_cost_no_pass_of_their_own(name: str) -> None:
             with _BufferSums() as sums:
                 found.append(gradients(each, x))
             counts.append(sums.count)
-        # one is left: WRN's stem puts out torch's layout, and the two that read it convert it each on its own
-        assert counts == {"wrn": [4, 1], "resnet": [13, 0]}[name]
+        assert counts == {"wrn": [4, 0], "resnet": [13, 0]}[name]
         for key, gradient in found[0].items():
             assert torch.allclose(found[1][key], gradient, rtol=1e-10, atol=1e-12), key
     for key, value in twin.state_dict().items():
@@ -389,19 +386,23 @@ def test_sums_of_branches_cost_no_pass_of_their_own(name: str) -> None:
 
 @pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_dense_stem_is_normalised_in_tiles(name: str) -> None:
+@pytest.mark.parametrize("watched", [False, True])
+def test_a_dense_stem_is_in_tiles(name: str, watched: bool) -> None:
     torch.manual_seed(0)
     model = NETWORKS[name]().double()
     stem = next(layer for layer, m in model.named_modules() if isinstance(m, nn.Conv2d))
     regrow.sparsify(model, 0.5, "uniform", exclude=[stem, "*fc"], storage="compressed")
     twin, seen = copy.deepcopy(model), []
+    if watched:  # then the norm behind it is the first in tiles
+        model.get_submodule(stem).register_forward_hook(lambda module, given, output: None)
     regrow.fuse(model)
+    assert isinstance(model.get_submodule(stem), TiledConv2d) is not watched
     norm = next(m for m in model.modules() if isinstance(m, FusedBatchNorm2d) and m.tiled)
     norm.register_forward_hook(lambda module, given, output: seen.append((given[0], output)))
     assert_same(twin, model, torch.randn(4, 3, 32, 32, dtype=torch.float64))
-    assert all(type(x) is Tensor and type(y) is BatchTiles for x, y in seen)
-    twin = regrow.unfuse(model)
-    assert not any(isinstance(m, FusedBatchNorm2d) for m in twin.modules())
+    assert all(isinstance(x, BatchTiles) is not watched and isinstance(y, BatchTiles) for x, y in seen)
+    regrow.unfuse(model)
+    assert not any(isinstance(m, FusedBatchNorm2d | TiledConv2d) for m in model.modules())
 
 
 def test_a_norm_that_others_read_stays_in_its_layout() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow.nn import FusedBatchNorm2d, SparseConv2d, SparseLinear
+from regrow.nn import FusedBatchNorm2d, SparseConv2d, SparseLinear, TiledConv2d
 from regrow.nn.order import Calls, is_shared
 from regrow.ops.reference import ACTIVATIONS
 
@@ -35,6 +35,8 @@ def fuse(model: nn.Module) -> nn.Module:
       convolutions read that ReLU, pooled or not, the norm puts its input into tiles itself.
     - A `torch.nn.BatchNorm2d` or a `SparseConv2d` whose output is added to something, in the very next call, and goes
       nowhere else, does the sum too, where the data are in batch tiles; of norms only those with a ReLU behind the sum.
+    - A dense `torch.nn.Conv2d` of few input channels whose output sparse convolutions read, or such a norm, does its
+      work in batch tiles too: the first layer, as a rule.
     - ReLU, GELU or SiLU right behind a `SparseLinear` in an `nn.Sequential` is
       folded into it; `nn.Identity` takes its place.
 
@@ -70,6 +72,8 @@ def unfuse(model: nn.Module) -> nn.Module:
         for name, child in list(parent._modules.items()):  # repeated ones too
             if isinstance(child, FusedBatchNorm2d) and child.followed:
                 parent.register_module(name, child.to_batch_norm())
+            elif isinstance(child, TiledConv2d):
+                parent.register_module(name, child.to_conv())
             elif isinstance(child, Fused) and isinstance(before, SparseLinear):
                 before.activation = None
                 parent.register_module(name, child.activation)
@@ -82,7 +86,7 @@ def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
     layers = [
         (child_name, child)
         for child_name, child in parent.named_children()
-        if (type(child) is nn.BatchNorm2d or isinstance(child, SparseConv2d))
+        if (type(child) in (nn.BatchNorm2d, nn.Conv2d) or isinstance(child, SparseConv2d))
         and not shared(child)
         and not child._forward_hooks
     ]
@@ -90,19 +94,28 @@ def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
     for child_name, layer in layers:
         if isinstance(layer, SparseConv2d):
             layer.summed = all(calls.only_sum_follows(child_name) for calls in modes)
+        if not isinstance(layer, nn.BatchNorm2d):
             continue
         followed = all(calls.only_relu_follows(child_name) for calls in modes)
         summed = all(calls.only_sum_follows(child_name, relu=True) for calls in modes)
-        tiled = all(_are_sparse(calls.after_relu(child_name)) for calls in modes)
+        tiled = all(_want_tiles(calls.readers(child_name, relu=True)) for calls in modes)
         if followed or summed:
             fused = FusedBatchNorm2d.from_batch_norm(layer, followed=followed, summed=summed, tiled=tiled)
             parent.register_module(child_name, fused)
+    for child_name, layer in layers:  # now that the norms that read them are what they will be
+        wanted = all(_want_tiles(calls.readers(child_name)) for calls in modes)
+        if wanted and type(layer) is nn.Conv2d and TiledConv2d.pays(layer):
+            parent.register_module(child_name, TiledConv2d.from_conv(layer))
 
 
-def _are_sparse(readers: list[nn.Module]) -> bool:
-    """Whether there are some, and in each a sparse convolution."""
-    has = [any(isinstance(module, SparseConv2d) for module in reader.modules()) for reader in readers]
-    return bool(has) and all(has)
+def _want_tiles(readers: list[nn.Module]) -> bool:
+    """Whether there are some, and all have sparse convolutions, or are norms that want tiles themselves."""
+
+    def wants(reader: nn.Module) -> bool:
+        tiled = isinstance(reader, FusedBatchNorm2d) and reader.tiled
+        return tiled or any(isinstance(module, SparseConv2d) for module in reader.modules())
+
+    return bool(readers) and all(map(wants, readers))
 
 
 def _fuse_activations(parent: nn.Sequential, shared: Any) -> None:

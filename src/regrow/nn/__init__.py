@@ -3,6 +3,7 @@
 from regrow.nn import pool as pool  # what it answers to is known to BatchTiles from here on
 from regrow.nn.base import SparseModule
 from regrow.nn.conv import SparseConv2d
+from regrow.nn.dense import TiledConv2d
 from regrow.nn.forms import compressed_form, dense_form
 from regrow.nn.linear import SparseLinear
 from regrow.nn.norm import FusedBatchNorm2d
@@ -14,6 +15,7 @@ __all__ = [
     "SparseConv2d",
     "SparseLinear",
     "SparseModule",
+    "TiledConv2d",
     "compressed_form",
     "dense_form",
 ]

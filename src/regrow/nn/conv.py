@@ -177,24 +177,11 @@ class SparseConv2d(SparseModule):
         input, values, bias = self._operands(input)
         if not torch.compiler.is_compiling() and native.serves(values):
             tiles = to_tiles(input, operation="SparseConv2d")
-            return self._on_tiles(tiles, values, bias)
+            later = self.summed and not is_watched(self)
+            return on_tiles(tiles, values, bias, self._index, window, later)
         geometry = Geometry(input.shape[0], *size, BORDER)
         buffer = sparse_conv2d(tile(input), *geometry, values, bias, *self._index, *window, BORDER)
         return untile(buffer, window.output(geometry))
-
-    def _on_tiles(self, tiles: BatchTiles, values: Tensor, bias: Tensor | None) -> BatchTiles:
-        given = read(tiles)
-
-        def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
-            output: BatchTiles = _OnTiles.apply(  # type: ignore[no-untyped-call]
-                given, values, bias, residual, self._index, self._window, pending
-            )
-            is_reader(output, tiles)
-            return output
-
-        if not self.summed or is_watched(self):
-            return run(None)
-        return run(None, partial(Pending, run, torch.is_grad_enabled()))
 
     def extra_repr(self) -> str:
         parts = [
@@ -208,6 +195,27 @@ class SparseConv2d(SparseModule):
             parts.append("summed=True")
         parts.append(f"bias={self.bias is not None}, connections={int(self._index[0][-1])}")
         return ", ".join(parts)
+
+
+def on_tiles(
+    tiles: BatchTiles,
+    values: Tensor,
+    bias: Tensor | None,
+    index_: tuple[Tensor, ...],
+    window: Window,
+    later: bool = False,
+) -> BatchTiles:
+    """The convolution of `tiles`; with `later`, pending tiles."""
+    given = read(tiles)
+
+    def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
+        output: BatchTiles = _OnTiles.apply(  # type: ignore[no-untyped-call]
+            given, values, bias, residual, index_, window, pending
+        )
+        is_reader(output, tiles)
+        return output
+
+    return run(None, partial(Pending, run, torch.is_grad_enabled()) if later else None)
 
 
 class _OnTiles(torch.autograd.Function):

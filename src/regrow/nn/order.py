@@ -101,13 +101,15 @@ class Calls:
         another = isinstance(one, fx.Node) and isinstance(other, fx.Node) and one is not other
         return another and (not relu or self._goes_into_relu(total))
 
-    def after_relu(self, child: str) -> list[nn.Module]:
-        """The children that read what the ReLU behind `child` puts out, max-pooled or not; none if others do too."""
+    def readers(self, child: str, relu: bool = False) -> list[nn.Module]:
+        """The children that read the output of `child`, or of the ReLU behind it, max-pooled or not.
+
+        None of them where others read it too.
+        """
         node = self.node(child)
-        found, rest = (
-            [],
-            list(next(iter(node.users)).users) if node is not None and self._goes_into_relu(node) else [],
-        )
+        if node is None or (relu and not self._goes_into_relu(node)):
+            return []
+        found, rest = [], list((next(iter(node.users)) if relu else node).users)
         while rest:
             reader = rest.pop()
             module = self._child(reader) if reader.op == "call_module" else None

@@ -1,0 +1,68 @@
+"""`TiledConv2d`: torch's Conv2d, dense, in batch tiles."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from regrow.nn.conv import on_tiles
+from regrow.nn.tiles import to_tiles, without_dispatch
+from regrow.ops.conv import Window
+from regrow.ops.index import mirror
+from regrow.ops.tiles import BORDER, serves
+
+
+class TiledConv2d(nn.Conv2d):
+    """A dense convolution whose output is in batch tiles, by the kernels for sparse ones.
+
+    For few input channels they are faster than torch's, which writes a large output for little work, and the output
+    need not be converted for the sparse layers that read it. `regrow.fuse` puts it in the place of a `torch.nn.Conv2d`;
+    its arguments, parameters and results are those. What the kernels do not serve is torch's own: autocast, other
+    devices, `torch.compile`.
+    """
+
+    MOST = 4
+    """Input channels up to which it is taken; see docs/performance.md."""
+
+    @classmethod
+    def pays(cls, conv: nn.Conv2d) -> bool:
+        """Whether the kernels can do the work of `conv`, and faster."""
+        plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+        return plain and conv.in_channels <= cls.MOST and not conv._forward_pre_hooks
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d) -> TiledConv2d:
+        """With the very parameters and hooks of `conv`."""
+        tiled = cls.__new__(cls)
+        tiled.__dict__ = dict(conv.__dict__)
+        return tiled
+
+    def to_conv(self) -> nn.Conv2d:
+        """Torch's convolution, with the very parameters and hooks of this one."""
+        conv = nn.Conv2d.__new__(nn.Conv2d)
+        conv.__dict__ = dict(self.__dict__)
+        return conv
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Output (N, out_channels, H', W') of `input` (N, in_channels, H, W)."""
+        weight, padding = self.weight, (int(p) for p in self.padding for _ in range(2))
+        window = Window(self.kernel_size, self.stride, tuple(padding), self.dilation)
+        fits = input.dim() == 4 and input.shape[1] == self.in_channels
+        fits = fits and min(window.size(d, n) for d, n in enumerate(input.shape[2:])) > 0
+        if not fits or not serves(input, weight, self.bias) or torch.is_autocast_enabled(input.device.type):
+            return super().forward(input)
+        index = _full_index(len(weight), weight[0].numel())
+        with without_dispatch(input):
+            tiles = to_tiles(input, max(BORDER, *window.padding), "TiledConv2d")
+            return on_tiles(tiles, weight.reshape(-1, 1), self.bias, index, window)
+
+
+@lru_cache
+def _full_index(rows: int, columns: int) -> tuple[Tensor, ...]:
+    """``crow, col, crow_t, row_t, order`` of a matrix with all its connections."""
+    with torch.inference_mode(False):  # training may come later
+        crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32)
+        col = torch.arange(columns, dtype=torch.int32).repeat(rows)
+        return crow, col, *mirror(crow, col, columns)
