@@ -12,7 +12,7 @@ from torch import nn
 
 from regrow import RegrowError
 from regrow.bench import scale
-from regrow.bench.bound import fastest, layer_seconds
+from regrow.bench.bound import bound, layer_shares
 from regrow.bench.command import bench, fits
 from regrow.bench.dense import dense_ways
 from regrow.bench.linear import Linear
@@ -121,13 +121,12 @@ def test_compiled_is_a_way_of_its_own_and_may_fail(capsys):
 def test_the_bound_of_a_step():
     model = nn.Sequential(nn.Linear(200, 2000), nn.ReLU(), nn.Linear(2000, 200), nn.Linear(200, 2000))
     x = torch.randn(64, 200)
-    times = layer_seconds(model, lambda: model(x), {"0", "2", "3", "gone"}, 0.02)
-    assert set(times) == {"0", "2", "3"}
-    assert 0 < times["0"] < times["2"] * 3  # the first has no gradient of its input to compute
-    assert fastest(10.0, {"a": 4.0, "b": 5.0}, {"a": 0.25}) == 7.0
-    assert (
-        fastest(8.0, {"a": 4.0, "b": 5.0}, {"a": 0.5, "b": 0.0}) == 2.0
-    )  # never less than the layers themselves
+    shares = layer_shares(model, lambda: model(x), step(model, x), {"0", "2", "3", "gone"}, 0.02)
+    assert set(shares) == {"0", "2", "3"}
+    assert 0 < shares["0"] < shares["2"] * 3  # the first has no gradient of its input to compute
+    assert 0.3 < sum(shares.values()) < 3
+    assert bound({"a": 0.5, "b": 0.5}, {"a": 0.5}) == 1 / 0.75
+    assert bound({"a": 0.8, "b": 0.8}, {"a": 0.5, "b": 0.0}) == 2.5  # never less than the layers themselves
 
 
 def test_scale_in_processes_of_their_own():

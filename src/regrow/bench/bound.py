@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from regrow.timing import interleaved
 
 
-def layer_seconds(
-    model: nn.Module, run: Callable[[], object], names: set[str], seconds: float
+def layer_shares(
+    model: nn.Module, run: Callable[[], object], step: Callable[[], object], names: set[str], seconds: float
 ) -> dict[str, float]:
-    """Time of a training step of each of some layers of a dense network, alone, on the input that it gets.
+    """Time that a step of each of some layers of a dense network takes, alone, over that of the network's step.
 
     Args:
         model: the dense network.
         run: a forward pass of it.
+        step: a training step of it, measured in turns with the layers.
         names: of the layers.
         seconds: how long each is measured; layers that are alike on inputs of one shape are measured once.
     """
@@ -34,17 +35,16 @@ def layer_seconds(
     finally:
         for handle in handles:
             handle.remove()
-    known: dict[tuple[object, ...], float] = {}
-    found = {}
+    kinds: dict[str, str] = {}
+    steps: dict[str, Callable[[], object]] = {"": step}
     for name, layer in layers.items():
-        if layer not in inputs:
-            continue
-        given = inputs[layer]
-        kind = (repr(layer), given.shape, given.stride(), given.requires_grad)
-        if kind not in known:
-            known[kind] = interleaved({"": _step(layer, given)}, seconds=seconds)[""].median
-        found[name] = known[kind]
-    return found
+        if layer in inputs:
+            given = inputs[layer]
+            kinds[name] = repr((layer, given.shape, given.stride(), given.requires_grad))
+            if kinds[name] not in steps:
+                steps[kinds[name]] = _step(layer, given)
+    took = interleaved(steps, seconds=seconds * len(steps))
+    return {name: took[kind].median / took[""].median for name, kind in kinds.items()}
 
 
 def _step(layer: nn.Module, given: Tensor) -> Callable[[], None]:
@@ -63,14 +63,13 @@ def _step(layer: nn.Module, given: Tensor) -> Callable[[], None]:
     return one
 
 
-def fastest(step: float, layers: Mapping[str, float], densities: Mapping[str, float]) -> float:
-    """Seconds of a step in which each layer takes its density of the time that it takes dense, and all else the same.
+def bound(shares: Mapping[str, float], densities: Mapping[str, float]) -> float:
+    """How many times faster a step is in which layers take their density of their time, and all else takes the same.
 
     Args:
-        step: seconds of the dense step.
-        layers: seconds of its layers.
+        shares: of the step's time, of its layers; alone they may take longer than all together.
         densities: of those that are sparse.
     """
-    saved = sum(time * (1 - densities.get(name, 1.0)) for name, time in layers.items())
-    kept = sum(time * densities.get(name, 1.0) for name, time in layers.items())
-    return max(step - saved, kept)
+    saved = sum(share * (1 - densities.get(name, 1.0)) for name, share in shares.items())
+    kept = sum(share * densities.get(name, 1.0) for name, share in shares.items())
+    return 1 / max(1 - saved, kept)

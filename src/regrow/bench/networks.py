@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.bench.bound import fastest, layer_seconds
+from regrow.bench.bound import bound, layer_shares
 from regrow.bench.dense import FORMS, Way, dense_ways, formatted, in_format
 from regrow.bench.rows import Settings, Step
 from regrow.errors import RegrowError, RegrowValueError
@@ -140,12 +140,11 @@ def measure(network: Network, sparsities: Sequence[float], settings: Settings) -
     names = {name for found in densities.values() for name in found}
     form = min(FORMS.keys() & times, key=lambda way: times[way].median)
     formed, given = in_format(dense, FORMS[form]), formatted(x, FORMS[form])
-    layers = layer_seconds(formed, lambda: logits(formed, given), names, settings.seconds / 10)
+    shares = layer_shares(formed, lambda: logits(formed, given), ways[form], names, settings.seconds / 10)
 
     def row(sparsity: float) -> Step:
-        bound = times[form].median / fastest(times[form].median, layers, densities[sparsity])
-        own = took[str(sparsity)]
-        return Step(network.name, len(x), sparsity, "step", flops[sparsity], times, own, load, bound)
+        own, limit = took[str(sparsity)], bound(shares, densities[sparsity])
+        return Step(network.name, len(x), sparsity, "step", flops[sparsity], times, own, load, limit)
 
     return [row(sparsity) for sparsity in sparsities]
 

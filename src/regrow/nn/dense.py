@@ -23,7 +23,7 @@ class TiledConv2d(nn.Conv2d):
     devices, `torch.compile`.
     """
 
-    MOST = 4
+    MOST = 8
     """Input channels up to which it is taken; see docs/performance.md."""
 
     @classmethod
