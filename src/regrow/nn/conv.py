@@ -17,6 +17,7 @@ from regrow.nn.order import is_watched
 from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
 from regrow.ops import index, native
+from regrow.ops.apply import apply
 from regrow.ops.conv import Window, backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile
 
@@ -169,7 +170,7 @@ class SparseConv2d(SparseModule):
                 f"got shape {tuple(input.shape)}"
             )
         window, size = self._window, (input.shape[2], input.shape[3])
-        if 0 in size or min(window.size(d, n) for d, n in enumerate(size)) < 1:
+        if 0 in size or min(window.size(0, size[0]), window.size(1, size[1])) < 1:
             raise RegrowRuntimeError(
                 f"`input` must be as large as the kernel once it is padded: {size} with padding {self.padding} is "
                 f"smaller than {window.span(0)} x {window.span(1)}"
@@ -209,9 +210,7 @@ def on_tiles(
     given = read(tiles)
 
     def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
-        output: BatchTiles = _OnTiles.apply(  # type: ignore[no-untyped-call]
-            given, values, bias, residual, index_, window, pending
-        )
+        output: BatchTiles = apply(_OnTiles, given, values, bias, residual, index_, window, pending)
         is_reader(output, tiles)
         return output
 

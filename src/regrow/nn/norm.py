@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from regrow.nn.order import is_watched
 from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, to_tiles, without_dispatch
+from regrow.ops.apply import apply
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
 
@@ -119,8 +120,19 @@ def _batch_norm(
     given = read(input)
 
     def run(residual: BatchTiles | None, relu: bool, pending: Any = None) -> BatchTiles:
-        output: BatchTiles = _Norm.apply(  # type: ignore[no-untyped-call]
-            given, residual, weight, bias, running_mean, running_var, training, momentum, eps, relu, pending
+        output: BatchTiles = apply(
+            _Norm,
+            given,
+            residual,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            training,
+            momentum,
+            eps,
+            relu,
+            pending,
         )
         is_reader(output, input)
         return output

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from regrow.nn.tiles import BatchTiles, native, to_tiles
+from regrow.ops.apply import apply
 
 
 def read(tiles: BatchTiles) -> BatchTiles:
@@ -26,7 +27,7 @@ def read(tiles: BatchTiles) -> BatchTiles:
     (node, version), tiles.reader = tiles.reader, None
     if version != tiles.buffer._version:
         return tiles
-    again: BatchTiles = _Again.apply(tiles, node)  # type: ignore[no-untyped-call]
+    again: BatchTiles = apply(_Again, tiles, node)
     return again
 
 
