@@ -11,11 +11,14 @@ inline Vector<T> load_ahead(const T* p) {
 // The sum over the images that there are.
 template <class T>
 inline double total(const Vector<T>* partial, int64_t present) {
-    double sum = 0;
-    for (int u = 0; u < STEP<T>; u++)
-        for (int i = 0; i < LANES<T>; i++)
-            if (u % LINE<T> * LANES<T> + i < present) sum += partial[u][i];
-    return sum;
+    double sum[4] = {};
+    for (int line = 0; line < LINE<T>; line++, present -= LANES<T>) {
+        Vector<T> v = partial[line];
+        for (int u = line + LINE<T>; u < STEP<T>; u += LINE<T>) v += partial[u];
+        if (present < LANES<T>) v = keep(v, present > 0 ? int(present) : 0);
+        for (int i = 0; i < LANES<T>; i++) sum[i % 4] += v[i];
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 template <class T>
