@@ -22,6 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import native, reference
+from regrow.ops.apply import apply
 from regrow.ops.listener import tell
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
 
@@ -386,9 +387,6 @@ def _direct_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 
 _once = once_differentiable(_direct_gradients)
 
-_apply = super(torch.autograd.Function, _Direct).apply
-"""`_Direct.apply` without what transforms of functions (torch.func) need, in half the time."""
-
 
 def is_laid_out(input: Tensor) -> bool:
     """Whether the kernels read an input [batch, columns] where it is."""
@@ -412,6 +410,5 @@ def linear(
     if watched or not native.serves(values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         return output
-    apply: Any = _Direct.apply if torch._C._are_functorch_transforms_active() else _apply
-    flat: Tensor = apply(_flat(input), values, bias, index, activation)
+    flat: Tensor = apply(_Direct, _flat(input), values, bias, index, activation)
     return flat if input.dim() == 2 else flat.reshape(*input.shape[:-1], len(crow) - 1)
