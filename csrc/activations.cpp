@@ -82,7 +82,6 @@ Output<T>::Output(const Tensor& like, int64_t batch, int64_t features, Tiles til
 
 template <class T>
 Tensor Output<T>::finish() const {
-    Tensor result = result_;
     if (!direct_) {
         const T* const from = read<T>(buffer_);
         const auto convert = [&](auto* to) {
@@ -100,8 +99,7 @@ Tensor Output<T>::finish() const {
         if (result_.scalar_type() == TYPE<T>) convert(write<T>(result_));
         else convert(write<BFloat16>(result_));
     }
-    if (stride_of(batch_) != batch_) result = torch::stable::narrow(result, 1, 0, batch_);
-    return torch::stable::transpose(result, 0, 1);
+    return batch_first(result_, batch_, features_, stride_of(batch_));
 }
 
 template class Input<float>;
@@ -132,9 +130,7 @@ namespace {
 template <class T>
 Tensor laid_out(const Tensor& input) {
     const int64_t batch = input.size(0), stride = rounded(batch);
-    Tensor copy = torch::stable::view(Input<T>(input, {stride, false}, Reading::copy).tensor(), {input.size(1), stride});
-    copy = torch::stable::narrow(copy, 1, 0, batch);
-    return torch::stable::transpose(copy, 0, 1);
+    return batch_first(Input<T>(input, {stride, false}, Reading::copy).tensor(), batch, input.size(1), stride);
 }
 Tensor lay_out_op(Tensor input) {
     return input.scalar_type() == ScalarType::Double ? laid_out<double>(input) : laid_out<float>(input);

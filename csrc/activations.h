@@ -15,6 +15,11 @@ inline int64_t rounded(int64_t batch) { return (batch + ROUND - 1) / ROUND * ROU
 // The distance of two features in what operators return: whole lines, but for small batches.
 inline int64_t stride_of(int64_t batch) { return batch < ROUND ? batch : rounded(batch); }
 
+// What lies in `memory` feature by feature, as [batch, features].
+inline Tensor batch_first(const Tensor& memory, int64_t batch, int64_t features, int64_t stride) {
+    return as_matrix(memory, batch, features, 1, std::max<int64_t>(stride, 1));
+}
+
 // How activations are cut into tiles of so many batch elements. `split`: each tile is copied together first, since
 // features far apart in memory fall upon the same few lines of the caches; worth it where each is read often.
 struct Tiles {

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <deque>
 #include <mutex>
-#include <vector>
 
 // torch has had it since 2.11; null in one that is older.
 extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError torch_from_blob(
@@ -146,12 +145,10 @@ Tensor empty_buffer(const Tensor& like, std::initializer_list<int64_t> shape, Sc
     const Region region = Pool::only().take(bytes);
     if (!region.data) return empty(like, shape, type); // which says that there is no memory left
 
-    std::vector<int64_t> strides(shape.size(), 1);
-    for (size_t d = shape.size() - 1; d > 0; d--) strides[d - 1] = strides[d] * shape.begin()[d];
     AtenTensorHandle made;
     const AOTITorchError failed = torch_from_blob(
-        region.data, int64_t(shape.size()), shape.begin(), strides.data(), 0,
-        torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)), aoti_torch_device_type_cpu(), -1, &made,
+        region.data, int64_t(shape.size()), shape.begin(), contiguous_strides(shape).data(), 0, code_of(type),
+        aoti_torch_device_type_cpu(), -1, &made,
         aoti_torch_layout_strided(), nullptr, 0,
         [](void* data, void* size) { Pool::only().give({static_cast<char*>(data), reinterpret_cast<size_t>(size)}); },
         reinterpret_cast<void*>(region.size));

@@ -1,6 +1,9 @@
 // libtorch's stable ABI, and short names for what we use of it.
 #pragma once
 
+#include <algorithm>
+#include <array>
+
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -22,9 +25,36 @@ const T* read(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()
 template <class T = int32_t>
 T* write(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
 
-// A new tensor like `like`, of another shape, uninitialised.
+// As torch's C interface calls it.
+inline int32_t code_of(ScalarType type) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)); }
+
+constexpr size_t DIMENSIONS = 5; // of a tensor that is made here, at most
+
+// The distances of neighbours in each dimension of a contiguous tensor.
+inline std::array<int64_t, DIMENSIONS> contiguous_strides(std::initializer_list<int64_t> shape) {
+    std::array<int64_t, DIMENSIONS> strides{};
+    int64_t stride = 1;
+    for (size_t d = shape.size(); d-- > 0; stride *= std::max<int64_t>(shape.begin()[d], 1)) strides.at(d) = stride;
+    return strides;
+}
+
+// A new tensor like `like`, of another shape, uninitialised. Not by the dispatcher, which takes longer than a small kernel.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType type) {
-    return torch::stable::new_empty(like, {shape.begin(), shape.size()}, type);
+    int32_t device, index;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device));
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(like.get(), &index));
+    AtenTensorHandle made;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        int64_t(shape.size()), shape.begin(), contiguous_strides(shape).data(), code_of(type), device, index, &made));
+    return Tensor(made);
+}
+
+// The same memory as a matrix of other sizes and strides.
+inline Tensor as_matrix(const Tensor& memory, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride) {
+    const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
+    AtenTensorHandle made;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), 2, sizes, strides, 0, &made));
+    return Tensor(made);
 }
 
 inline void check_index(const Tensor& index, int64_t least, const char* name) {

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops.index import are_positions, mirror
 from regrow.weights.loading import to_csr
+from regrow.weights.views import ensure_hooks
 
 LIMIT = 2**31 - 1
 INDEX = ("weight_crow", "weight_col", "weight_crow_t", "weight_row_t", "weight_order")
@@ -84,15 +85,17 @@ class SparseModule(nn.Module):
     @property
     def _index(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``crow, col, crow_t, row_t, order`` as `regrow.ops.linear` describes them."""
-        return tuple(self._buffers[name] for name in INDEX)  # type: ignore[return-value]
+        buffers = self._buffers
+        return tuple([buffers[name] for name in INDEX])  # type: ignore[return-value]
 
     def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Input, values and bias in the dtype to compute in.
+        """Input, values and bias in the dtype to compute in; what a pass forward needs is seen to (`ensure_hooks`).
 
         Raises:
-            RegrowRuntimeError: an input of another dtype than the weight's.
+            RegrowRuntimeError: an input of another dtype than the weight's, or a topology that other code has changed.
         """
-        values: Tensor = self.weight_values
+        ensure_hooks(self)
+        values: Tensor = self._parameters["weight_values"]  # type: ignore[assignment]  # in less time than by attribute
         bias: Tensor | None = self.bias
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import native, reference
+from regrow.ops.apply import apply
 from regrow.ops.listener import tell
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
 
@@ -68,11 +69,23 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
     if native.serves(values):
-        found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
-            input, values, bias, crow, col, _NUMBERS[activation], keep
-        )
-        return found
+        return _forward_by_kernels(input, values, bias, crow, col, activation, keep)
     return reference.forward(input, values, bias, crow, col, activation, keep)
+
+
+def _forward_by_kernels(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    activation: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor]:
+    found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
+        input, values, bias, crow, col, _NUMBERS[activation], keep
+    )
+    return found
 
 
 def _backward(
@@ -332,7 +345,7 @@ class _Direct(torch.autograd.Function):
         if needed[1] and not is_laid_out(input):
             input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
         keep = _keeps_input(activation) and any(needed)
-        output, before = _forward(input, values, bias, index[0], index[1], activation, keep)
+        output, before = _forward_by_kernels(input, values, bias, index[0], index[1], activation, keep)
         kept = before if keep else output if activation == "relu" else None
         ctx.save_for_backward(input, kept, values, index[0])
         ctx.index, ctx.activation = index, activation
@@ -397,5 +410,5 @@ def linear(
     if watched or not native.serves(values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         return output
-    flat: Tensor = _Direct.apply(_flat(input), values, bias, index, activation)  # type: ignore[no-untyped-call]
+    flat: Tensor = apply(_Direct, _flat(input), values, bias, index, activation)
     return flat if input.dim() == 2 else flat.reshape(*input.shape[:-1], len(crow) - 1)

@@ -59,7 +59,7 @@ def warn_once() -> None:
 
 def serves(values: Tensor) -> bool:
     """Whether there are kernels for a weight with these values; says once where they are missing."""
-    if values.device.type != "cpu" or values.dtype not in DTYPES:
+    if not values.is_cpu or values.dtype not in DTYPES:
         return False
     if not available():
         warn_once()

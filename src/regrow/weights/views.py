@@ -92,7 +92,10 @@ ensure_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def before_forward(module: nn.Module, args: Any) -> None:
-    """Forward pre-hook of a module with a sparse weight: a plain function, so that copies keep it."""
+    """Forward pre-hook of a module with a masked weight: a plain function, so that copies keep it.
+
+    `regrow.nn.base.SparseModule` does the same in its own forward pass: torch takes longer to call a hook.
+    """
     ensure_hooks(module)
 
 
@@ -106,7 +109,8 @@ def adopt(module: nn.Module, parameter_name: str, record: Record) -> SparseWeigh
     """Make `module`, which owns the parameter and the buffers of `record.storage`, hold a sparse weight."""
     if RECORDS not in module.__dict__:
         setattr(module, RECORDS, {})
-    if not any(hook is before_forward for hook in module._forward_pre_hooks.values()):
+    known = any(hook is before_forward for hook in module._forward_pre_hooks.values())
+    if record.storage != CompressedWeight.storage and not known:
         module.register_forward_pre_hook(before_forward)
     module_records(module)[parameter_name] = record
     weight = STORAGES[record.storage](module, parameter_name)
