@@ -86,7 +86,7 @@ class Best:
             and (self._scores is None or scores.dtype == self._scores.dtype)
             and scores.dtype in EXACT
         ):
-            if not self._scan(scores.clone(memory_format=torch.contiguous_format), excluded, offset, False):
+            if not self._scan(scores.contiguous(), excluded, offset, False):
                 raise _nan("a score")
             return
         scores = scores.reshape(-1)
@@ -101,7 +101,7 @@ class Best:
         self._filled = len(chosen)
 
     def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
-        """Take in the magnitudes of a tile, which is used up; whether all of it is finite, else nothing is taken."""
+        """Take in the magnitudes of a tile; whether all of it is finite, else nothing is taken."""
         if self._native and tile.dtype in EXACT and tile.is_contiguous():
             return self._scan(tile, excluded, offset, True)
         if not tile.isfinite().all():
@@ -130,6 +130,7 @@ class Best:
 
     def positions(self) -> Tensor:
         """The chosen ones, ascending, int64 [filled]."""
-        if self._native and self._scores is not None:
-            torch.ops.regrow_native.settle.default(self._scores, self._positions, self._filled, self.count)
-        return self._positions[: self.filled].clone()
+        positions = self._positions[: self._filled]
+        if self._scores is None or self._filled <= self.count:
+            return positions.clone()
+        return positions[top(self._scores[: self._filled], self.count)]

@@ -242,13 +242,17 @@ class SparseWeight(ABC):
             RegrowRuntimeError: where more connections would result than there is room for.
         """
 
-    def explored(self, before: Tensor | None) -> Tensor:
-        """The connections that were ever active: those in `before`, which this returned, and the present ones.
+    def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """The connections that were ever active: those in `before`, which this returned, and more.
 
         A sketch of fixed size (`regrow.ops.sketch`), since it lives in ``optimizer.state[p]``: there
         `load_state_dict` casts it to the parameter's dtype, and torch.distributed.checkpoint loads in place.
+
+        Args:
+            before: what this returned, in any dtype, or None.
+            positions: those that are added, int64 [n]; None is the present ones.
         """
-        return sketch.add(self.positions(), self.numel, before)
+        return sketch.add(self.positions() if positions is None else positions, self.numel, before)
 
     def explored_share(self, explored: Tensor) -> float:
         """The share of all positions that `explored` holds."""

@@ -180,20 +180,21 @@ class CompressedWeight(SparseWeight):
         self, operands: list[Operands], count: int, survivors: Tensor, columns: int, reduce: Reduce | None
     ) -> float:
         """A magnitude that more than `count` candidates are likely to reach, from a few of the rows."""
-        rows, sample = self.shape[0], []
-        height = max(1, min(rows // 512, 4 * TILE // columns))
+        rows, device = self.shape[0], self.parameter.device
+        number = max(1, min(max(16, rows // 32), 64, rows, 8 * TILE // columns))
+        chosen = (torch.arange(number, device=device) * rows + rows // 2) // number
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        for start in range(0, max(rows - height, 1), max(height, rows // 8)):
-            memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
-            tile = self._dense_gradient(operands, start, start + height, reduce, memory).abs_().view(-1)
-            offset = start * columns
-            tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
-            sample.append(tile)
-        magnitudes = torch.cat(sample)
-        share = 2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
-        if share >= len(magnitudes) or not magnitudes.isfinite().all():
+        memory = torch.empty(number, columns, dtype=exact, device=device)
+        some = [each.in_rows(chosen) for each in operands]
+        magnitudes = self._dense_gradient(some, 0, number, reduce, memory).abs_().view(-1)
+        taken = _in_rows(survivors, chosen, columns)
+        magnitudes[taken] = -1
+        wanted = count / (rows * columns - len(survivors)) * (len(magnitudes) - len(taken))
+        share = int(1.5 * wanted + 4 * math.sqrt(wanted) + 16)
+        if share >= len(magnitudes) - len(taken):
             return -math.inf
-        return float(magnitudes[top(magnitudes, int(share))].min())
+        floor = float(magnitudes[top(magnitudes, share)].min())
+        return floor if math.isfinite(floor) else -math.inf
 
     def _dense_gradient(
         self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None, memory: Tensor
@@ -208,7 +209,7 @@ class CompressedWeight(SparseWeight):
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         crow, col = self._buffer("crow"), self._buffer("col")
-        new_crow, new_col, source = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
+        new_crow, new_col, source, new = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
         if len(source) > self.capacity:
             raise RegrowRuntimeError(
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
@@ -217,9 +218,11 @@ class CompressedWeight(SparseWeight):
         for tensor in (self.parameter.detach(), *companions):
             index.move(source, tensor)
         self._write_index(new_crow, new_col)
-        return int((source < 0).sum())
+        return new
 
-    def explored(self, before: Tensor | None) -> Tensor:
+    def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        if positions is not None:
+            return super().explored(before, positions)
         return index.explored(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], before)
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
@@ -241,7 +244,9 @@ class CompressedWeight(SparseWeight):
 
     def _write_index(self, crow: Tensor, col: Tensor) -> None:
         self._buffer("crow").copy_(crow)
-        self._buffer("col").zero_()[: len(col)] = col
+        buffer = self._buffer("col")
+        buffer[: len(col)] = col
+        buffer[len(col) :] = 0
         self.rebuild_mirror()
 
     def fingerprint(self) -> int:
@@ -264,3 +269,13 @@ def _between(positions: Tensor, first: int, end: int) -> Tensor:
     """Those of the ascending `positions` that are in [first, end)."""
     low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
     return positions[low:high]
+
+
+def _in_rows(positions: Tensor, rows: Tensor, columns: int) -> Tensor:
+    """Those of the ascending `positions` that are in `rows`, as positions in the matrix of these rows alone."""
+    starts = rows * columns
+    low, high = torch.searchsorted(positions, torch.stack([starts, starts + columns]))
+    number = high - low
+    row = torch.repeat_interleave(number)
+    place = torch.arange(len(row), device=row.device) + (high - number.cumsum(0))[row]
+    return positions[place] + (torch.arange(len(rows), device=row.device) * columns - starts)[row]
