@@ -2,6 +2,8 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <optional>
 #include <vector>
 
 #include "parallel.h"
@@ -59,14 +61,22 @@ inline void in_runs(int64_t begin, int64_t end, const F& f) {
 }
 
 // The keys of those n values that the `count`th best is among by the 11 bits at `shift`; `count` becomes its rank there.
+// All bits of keys are turned by `flip`.
 template <class K, class X>
-std::vector<K> narrow(const X* values, int64_t n, int shift, int64_t& count) {
+std::vector<K> narrow(const X* values, int64_t n, int shift, int64_t& count, K flip = 0) {
     constexpr int64_t VALUES = 1 << 11;
     const int64_t parts = parts_of(n, SHARE);
-    std::vector<int64_t> histogram(parts * VALUES);
+    std::vector<int64_t> histogram(2 * parts * VALUES);
     in_parts(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
         int64_t* const own = histogram.data() + part * VALUES;
-        for (int64_t i = begin; i < end; i++) own[(key(values[i]) >> shift) & (VALUES - 1)]++;
+        int64_t* const other = own + parts * VALUES; // of every second one: to count the same twice in a row is slow
+        const auto digit = [=](int64_t i) { return ((key(values[i]) ^ flip) >> shift) & (VALUES - 1); };
+        for (int64_t i = begin; i + 1 < end; i += 2) {
+            own[digit(i)]++;
+            other[digit(i + 1)]++;
+        }
+        if ((end - begin) % 2) own[digit(end - 1)]++;
+        for (int64_t d = 0; d < VALUES; d++) own[d] += other[d];
     });
     K digit = VALUES - 1;
     const auto before = [&](int64_t part) {
@@ -80,8 +90,8 @@ std::vector<K> narrow(const X* values, int64_t n, int shift, int64_t& count) {
         K* to = those.data() + before(part);
         in_runs(begin, end, [&](int64_t start, int64_t length) {
             const X* const x = values + start;
-            each_of(which(length, [=](int64_t i) { return ((key(x[i]) >> shift) & (VALUES - 1)) == digit; }),
-                    [&](int i) { *to++ = key(x[i]); });
+            each_of(which(length, [=](int64_t i) { return (((key(x[i]) ^ flip) >> shift) & (VALUES - 1)) == digit; }),
+                    [&](int i) { *to++ = key(x[i]) ^ flip; });
         });
     });
     return those;
@@ -96,9 +106,9 @@ struct Bar {
 
 // The bar that `count` > 0 of n scores pass.
 template <class T>
-Bar<T> bar_of(const T* scores, int64_t n, int64_t count) {
+Bar<T> bar_of(const T* scores, int64_t n, int64_t count, Key<T> flip = 0) {
     int shift = 8 * sizeof(T) - 11;
-    std::vector<Key<T>> rest = narrow<Key<T>>(scores, n, shift, count);
+    std::vector<Key<T>> rest = narrow<Key<T>>(scores, n, shift, count, flip);
     while (shift > 0) {
         shift = std::max(shift - 11, 0);
         rest = narrow<Key<T>>(rest.data(), int64_t(rest.size()), shift, count);
@@ -144,7 +154,9 @@ int64_t collect(const T* tile, int64_t begin, int64_t end, int64_t offset, const
     const int64_t* e = std::lower_bound(excluded, last, offset + begin);
     in_runs(begin, end, [&](int64_t start, int64_t n) {
         const T* const x = tile + start;
-        sound &= which(n, [=](int64_t i) { return !(score(x[i]) <= LIMIT); }) == 0;
+        int32_t bad = 0;
+        for (int64_t i = 0; i < n; i++) bad |= !(score(x[i]) <= LIMIT);
+        sound &= !bad;
         uint64_t best = which(n, [=](int64_t i) { return score(x[i]) >= least; });
         for (; e < last && *e < offset + start + n; e++) best &= ~(uint64_t(1) << (*e - offset - start));
         each_of(best, [&](int i) {
@@ -218,20 +230,27 @@ int64_t scan_op(Tensor tile, Tensor excluded, int64_t offset, bool magnitude, in
 }
 
 template <class T>
-Tensor top_of(const Tensor& scores, int64_t count) {
+Tensor top_of(const Tensor& scores, int64_t count, bool lowest, const int64_t* names) {
     const T* const s = read<T>(scores);
     const int64_t n = scores.numel(), parts = parts_of(n, SHARE);
-    const Bar<T> bar = bar_of(s, n, count);
+    const Key<T> flip = lowest ? ~Key<T>(0) : 0;
+    const Bar<T> bar = bar_of(s, n, count, flip);
     struct Found { int64_t better = 0, tied = 0, bad = 0; };
     std::vector<Found> found(parts);
     in_parts(n, parts, [&](int64_t part, int64_t begin, int64_t end) {
         Found own;
-        for (int64_t i = begin; i < end; i++) {
-            const Key<T> k = key(s[i]);
-            own.better += k > bar.worst;
-            own.tied += k == bar.worst;
-            own.bad += s[i] != s[i];
-        }
+        in_runs(begin, end, [&](int64_t start, int64_t length) {
+            Key<T> better = 0, tied = 0, bad = 0; // as wide as the scores, which is fastest
+            for (int64_t i = start; i < start + length; i++) {
+                const Key<T> k = key(s[i]) ^ flip;
+                better += k > bar.worst;
+                tied += k == bar.worst;
+                bad += s[i] != s[i];
+            }
+            own.better += better;
+            own.tied += tied;
+            own.bad += bad;
+        });
         found[part] = own;
     });
     for (const Found& own : found)
@@ -246,19 +265,60 @@ Tensor top_of(const Tensor& scores, int64_t count) {
         }
         in_runs(begin, end, [&](int64_t start, int64_t length) {
             const T* const x = s + start;
-            uint64_t best = which(length, [=](int64_t i) { return key(x[i]) > bar.worst; });
-            uint64_t tied = ties ? which(length, [=](int64_t i) { return key(x[i]) == bar.worst; }) : 0;
+            uint64_t best = which(length, [=](int64_t i) { return (key(x[i]) ^ flip) > bar.worst; });
+            uint64_t tied = ties ? which(length, [=](int64_t i) { return (key(x[i]) ^ flip) == bar.worst; }) : 0;
             for (; tied && ties; tied &= tied - 1, ties--) best |= tied & -tied;
-            each_of(best, [&](int i) { *to++ = start + i; });
+            each_of(best, [&](int i) { *to++ = names ? names[start + i] : start + i; });
         });
     });
     return positions;
 }
 
-// Indices of the `count` > 0 best, ascending; none where one is not a number.
-Tensor top(Tensor scores, int64_t count) {
+// Indices of the `count` > 0 highest or lowest, or their names, in order; none where one is not a number.
+Tensor top(Tensor scores, int64_t count, bool lowest, std::optional<Tensor> names_) {
     STD_TORCH_CHECK(count > 0 && count <= scores.numel(), "`count` must be in [1, ", scores.numel(), "], got ", count);
-    return is_double(scores) ? top_of<double>(scores, count) : top_of<float>(scores, count);
+    if (names_) check_positions(*names_, "names");
+    STD_TORCH_CHECK(!names_ || names_->numel() == scores.numel(), "`names` must be as many as the scores");
+    const int64_t* const names = names_ ? read<int64_t>(*names_) : nullptr;
+    return is_double(scores) ? top_of<double>(scores, count, lowest, names) : top_of<float>(scores, count, lowest, names);
+}
+
+template <class T>
+double floor_of(T* sample, const int64_t* rows, int64_t number, int64_t columns, const int64_t* excluded,
+                const int64_t* last, double share) {
+    std::vector<int64_t> taken(number);
+    in_parts(number, parts_of(number * columns, SHARE), [&](int64_t, int64_t begin, int64_t end) {
+        for (int64_t r = begin; r < end; r++) {
+            T* const row = sample + r * columns;
+            for (int64_t c = 0; c < columns; c++) row[c] = std::abs(row[c]);
+            const int64_t *e = std::lower_bound(excluded, last, rows[r] * columns), *const first = e;
+            for (; e < last && *e < (rows[r] + 1) * columns; e++) row[*e - rows[r] * columns] = -1;
+            taken[r] = e - first;
+        }
+    });
+    const int64_t free = number * columns - std::accumulate(taken.begin(), taken.end(), int64_t(0));
+    const double wanted = share * double(free);
+    const int64_t rank = int64_t(1.5 * wanted + 4 * std::sqrt(wanted) + 16); // with some to spare, as rows differ
+    T floor = std::numeric_limits<T>::infinity();
+    if (rank < free) {
+        const Bar<T> bar = bar_of(sample, number * columns, rank);
+        for (int64_t i = 0; i < number * columns; i++)
+            floor = key(sample[i]) >= bar.worst ? std::min(floor, sample[i]) : floor;
+    }
+    return floor <= std::numeric_limits<T>::max() ? floor : -std::numeric_limits<double>::infinity();
+}
+
+// A magnitude that somewhat more than `share` of all are likely to reach whose positions are not `excluded`, by a sample
+// of the rows, which is used up; -inf where it cannot say.
+double floor_op(Tensor sample, Tensor rows, Tensor excluded, double share) {
+    check_positions(rows, "rows");
+    check_positions(excluded, "excluded");
+    STD_TORCH_CHECK(sample.dim() == 2 && sample.size(0) == rows.numel(), "`sample` must be a matrix of the rows");
+    const auto of = [&](auto* data) {
+        const int64_t* const e = read<int64_t>(excluded);
+        return floor_of(data, read<int64_t>(rows), sample.size(0), sample.size(1), e, e + excluded.numel(), share);
+    };
+    return is_double(sample) ? of(write<double>(sample)) : of(write<float>(sample));
 }
 
 } // namespace
@@ -267,9 +327,11 @@ Tensor top(Tensor scores, int64_t count) {
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("scan(Tensor tile, Tensor excluded, int offset, bool magnitude, int count, float floor, Tensor(a!) scores, "
           "Tensor(b!) positions, int filled) -> int");
-    m.def("top(Tensor scores, int count) -> Tensor");
+    m.def("top(Tensor scores, int count, bool lowest, Tensor? names) -> Tensor");
+    m.def("floor(Tensor(a!) sample, Tensor rows, Tensor excluded, float share) -> float");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
     m.impl("scan", TORCH_BOX(&regrow::scan_op));
     m.impl("top", TORCH_BOX(&regrow::top));
+    m.impl("floor", TORCH_BOX(&regrow::floor_op));
 }

@@ -1,7 +1,6 @@
 // A changed topology, in time of its connections: the new index, what moves where, and the mirrored index.
 #include <algorithm>
 #include <limits>
-#include <memory>
 #include <numeric>
 #include <tuple>
 #include <vector>
@@ -119,7 +118,7 @@ std::vector<uint8_t> staying(const Tensor& drop_, int64_t nnz) {
 
 // How many connections of the rows [first, last) stay.
 int64_t count_of(const std::vector<uint8_t>& stays, const Index& in, int64_t first, int64_t last) {
-    return std::accumulate(stays.begin() + in.crow[first], stays.begin() + in.crow[last], int64_t(0));
+    return std::accumulate(stays.begin() + in.crow[first], stays.begin() + in.crow[last], int32_t(0));
 }
 
 // Flat positions of the connections but for those in `drop` (indices), ascending.
@@ -143,29 +142,76 @@ Tensor positions(Tensor crow_, Tensor col_, int64_t columns, Tensor drop_) {
     return positions_;
 }
 
-// Merges the connections [j, stop) of the row that starts at position `zero` with what comes in it, written from n up to
-// `end` at most; returns how far. Without a branch that depends on their order. Not inline, where there would be too few registers.
-__attribute__((noinline)) int64_t merge(const int32_t* col, const uint8_t* stays, int64_t j, int64_t stop, const int64_t* grow,
-                                       const int64_t* last, int64_t zero, int32_t* new_col, int32_t* source, int64_t n,
-                                       int64_t end) {
-    while (j < stop && grow < last) {
-        const int64_t present = zero + col[j], coming = *grow;
-        const int64_t known = present <= coming, comes = coming <= present;
-        new_col[n] = int32_t(std::min(present, coming) - zero);
+// Merges the connections of some rows with what comes in them.
+struct Merge {
+    const int32_t *crow, *col;
+    const uint8_t* stays;
+    const int64_t *grow, *last; // positions of what comes in the rows that are left
+    int32_t *new_crow, *new_col, *source;
+    int64_t columns, row, rows; // the present row, and where they end
+    int64_t n, end;             // what has been written, and what will be
+    int64_t j = 0, stop = 0;    // what is left of the present row's connections
+    std::vector<int32_t> coming = {}; // columns of what comes in the present row
+    int64_t k = 0;                    // how many of these have come
+
+    bool both() const { return j < stop && k < int64_t(coming.size()); }
+
+    // Goes to the next row that has connections and gets some, beginning with the present one; false at the end.
+    bool next() {
+        for (; row < rows; row++) {
+            if (stop == 0) { // not begun; a row before it leaves this so
+                j = crow[row];
+                stop = crow[row + 1];
+                coming.clear();
+                for (k = 0; grow < last && *grow < (row + 1) * columns; grow++) coming.push_back(int32_t(*grow - row * columns));
+            }
+            if (both()) return true;
+            for (; j < stop && n < end; n += stays[j++]) { // at the end, all others go
+                new_col[n] = col[j];
+                source[n] = int32_t(j);
+            }
+            for (; k < int64_t(coming.size()) && n < end; n++) {
+                new_col[n] = coming[k++];
+                source[n] = -1;
+            }
+            new_crow[row + 1] = int32_t(n);
+            stop = 0;
+        }
+        return false;
+    }
+};
+
+// Merges two ranges of rows at a time, as each step has to wait for the one before: no branch depends on their order.
+void merge(Merge& a, Merge& b) {
+    const auto step = [](const int32_t* col, const uint8_t* stays, const int32_t* coming, int32_t* new_col, int32_t* source,
+                         int64_t& j, int64_t& k, int64_t& n) {
+        const int32_t x = col[j], y = coming[k];
+        const int64_t known = x <= y, comes = y <= x;
+        new_col[n] = std::min(x, y);
         source[n] = int32_t(j | (known - 1));
         n += comes | stays[j];
         j += known;
-        grow += comes;
+        k += comes;
+    };
+    bool more_a = a.next(), more_b = b.next();
+    while (more_a && more_b) {
+        int64_t ja = a.j, ka = a.k, na = a.n, jb = b.j, kb = b.k, nb = b.n;
+        const int32_t *const col = a.col, *const ca = a.coming.data(), *const cb = b.coming.data();
+        const uint8_t* const stays = a.stays;
+        const int64_t ja_stop = a.stop, ka_stop = a.coming.size(), jb_stop = b.stop, kb_stop = b.coming.size();
+        int32_t *const new_col = a.new_col, *const source = a.source;
+        while (ja < ja_stop && ka < ka_stop && jb < jb_stop && kb < kb_stop) {
+            step(col, stays, ca, new_col, source, ja, ka, na);
+            step(col, stays, cb, new_col, source, jb, kb, nb);
+        }
+        a.j = ja, a.k = ka, a.n = na, b.j = jb, b.k = kb, b.n = nb;
+        more_a = a.next();
+        more_b = b.next();
     }
-    for (; j < stop && n < end; n += stays[j++]) { // at the end, all others go
-        new_col[n] = col[j];
-        source[n] = int32_t(j);
-    }
-    for (; grow < last && n < end; n++, grow++) {
-        new_col[n] = int32_t(*grow - zero);
-        source[n] = -1;
-    }
-    return n;
+    for (Merge* const rest : {&a, &b})
+        while (rest->next())
+            while (rest->both())
+                step(a.col, a.stays, rest->coming.data(), a.new_col, a.source, rest->j, rest->k, rest->n);
 }
 
 // The index without the connections `drop` (indices) and with those at the positions `grow` (ascending, none that stays):
@@ -181,40 +227,36 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> rewire(Tensor crow_, Tensor col_, in
     for (int64_t i = 1; i < grown; i++) ascending &= grow[i - 1] < grow[i];
     STD_TORCH_CHECK(ascending, "`grow` must ascend, below rows x columns");
 
-    const int64_t parts = parts_of(in.nnz, SHARE);
-    struct Part { const int64_t *grow, *end; int64_t count, fresh; }; // what comes, what there is then, what of it is new
-    std::vector<Part> all(parts);
-    in_rows(in, parts, [&](int64_t part, int64_t first, int64_t last) {
+    const int64_t pairs = parts_of(in.nnz, SHARE);
+    std::vector<Merge> all(2 * pairs);
+    in_rows(in, 2 * pairs, [&](int64_t part, int64_t first, int64_t last) {
         const auto at = [&](int64_t row) { return std::lower_bound(grow, grow + grown, row * columns); };
-        all[part] = {at(first), at(last), count_of(stays, in, first, last) + (at(last) - at(first)), 0};
+        Merge& own = all[part];
+        own.columns = columns, own.crow = in.crow, own.col = in.col, own.stays = stays.data();
+        own.row = first, own.rows = last, own.grow = at(first), own.last = at(last);
+        own.n = 0, own.end = count_of(stays, in, first, last) + (own.last - own.grow);
     });
     int64_t total = 0;
-    for (const Part& part : all) total += part.count;
+    for (Merge& part : all) {
+        part.n = total;
+        total = part.end += total;
+    }
     STD_TORCH_CHECK(total <= std::numeric_limits<int32_t>::max(), "2^31 - 1 connections are the limit, got ", total);
     const Tensor new_crow_ = empty(crow_, {in.rows + 1}, ScalarType::Int), new_col_ = empty(col_, {total}, ScalarType::Int),
                  source_ = empty(col_, {total}, ScalarType::Int);
-    int32_t *const new_crow = write(new_crow_), *const new_col = write(new_col_), *const source = write(source_);
-    new_crow[0] = 0;
-    in_rows(in, parts, [&](int64_t part, int64_t first, int64_t last) {
-        int64_t begin = 0;
-        for (int64_t p = 0; p < part; p++) begin += all[p].count;
-        const int64_t end = begin + all[part].count;
-        const int64_t* next = all[part].grow;
-        int64_t n = begin;
-        for (int64_t r = first; r < last; r++) {
-            const int64_t* const row = next;
-            while (next < all[part].end && *next < (r + 1) * columns) next++;
-            n = merge(in.col, stays.data(), in.crow[r], in.crow[r + 1], row, next, r * columns, new_col, source, n, end);
-            new_crow[r + 1] = int32_t(n);
-        }
-        all[part].fresh = n == end ? std::count(source + begin, source + end, -1) : -1;
+    write(new_crow_)[0] = 0;
+    for (Merge& part : all) part.new_crow = write(new_crow_), part.new_col = write(new_col_), part.source = write(source_);
+    std::vector<int64_t> fresh(pairs);
+    in_parts(pairs, pairs, [&](int64_t pair, int64_t, int64_t) {
+        Merge &a = all[2 * pair], &b = all[2 * pair + 1];
+        const int64_t begin = a.n;
+        merge(a, b);
+        int32_t count = 0;
+        for (int64_t i = begin; i < b.end; i++) count += a.source[i] < 0;
+        fresh[pair] = a.n == a.end && b.n == b.end ? count : -1;
     });
-    int64_t fresh = 0;
-    for (const Part& part : all) {
-        STD_TORCH_CHECK(part.fresh >= 0, "`grow` must be disjoint from the connections that stay");
-        fresh += part.fresh;
-    }
-    return {new_crow_, new_col_, source_, fresh};
+    for (const int64_t each : fresh) STD_TORCH_CHECK(each >= 0, "`grow` must be disjoint from the connections that stay");
+    return {new_crow_, new_col_, source_, std::accumulate(fresh.begin(), fresh.end(), int64_t(0))};
 }
 
 // `mix` of regrow.ops.sketch
@@ -265,10 +307,9 @@ void sketch(Tensor positions_, Tensor registers_) {
 }
 
 template <class T>
-void move_as(const int32_t* source, int64_t count, T* data, int64_t capacity) {
-    const std::unique_ptr<T[]> buffer(new T[capacity + 1]); // where a new one comes from, and all that were before
-    buffer[0] = T(0);
-    T* const before = buffer.get() + 1;
+void move_as(const int32_t* source, int64_t count, void* data_, void* scratch, int64_t capacity) {
+    T *const data = static_cast<T*>(data_), *const before = static_cast<T*>(scratch) + 1;
+    before[-1] = T(0); // where a new one comes from
     const int64_t parts = parts_of(capacity, SHARE);
     std::vector<uint8_t> inside(parts);
     in_parts(capacity, parts, [&](int64_t part, int64_t begin, int64_t end) {
@@ -289,17 +330,20 @@ void move_as(const int32_t* source, int64_t count, T* data, int64_t capacity) {
 }
 
 // Moves the entries of a tensor [capacity, 1] to their new places; zero where a connection is new, and in the padding.
-void move(Tensor source, Tensor tensor) {
+// `scratch` is bytes, room for one entry more.
+void move(Tensor source, Tensor tensor, Tensor scratch) {
     const int64_t count = source.numel(), capacity = tensor.numel();
     check_index(source, 0, "source");
     STD_TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu() && count <= capacity, "`tensor` must be contiguous, of the capacity");
+    STD_TORCH_CHECK(scratch.is_contiguous() && scratch.is_cpu() && scratch.scalar_type() == ScalarType::Byte &&
+                        scratch.numel() >= (capacity + 1) * int64_t(tensor.element_size()), "`scratch` is too small");
     const int32_t* const from = read(source);
-    void* const data = tensor.mutable_data_ptr();
+    void *const data = tensor.mutable_data_ptr(), *const room = scratch.mutable_data_ptr();
     switch (tensor.element_size()) {
-        case 8: return move_as(from, count, static_cast<uint64_t*>(data), capacity);
-        case 4: return move_as(from, count, static_cast<uint32_t*>(data), capacity);
-        case 2: return move_as(from, count, static_cast<uint16_t*>(data), capacity);
-        case 1: return move_as(from, count, static_cast<uint8_t*>(data), capacity);
+        case 8: return move_as<uint64_t>(from, count, data, room, capacity);
+        case 4: return move_as<uint32_t>(from, count, data, room, capacity);
+        case 2: return move_as<uint16_t>(from, count, data, room, capacity);
+        case 1: return move_as<uint8_t>(from, count, data, room, capacity);
     }
     STD_TORCH_CHECK(false, "`tensor` has entries of ", tensor.element_size(), " bytes");
 }
@@ -313,7 +357,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("fingerprint(Tensor crow, Tensor col, int columns) -> int");
     m.def("sketch(Tensor positions, Tensor(a!) registers) -> ()");
     m.def("rewire(Tensor crow, Tensor col, int columns, Tensor drop, Tensor grow) -> (Tensor, Tensor, Tensor, int)");
-    m.def("move(Tensor source, Tensor(a!) tensor) -> ()");
+    m.def("move(Tensor source, Tensor(a!) tensor, Tensor(b!) scratch) -> ()");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
     m.impl("mirror", TORCH_BOX(&regrow::mirror));

@@ -134,11 +134,14 @@ def rewire(
     return new_crow, new_col, torch.where(known, source, -1).int(), int((~known).sum())
 
 
-def move(source: Tensor, tensor: Tensor) -> None:
-    """Move the entries of `tensor` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
-    if _native(tensor) and tensor.is_contiguous():
-        torch.ops.regrow_native.move.default(source, tensor)
-        return
-    moved = torch.zeros_like(tensor)
-    moved[: len(source)] = tensor[source.clamp(min=0).long()].where((source >= 0)[:, None], 0)
-    tensor.copy_(moved)
+def move(source: Tensor, *tensors: Tensor) -> None:
+    """Move the entries of `tensors` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
+    room = max((len(tensor) + 1) * tensor.element_size() for tensor in tensors)
+    scratch = torch.empty(room if _native(source) else 0, dtype=torch.uint8)  # for all of them, one by one
+    for tensor in tensors:
+        if _native(tensor) and tensor.is_contiguous():
+            torch.ops.regrow_native.move.default(source, tensor, scratch)
+            continue
+        moved = torch.zeros_like(tensor)
+        moved[: len(source)] = tensor[source.clamp(min=0).long()].where((source >= 0)[:, None], 0)
+        tensor.copy_(moved)

@@ -15,10 +15,11 @@ ROOM = 1 << 18
 """Candidates that may wait beside the best, before the worst of all are dropped."""
 
 
-def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
+def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = False) -> Tensor:
     """Indices of the `count` highest of `scores` [n], ascending, int64 [count]; ties go to the lower index.
 
-    The same as a stable descending sort, in linear time. `what` is what messages call a score.
+    The same as a stable descending sort, in linear time. `what` is what messages call a score; `lowest` asks for the
+    lowest instead.
 
     Raises:
         RegrowRuntimeError: a score is nan.
@@ -26,10 +27,11 @@ def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     if scores.device.type == "cpu" and native.available() and scores.dtype in EXACT:
-        chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count)
+        chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count, lowest, None)
         if len(chosen) < count:
             raise _nan(what)
         return chosen
+    scores = -scores if lowest else scores
     threshold = torch.topk(scores, count, sorted=False).values.min()
     if threshold.isnan():
         raise _nan(what)
@@ -42,6 +44,21 @@ def _nan(what: str) -> RegrowRuntimeError:
     return RegrowRuntimeError(
         f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
     )
+
+
+def floor_of(sample: Tensor, rows: Tensor, excluded: Tensor, share: float) -> float:
+    """A magnitude that somewhat more than `share` of all free positions are likely to reach; -inf where none is known.
+
+    Args:
+        sample: some rows of the scores [n, columns], which is used up.
+        rows: their numbers, int64 [n].
+        excluded: positions in the whole matrix that are not free, ascending, int64.
+        share: in [0, 1].
+    """
+    if sample.device.type != "cpu" or not native.available() or sample.dtype not in EXACT:
+        return -math.inf
+    excluded = excluded.contiguous()
+    return float(torch.ops.regrow_native.floor.default(sample.contiguous(), rows, excluded, share))
 
 
 class Best:
@@ -133,4 +150,8 @@ class Best:
         positions = self._positions[: self._filled]
         if self._scores is None or self._filled <= self.count:
             return positions.clone()
-        return positions[top(self._scores[: self._filled], self.count)]
+        if self.count == 0:
+            return positions[:0]
+        scores = self._scores[: self._filled]
+        chosen: Tensor = torch.ops.regrow_native.top.default(scores, self.count, False, positions)
+        return chosen

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import index
 from regrow.ops.listener import Operands, listen
-from regrow.ops.select import Best, top
+from regrow.ops.select import Best, floor_of
 from regrow.weights.among import Among
 from regrow.weights.base import (
     NonFiniteGradientError,
@@ -186,15 +186,8 @@ class CompressedWeight(SparseWeight):
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         memory = torch.empty(number, columns, dtype=exact, device=device)
         some = [each.in_rows(chosen) for each in operands]
-        magnitudes = self._dense_gradient(some, 0, number, reduce, memory).abs_().view(-1)
-        taken = _in_rows(survivors, chosen, columns)
-        magnitudes[taken] = -1
-        wanted = count / (rows * columns - len(survivors)) * (len(magnitudes) - len(taken))
-        share = int(1.5 * wanted + 4 * math.sqrt(wanted) + 16)
-        if share >= len(magnitudes) - len(taken):
-            return -math.inf
-        floor = float(magnitudes[top(magnitudes, share)].min())
-        return floor if math.isfinite(floor) else -math.inf
+        sample = self._dense_gradient(some, 0, number, reduce, memory)
+        return floor_of(sample, chosen, survivors, count / (rows * columns - len(survivors)))
 
     def _dense_gradient(
         self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None, memory: Tensor
@@ -215,8 +208,7 @@ class CompressedWeight(SparseWeight):
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
                 f"{len(source)}: a method whose count grows needs storage='masked'"
             )
-        for tensor in (self.parameter.detach(), *companions):
-            index.move(source, tensor)
+        index.move(source, self.parameter.detach(), *companions)
         self._write_index(new_crow, new_col)
         return new
 
@@ -270,12 +262,3 @@ def _between(positions: Tensor, first: int, end: int) -> Tensor:
     low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
     return positions[low:high]
 
-
-def _in_rows(positions: Tensor, rows: Tensor, columns: int) -> Tensor:
-    """Those of the ascending `positions` that are in `rows`, as positions in the matrix of these rows alone."""
-    starts = rows * columns
-    low, high = torch.searchsorted(positions, torch.stack([starts, starts + columns]))
-    number = high - low
-    row = torch.repeat_interleave(number)
-    place = torch.arange(len(row), device=row.device) + (high - number.cumsum(0))[row]
-    return positions[place] + (torch.arange(len(rows), device=row.device) * columns - starts)[row]
