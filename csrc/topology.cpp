@@ -40,8 +40,16 @@ void in_rows(const Index& index, int64_t parts, const F& f) {
     });
 }
 
+// `mix` of regrow.ops.sketch
+uint64_t mix(int64_t position) {
+    uint64_t mixed = uint64_t(position) * 0x9E3779B97F4A7C1ull + 0x632BE59BD9B4E019ull;
+    mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653ull;
+    return mixed ^ (mixed >> 32);
+}
+
 // The index of the transposed matrix [columns, rows], by counting: crow_t, row_t, order; padded like col with zeros.
-void mirror(Tensor crow_, Tensor col_, Tensor crow_t_, Tensor row_t_, Tensor order_) {
+// Returns the fingerprint, as below: it takes no time beside the reading of the columns.
+int64_t mirror(Tensor crow_, Tensor col_, Tensor crow_t_, Tensor row_t_, Tensor order_) {
     check_index(crow_t_, 1, "crow_t");
     const int64_t columns = crow_t_.numel() - 1;
     const Index in(crow_, col_, columns);
@@ -53,14 +61,21 @@ void mirror(Tensor crow_, Tensor col_, Tensor crow_t_, Tensor row_t_, Tensor ord
     const int64_t parts = std::min(parts_of(in.nnz, SHARE), 1 + in.nnz / std::max<int64_t>(columns, 1));
     std::vector<int32_t> next(parts * columns);
     std::vector<char> inside(parts);
+    std::vector<uint64_t> sums(parts);
     in_rows(in, parts, [&](int64_t part, int64_t first, int64_t last) {
         int32_t* const own = next.data() + part * columns;
         bool good = true;
-        for (int64_t j = in.crow[first]; j < in.crow[last] && good; j++) {
-            good = in.col[j] >= 0 && in.col[j] < columns;
-            if (good) own[in.col[j]]++;
+        uint64_t sum = 0;
+        for (int64_t r = first; r < last; r++) {
+            for (int64_t j = in.crow[r]; j < in.crow[r + 1] && good; j++) {
+                const int64_t c = in.col[j];
+                good = c >= 0 && c < columns;
+                if (good) own[c]++;
+                sum += mix(r * columns + c);
+            }
         }
         inside[part] = good;
+        sums[part] = sum;
     });
     for (const char good : inside) STD_TORCH_CHECK(good, "`col` must be in [0, ", columns, ")");
     int32_t place = 0;
@@ -97,6 +112,7 @@ void mirror(Tensor crow_, Tensor col_, Tensor crow_t_, Tensor row_t_, Tensor ord
     });
     std::fill(row_t + in.nnz, row_t + row_t_.numel(), 0);
     std::fill(order + in.nnz, order + order_.numel(), 0);
+    return int64_t(std::accumulate(sums.begin(), sums.end(), uint64_t(0)));
 }
 
 // 0 for each connection that goes, else 1.
@@ -259,13 +275,6 @@ std::tuple<Tensor, Tensor, Tensor, int64_t> rewire(Tensor crow_, Tensor col_, in
     return {new_crow_, new_col_, source_, std::accumulate(fresh.begin(), fresh.end(), int64_t(0))};
 }
 
-// `mix` of regrow.ops.sketch
-uint64_t mix(int64_t position) {
-    uint64_t mixed = uint64_t(position) * 0x9E3779B97F4A7C1ull + 0x632BE59BD9B4E019ull;
-    mixed = (mixed ^ (mixed >> 29)) * 0x3C79AC492BA7B653ull;
-    return mixed ^ (mixed >> 32);
-}
-
 // The sum of the hashes of the positions.
 int64_t fingerprint(Tensor crow_, Tensor col_, int64_t columns) {
     const Index in(crow_, col_, columns);
@@ -352,7 +361,7 @@ void move(Tensor source, Tensor tensor, Tensor scratch) {
 } // namespace regrow
 
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
-    m.def("mirror(Tensor crow, Tensor col, Tensor(a!) crow_t, Tensor(b!) row_t, Tensor(c!) order) -> ()");
+    m.def("mirror(Tensor crow, Tensor col, Tensor(a!) crow_t, Tensor(b!) row_t, Tensor(c!) order) -> int");
     m.def("positions(Tensor crow, Tensor col, int columns, Tensor drop) -> Tensor");
     m.def("fingerprint(Tensor crow, Tensor col, int columns) -> int");
     m.def("sketch(Tensor positions, Tensor(a!) registers) -> ()");

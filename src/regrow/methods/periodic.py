@@ -121,7 +121,11 @@ class Periodic(Method):
         """Add the present connections to those that were ever active (In-Time Over-Parameterization's R_s)."""
         known = self.remembered(weight, EXPLORED)
         fingerprint, kept, version = self._covered.get(weight.name, (0, None, 0))
-        if kept is not None and kept is known and (kept._version, weight.record.fingerprint) == (version, fingerprint):
+        if (
+            kept is not None
+            and kept is known
+            and (kept._version, weight.record.fingerprint) == (version, fingerprint)
+        ):
             return kept
         return self._note(weight, weight.explored(known))
 

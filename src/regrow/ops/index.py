@@ -26,11 +26,10 @@ def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Ten
     return crow_t, row_t, order
 
 
-def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> None:
-    """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`."""
+def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> int:
+    """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`; returns the `fingerprint`."""
     if _native(crow):
-        torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order)
-        return
+        return int(torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order))
     nnz = int(crow[-1])
     rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
     used = col[:nnz].long()
@@ -39,6 +38,7 @@ def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order:
         tensor.zero_()
     crow_t[1:] = used.bincount(minlength=len(crow_t) - 1).cumsum(0)
     row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
+    return fingerprint(crow, col, len(crow_t) - 1)
 
 
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:

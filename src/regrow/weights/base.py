@@ -143,6 +143,10 @@ class SparseWeight(ABC):
         """Values of the active connections [nnz] (a copy)."""
         return self.take(self.parameter.detach())
 
+    def magnitudes(self) -> Tensor:
+        """Absolute values of the active connections [nnz] (a copy)."""
+        return self.values().abs_()
+
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor of `shape`, zero where inactive (a copy)."""
         dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
@@ -270,9 +274,9 @@ class SparseWeight(ABC):
         """A number that tells two topologies apart, the same in every storage."""
         return int(sketch.mix(self.positions()).sum())
 
-    def remember(self) -> None:
-        """Note the topology as the one that regrow knows."""
-        self.record.fingerprint = self.fingerprint()
+    def remember(self, fingerprint: int | None = None) -> None:
+        """Note the topology as the one that regrow knows; its `fingerprint` where it is at hand."""
+        self.record.fingerprint = self.fingerprint() if fingerprint is None else fingerprint
         self.record.versions = _versions(self)
 
     def check_unchanged(self, *, thorough: bool = False) -> None:

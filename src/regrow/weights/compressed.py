@@ -33,7 +33,7 @@ from regrow.weights.hook import hook_of
 
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
-TILE = 1 << 19  # elements of the dense gradient that exist at a time
+TILE = 1 << 19  # elements of the dense gradient that exist at a time; four times as many where rows are long
 
 
 @cache
@@ -77,6 +77,9 @@ class CompressedWeight(SparseWeight):
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
+
+    def magnitudes(self) -> Tensor:
+        return self.parameter.detach()[: self.nnz, 0].abs()
 
     def restrict(self, gradient: Tensor) -> Tensor:
         return gradient  # the backward operator leaves the padding at zero
@@ -158,7 +161,7 @@ class CompressedWeight(SparseWeight):
         device = self.parameter.device
         rows, columns = self.shape[0], len(numbers)
         found = Best(count, device, floor)
-        height = max(1, TILE // columns)
+        height = max(1, TILE // columns, min(512, 4 * TILE // columns))  # few rows make a slow product
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         memory = torch.empty(min(height, rows), columns, dtype=exact, device=device)
         for start in range(0, rows, height):
@@ -253,12 +256,10 @@ class CompressedWeight(SparseWeight):
         ):
             if len(self._buffer(part)) != entries:
                 self.module._buffers[f"{self.parameter_name}_{part}"] = self._buffer(like).new_empty(entries)
-        index.mirror_into(*(self._buffer(part) for part in (*INDEX, *MIRROR)))
-        self.remember()
+        self.remember(index.mirror_into(*(self._buffer(part) for part in (*INDEX, *MIRROR))))
 
 
 def _between(positions: Tensor, first: int, end: int) -> Tensor:
     """Those of the ascending `positions` that are in [first, end)."""
     low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
     return positions[low:high]
-
