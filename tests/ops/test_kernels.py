@@ -259,7 +259,7 @@ def test_rewire_and_mirror_as_the_reference(rows: int, columns: int, seed: int, 
     assert changed[3] == expected[3] == int((changed[2] < 0).sum())
     assert all(torch.equal(*pair) for pair in zip(mirrored, mirror, strict=True))
     assert torch.equal(moved, reference)
-    assert index.fingerprint(crow, col, columns) == fingerprint
+    assert index.fingerprint(crow, col, columns) == index.mirror_into(crow, col, *mirrored) == fingerprint
 
 
 @contextmanager

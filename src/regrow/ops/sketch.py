@@ -64,9 +64,9 @@ def count(entries: Tensor, population: int) -> float:
     """How many distinct positions were added to `entries`."""
     if population <= SIZE:
         return float(entries.count_nonzero())
-    registers = torch.bincount(entries.byte(), minlength=HASH_BITS + 2).tolist()  # by what they hold
+    registers: list[int] = torch.bincount(entries.byte()).tolist()  # by what they hold
     empty = registers[0]
     estimate = 0.7213 / (1 + 1.079 / SIZE) * SIZE**2 / sum(n / 2**held for held, n in enumerate(registers))
     if estimate <= 2.5 * SIZE and empty:
         estimate = SIZE * math.log(SIZE / empty)
-    return min(estimate, float(population))
+    return float(min(estimate, population))
