@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def magnitude(weight: SparseWeight) -> Tensor:
     """Drop score |w| of the active connections [nnz]: the smallest go (RigL, SET, SNFS)."""
-    return weight.values().abs()
+    return weight.magnitudes()
 
 
 INITIAL = ("zeros", "normal", "uniform")

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops.select import top
+from regrow.ops import native
+from regrow.ops.select import floor_of, top
+from regrow.topology import generator, sample
 
 
 @given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, float("inf"), -float("inf")]), max_size=40), st.data())
@@ -17,6 +19,23 @@ def test_as_a_stable_descending_sort(values: list[float], data: st.DataObject) -
     scores = torch.tensor(values, dtype=torch.float64)
     expected = torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
     assert torch.equal(top(scores, count), expected)
+    lowest = torch.sort(scores, stable=True).indices[:count].sort().values
+    assert torch.equal(top(scores, count, lowest=True), lowest)
+
+
+@pytest.mark.skipif(not native.available(), reason="the kernels are not built")
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.3])
+def test_the_floor_of_a_sample_lets_somewhat_more_than_the_share_pass(share: float) -> None:
+    """Where what is not free has the highest scores of all, too."""
+    gradient = torch.randn(200, 1000, generator=generator(0))
+    excluded = sample(60_000, 200_000, generator(1))
+    gradient.view(-1)[excluded] *= 100
+    rows = torch.arange(3, 200, 7)
+    floor = floor_of(gradient[rows], rows, excluded, share)
+    free = torch.ones(200_000, dtype=torch.bool).index_fill(0, excluded, False).view(200, 1000)[rows]
+    passing = int((gradient[rows].abs() >= floor)[free].sum())
+    assert 1.5 * share < passing / int(free.sum()) < 2 * share + 0.01
+    assert floor_of(gradient[rows], rows, excluded, 0.9) == -float("inf")  # nearly all
 
 
 def test_nan_is_refused() -> None:

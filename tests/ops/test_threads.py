@@ -84,7 +84,7 @@ def test_selection(dtype: torch.dtype, count: int) -> None:
 
     def select() -> list[Tensor]:
         best = Best(count, torch.device("cpu"))
-        assert best.add_magnitude(scores.clone(), excluded, 0)
+        assert best.add_magnitude(scores, excluded, 0)
         return [top(ranked, count), best.positions()]
 
     assert all(torch.equal(found, expected) for found in alike(select))
@@ -103,7 +103,7 @@ def test_updates(rows: int, columns: int, connections: int) -> None:
     values = torch.randn(connections, 1)
 
     def update() -> list[Tensor]:
-        new_crow, new_col, source = index.rewire(crow, col, columns, drop, grow)
+        new_crow, new_col, source, _ = index.rewire(crow, col, columns, drop, grow)
         moved = torch.cat([values, torch.zeros(len(source), 1)])
         index.move(source, moved)
         known = torch.tensor(index.fingerprint(new_crow, new_col, columns))

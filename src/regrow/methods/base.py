@@ -340,9 +340,8 @@ class Method:
         Returns:
             The number of truly new connections.
         """
-        known = weight.fingerprint()
         for copy in self._copies(weight.name):
-            if copy.fingerprint() != known:
+            if copy.fingerprint() != weight.fingerprint():
                 raise RegrowRuntimeError(
                     f"a copy that follows has another topology in `{weight.name}` by now (the model was loaded?).\n"
                     "Load the copy too, or make it anew and call follow."

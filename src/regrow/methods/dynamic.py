@@ -96,7 +96,7 @@ class Dynamic(Periodic):
     def drop(self, weight: SparseWeight, fraction: float) -> Tensor:
         """Which of the active connections go: the `fraction` with the lowest score, rounded down."""
         count = whole_share(fraction, weight.nnz)
-        return top(-self.drop_score(weight), count, f"a drop score of `{weight.name}`")
+        return top(self.drop_score(weight), count, f"a drop score of `{weight.name}`", lowest=True)
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         """The `count` positions that come, ascending, none of them among `survivors`."""

@@ -52,6 +52,8 @@ class Periodic(Method):
         self.update_every = require_count("update_every", update_every)
         self.start_step, self.stop_step = start_step, stop_step
         self._tracks = False
+        self._covered: dict[str, tuple[int, Tensor, int]] = {}
+        """Of each weight: the topology that what was explored is known to hold, that tensor, and its version."""
         super().__init__(
             model,
             optimizer,
@@ -100,7 +102,7 @@ class Periodic(Method):
             before = weight.nnz
             explored = self._explore(weight)
             new = self.move(weight, drop, grow)
-            explored = self._explore(weight, explored)
+            explored = self._note(weight, weight.explored(explored, grow))
             layers[weight.name] = {
                 "dropped": before + new - weight.nnz,
                 "grown": new,
@@ -115,9 +117,19 @@ class Periodic(Method):
             for weight in self.weights:
                 self._explore(weight)
 
-    def _explore(self, weight: SparseWeight, explored: Tensor | None = None) -> Tensor:
+    def _explore(self, weight: SparseWeight) -> Tensor:
         """Add the present connections to those that were ever active (In-Time Over-Parameterization's R_s)."""
-        known = self.remembered(weight, EXPLORED) if explored is None else explored
-        explored = weight.explored(known)
+        known = self.remembered(weight, EXPLORED)
+        fingerprint, kept, version = self._covered.get(weight.name, (0, None, 0))
+        if (
+            kept is not None
+            and kept is known
+            and (kept._version, weight.record.fingerprint) == (version, fingerprint)
+        ):
+            return kept
+        return self._note(weight, weight.explored(known))
+
+    def _note(self, weight: SparseWeight, explored: Tensor) -> Tensor:
         self.remember(weight, EXPLORED, explored)
+        self._covered[weight.name] = (weight.record.fingerprint, explored, explored._version)
         return explored

@@ -100,6 +100,10 @@ class Correlation(NamedTuple):
         """See `regrow.ops.listener.Operands`."""
         return self._replace(columns=columns)
 
+    def in_rows(self, rows: Tensor) -> Correlation:
+        """See `regrow.ops.listener.Operands`."""
+        return self._replace(gradient=self.gradient[:, rows])
+
 
 def _dense_weight(values: Tensor, crow: Tensor, col: Tensor, channels: int, kernel: Sequence[int]) -> Tensor:
     """The weight [out, in, kh, kw], in float32 or better."""

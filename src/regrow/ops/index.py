@@ -26,11 +26,10 @@ def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Ten
     return crow_t, row_t, order
 
 
-def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> None:
-    """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`."""
+def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> int:
+    """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`; returns the `fingerprint`."""
     if _native(crow):
-        torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order)
-        return
+        return int(torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order))
     nnz = int(crow[-1])
     rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
     used = col[:nnz].long()
@@ -39,6 +38,7 @@ def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order:
         tensor.zero_()
     crow_t[1:] = used.bincount(minlength=len(crow_t) - 1).cumsum(0)
     row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
+    return fingerprint(crow, col, len(crow_t) - 1)
 
 
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
@@ -99,10 +99,6 @@ def explored(crow: Tensor, col: Tensor, columns: int, before: Tensor | None) -> 
     """The sketch `before` with the positions of the connections added (`regrow.ops.sketch.add`)."""
     population = (len(crow) - 1) * columns
     entries = sketch.add(torch.empty(0, dtype=torch.int64, device=crow.device), population, before)
-    if _native(crow) and population > sketch.SIZE:
-        entries = entries.clone()  # what was before belongs to somebody
-        torch.ops.regrow_native.sketch.default(crow, col, columns, entries)
-        return entries
     for some in pieces(crow, col, columns):
         entries = sketch.add(some, population, entries)
     return entries
@@ -110,7 +106,7 @@ def explored(crow: Tensor, col: Tensor, columns: int, before: Tensor | None) -> 
 
 def rewire(
     crow: Tensor, col: Tensor, columns: int, drop: Tensor, grow: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, int]:
     """The index after an update, and what moves where.
 
     Args:
@@ -118,14 +114,15 @@ def rewire(
         col: columns of the connections, padding after them.
         columns: of the matrix.
         drop: which connections go, int64.
-        grow: flat positions that come, ascending, int64; one that is also dropped keeps its place.
+        grow: flat positions that come, ascending, int64, none of them one that stays; one that is also dropped keeps
+            its place.
 
     Returns:
-        The new ``crow``, the new ``col`` without padding, and for each connection the place it had before, int32, -1
-        where it is new.
+        The new ``crow``, the new ``col`` without padding, for each connection the place it had before, int32, -1
+        where it is new, and how many are new.
     """
     if _native(crow):
-        changed: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.rewire.default(
+        changed: tuple[Tensor, Tensor, Tensor, int] = torch.ops.regrow_native.rewire.default(
             crow, col, columns, drop.contiguous(), grow.contiguous()
         )
         return changed
@@ -133,14 +130,18 @@ def rewire(
     after = torch.cat([positions(crow, col, columns, drop), grow]).sort().values
     source = torch.searchsorted(before, after)
     known = before[source.clamp(max=max(len(before) - 1, 0))] == after if len(before) else after < 0
-    return *from_positions(after, len(crow) - 1, columns), torch.where(known, source, -1).int()
+    new_crow, new_col = from_positions(after, len(crow) - 1, columns)
+    return new_crow, new_col, torch.where(known, source, -1).int(), int((~known).sum())
 
 
-def move(source: Tensor, tensor: Tensor) -> None:
-    """Move the entries of `tensor` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
-    if _native(tensor) and tensor.is_contiguous():
-        torch.ops.regrow_native.move.default(source, tensor)
-        return
-    moved = torch.zeros_like(tensor)
-    moved[: len(source)] = tensor[source.clamp(min=0).long()].where((source >= 0)[:, None], 0)
-    tensor.copy_(moved)
+def move(source: Tensor, *tensors: Tensor) -> None:
+    """Move the entries of `tensors` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
+    room = max((len(tensor) + 1) * tensor.element_size() for tensor in tensors)
+    scratch = torch.empty(room if _native(source) else 0, dtype=torch.uint8)  # for all of them, one by one
+    for tensor in tensors:
+        if _native(tensor) and tensor.is_contiguous():
+            torch.ops.regrow_native.move.default(source, tensor, scratch)
+            continue
+        moved = torch.zeros_like(tensor)
+        moved[: len(source)] = tensor[source.clamp(min=0).long()].where((source >= 0)[:, None], 0)
+        tensor.copy_(moved)

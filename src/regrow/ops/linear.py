@@ -42,7 +42,11 @@ class Products(NamedTuple):
 
     def among(self, columns: Tensor) -> Products:
         """See `regrow.ops.listener.Operands`."""
-        return Products(self.input.t()[columns].t(), self.gradient)
+        return self._replace(input=self.input.t()[columns].t())
+
+    def in_rows(self, rows: Tensor) -> Products:
+        """See `regrow.ops.listener.Operands`."""
+        return self._replace(gradient=self.gradient.t()[rows].t())
 
 
 def _flat(x: Tensor) -> Tensor:

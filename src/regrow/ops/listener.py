@@ -19,6 +19,9 @@ class Operands(Protocol):
     def among(self, columns: Tensor) -> Operands:
         """The same for the dense gradient of some columns alone, int64 [n]."""
 
+    def in_rows(self, rows: Tensor) -> Operands:
+        """The same for the dense gradient of some rows alone, int64 [n]."""
+
 
 class Listener(Protocol):
     """Someone who wants the operands of backward passes."""

@@ -15,10 +15,11 @@ ROOM = 1 << 18
 """Candidates that may wait beside the best, before the worst of all are dropped."""
 
 
-def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
+def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = False) -> Tensor:
     """Indices of the `count` highest of `scores` [n], ascending, int64 [count]; ties go to the lower index.
 
-    The same as a stable descending sort, in linear time. `what` is what messages call a score.
+    The same as a stable descending sort, in linear time. `what` is what messages call a score; `lowest` asks for the
+    lowest instead.
 
     Raises:
         RegrowRuntimeError: a score is nan.
@@ -26,10 +27,11 @@ def top(scores: Tensor, count: int, what: str = "a score") -> Tensor:
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
     if scores.device.type == "cpu" and native.available() and scores.dtype in EXACT:
-        chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count)
+        chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count, lowest, None)
         if len(chosen) < count:
             raise _nan(what)
         return chosen
+    scores = -scores if lowest else scores
     threshold = torch.topk(scores, count, sorted=False).values.min()
     if threshold.isnan():
         raise _nan(what)
@@ -42,6 +44,21 @@ def _nan(what: str) -> RegrowRuntimeError:
     return RegrowRuntimeError(
         f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
     )
+
+
+def floor_of(sample: Tensor, rows: Tensor, excluded: Tensor, share: float) -> float:
+    """A magnitude that somewhat more than `share` of all free positions are likely to reach; -inf where none is known.
+
+    Args:
+        sample: some rows of the scores [n, columns], which is used up.
+        rows: their numbers, int64 [n].
+        excluded: positions in the whole matrix that are not free, ascending, int64.
+        share: in [0, 1].
+    """
+    if sample.device.type != "cpu" or not native.available() or sample.dtype not in EXACT:
+        return -math.inf
+    excluded = excluded.contiguous()
+    return float(torch.ops.regrow_native.floor.default(sample.contiguous(), rows, excluded, share))
 
 
 class Best:
@@ -86,7 +103,7 @@ class Best:
             and (self._scores is None or scores.dtype == self._scores.dtype)
             and scores.dtype in EXACT
         ):
-            if not self._scan(scores.clone(memory_format=torch.contiguous_format), excluded, offset, False):
+            if not self._scan(scores.contiguous(), excluded, offset, False):
                 raise _nan("a score")
             return
         scores = scores.reshape(-1)
@@ -101,7 +118,7 @@ class Best:
         self._filled = len(chosen)
 
     def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
-        """Take in the magnitudes of a tile, which is used up; whether all of it is finite, else nothing is taken."""
+        """Take in the magnitudes of a tile; whether all of it is finite, else nothing is taken."""
         if self._native and tile.dtype in EXACT and tile.is_contiguous():
             return self._scan(tile, excluded, offset, True)
         if not tile.isfinite().all():
@@ -130,6 +147,11 @@ class Best:
 
     def positions(self) -> Tensor:
         """The chosen ones, ascending, int64 [filled]."""
-        if self._native and self._scores is not None:
-            torch.ops.regrow_native.settle.default(self._scores, self._positions, self._filled, self.count)
-        return self._positions[: self.filled].clone()
+        positions = self._positions[: self._filled]
+        if self._scores is None or self._filled <= self.count:
+            return positions.clone()
+        if self.count == 0:
+            return positions[:0]
+        scores = self._scores[: self._filled]
+        chosen: Tensor = torch.ops.regrow_native.top.default(scores, self.count, False, positions)
+        return chosen

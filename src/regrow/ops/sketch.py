@@ -7,8 +7,12 @@ that a cast to any floating-point type and back changes nothing.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from regrow.ops import native
 
 SIZE = 1 << 14
 BUCKET_BITS = 14
@@ -44,6 +48,10 @@ def add(positions: Tensor, population: int, before: Tensor | None) -> Tensor:
     )
     if population <= SIZE:
         return entries.index_fill(0, positions, 1)
+    if positions.device.type == "cpu" and native.available():
+        entries = entries.clone()  # what was before belongs to somebody
+        torch.ops.regrow_native.sketch.default(positions.contiguous(), entries)
+        return entries
     for some in positions.split(PIECE):
         mixed = mix(some)
         rest = _shift(mixed, BUCKET_BITS)
@@ -56,8 +64,9 @@ def count(entries: Tensor, population: int) -> float:
     """How many distinct positions were added to `entries`."""
     if population <= SIZE:
         return float(entries.count_nonzero())
-    empty = float((entries == 0).sum())
-    estimate = 0.7213 / (1 + 1.079 / SIZE) * SIZE**2 / float(torch.exp2(-entries.double()).sum())
+    registers: list[int] = torch.bincount(entries.byte()).tolist()  # by what they hold
+    empty = registers[0]
+    estimate = 0.7213 / (1 + 1.079 / SIZE) * SIZE**2 / sum(n / 2**held for held, n in enumerate(registers))
     if estimate <= 2.5 * SIZE and empty:
-        estimate = SIZE * float(torch.log(torch.tensor(SIZE / empty, dtype=torch.float64)))
-    return min(estimate, float(population))
+        estimate = SIZE * math.log(SIZE / empty)
+    return float(min(estimate, population))

@@ -143,6 +143,10 @@ class SparseWeight(ABC):
         """Values of the active connections [nnz] (a copy)."""
         return self.take(self.parameter.detach())
 
+    def magnitudes(self) -> Tensor:
+        """Absolute values of the active connections [nnz] (a copy)."""
+        return self.values().abs_()
+
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor of `shape`, zero where inactive (a copy)."""
         dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
@@ -242,13 +246,17 @@ class SparseWeight(ABC):
             RegrowRuntimeError: where more connections would result than there is room for.
         """
 
-    def explored(self, before: Tensor | None) -> Tensor:
-        """The connections that were ever active: those in `before`, which this returned, and the present ones.
+    def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """The connections that were ever active: those in `before`, which this returned, and more.
 
         A sketch of fixed size (`regrow.ops.sketch`), since it lives in ``optimizer.state[p]``: there
         `load_state_dict` casts it to the parameter's dtype, and torch.distributed.checkpoint loads in place.
+
+        Args:
+            before: what this returned, in any dtype, or None.
+            positions: those that are added, int64 [n]; None is the present ones.
         """
-        return sketch.add(self.positions(), self.numel, before)
+        return sketch.add(self.positions() if positions is None else positions, self.numel, before)
 
     def explored_share(self, explored: Tensor) -> float:
         """The share of all positions that `explored` holds."""
@@ -266,9 +274,9 @@ class SparseWeight(ABC):
         """A number that tells two topologies apart, the same in every storage."""
         return int(sketch.mix(self.positions()).sum())
 
-    def remember(self) -> None:
-        """Note the topology as the one that regrow knows."""
-        self.record.fingerprint = self.fingerprint()
+    def remember(self, fingerprint: int | None = None) -> None:
+        """Note the topology as the one that regrow knows; its `fingerprint` where it is at hand."""
+        self.record.fingerprint = self.fingerprint() if fingerprint is None else fingerprint
         self.record.versions = _versions(self)
 
     def check_unchanged(self, *, thorough: bool = False) -> None:

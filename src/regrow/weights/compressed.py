@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import index
 from regrow.ops.listener import Operands, listen
-from regrow.ops.select import Best, top
+from regrow.ops.select import Best, floor_of
 from regrow.weights.among import Among
 from regrow.weights.base import (
     NonFiniteGradientError,
@@ -33,7 +33,7 @@ from regrow.weights.hook import hook_of
 
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
-TILE = 1 << 19  # elements of the dense gradient that exist at a time
+TILE = 1 << 19  # elements of the dense gradient that exist at a time; four times as many where rows are long
 
 
 @cache
@@ -77,6 +77,9 @@ class CompressedWeight(SparseWeight):
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
+
+    def magnitudes(self) -> Tensor:
+        return self.parameter.detach()[: self.nnz, 0].abs()
 
     def restrict(self, gradient: Tensor) -> Tensor:
         return gradient  # the backward operator leaves the padding at zero
@@ -158,7 +161,7 @@ class CompressedWeight(SparseWeight):
         device = self.parameter.device
         rows, columns = self.shape[0], len(numbers)
         found = Best(count, device, floor)
-        height = max(1, TILE // columns)
+        height = max(1, TILE // columns, min(512, 4 * TILE // columns))  # few rows make a slow product
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         memory = torch.empty(min(height, rows), columns, dtype=exact, device=device)
         for start in range(0, rows, height):
@@ -180,20 +183,14 @@ class CompressedWeight(SparseWeight):
         self, operands: list[Operands], count: int, survivors: Tensor, columns: int, reduce: Reduce | None
     ) -> float:
         """A magnitude that more than `count` candidates are likely to reach, from a few of the rows."""
-        rows, sample = self.shape[0], []
-        height = max(1, min(rows // 512, 4 * TILE // columns))
+        rows, device = self.shape[0], self.parameter.device
+        number = max(1, min(max(16, rows // 32), 64, rows, 8 * TILE // columns))
+        chosen = (torch.arange(number, device=device) * rows + rows // 2) // number
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        for start in range(0, max(rows - height, 1), max(height, rows // 8)):
-            memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
-            tile = self._dense_gradient(operands, start, start + height, reduce, memory).abs_().view(-1)
-            offset = start * columns
-            tile[_between(survivors, offset, offset + len(tile)) - offset] = -1
-            sample.append(tile)
-        magnitudes = torch.cat(sample)
-        share = 2 * count / (rows * columns - len(survivors)) * int((magnitudes >= 0).sum()) + 100
-        if share >= len(magnitudes) or not magnitudes.isfinite().all():
-            return -math.inf
-        return float(magnitudes[top(magnitudes, int(share))].min())
+        memory = torch.empty(number, columns, dtype=exact, device=device)
+        some = [each.in_rows(chosen) for each in operands]
+        sample = self._dense_gradient(some, 0, number, reduce, memory)
+        return floor_of(sample, chosen, survivors, count / (rows * columns - len(survivors)))
 
     def _dense_gradient(
         self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None, memory: Tensor
@@ -208,18 +205,19 @@ class CompressedWeight(SparseWeight):
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         crow, col = self._buffer("crow"), self._buffer("col")
-        new_crow, new_col, source = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
+        new_crow, new_col, source, new = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
         if len(source) > self.capacity:
             raise RegrowRuntimeError(
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
                 f"{len(source)}: a method whose count grows needs storage='masked'"
             )
-        for tensor in (self.parameter.detach(), *companions):
-            index.move(source, tensor)
+        index.move(source, self.parameter.detach(), *companions)
         self._write_index(new_crow, new_col)
-        return int((source < 0).sum())
+        return new
 
-    def explored(self, before: Tensor | None) -> Tensor:
+    def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        if positions is not None:
+            return super().explored(before, positions)
         return index.explored(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], before)
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
@@ -241,7 +239,9 @@ class CompressedWeight(SparseWeight):
 
     def _write_index(self, crow: Tensor, col: Tensor) -> None:
         self._buffer("crow").copy_(crow)
-        self._buffer("col").zero_()[: len(col)] = col
+        buffer = self._buffer("col")
+        buffer[: len(col)] = col
+        buffer[len(col) :] = 0
         self.rebuild_mirror()
 
     def fingerprint(self) -> int:
@@ -256,8 +256,7 @@ class CompressedWeight(SparseWeight):
         ):
             if len(self._buffer(part)) != entries:
                 self.module._buffers[f"{self.parameter_name}_{part}"] = self._buffer(like).new_empty(entries)
-        index.mirror_into(*(self._buffer(part) for part in (*INDEX, *MIRROR)))
-        self.remember()
+        self.remember(index.mirror_into(*(self._buffer(part) for part in (*INDEX, *MIRROR))))
 
 
 def _between(positions: Tensor, first: int, end: int) -> Tensor:
