@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from regrow.ops import index, native
-from regrow.ops.conv import Window, backward, forward, sparse_conv2d
+from regrow.ops.conv import backward, forward, sparse_conv2d
 from regrow.ops.tiles import Geometry, tile, untile
+from regrow.ops.window import Window
 from regrow.topology import generator
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.01}

@@ -18,8 +18,9 @@ from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
 from regrow.ops import index, native
 from regrow.ops.apply import apply
-from regrow.ops.conv import Window, backward, forward, sparse_conv2d
+from regrow.ops.conv import backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile
+from regrow.ops.window import Window
 
 Size = int | tuple[int, int]
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from regrow.nn.conv import on_tiles
 from regrow.nn.tiles import to_tiles, without_dispatch
-from regrow.ops.conv import Window
 from regrow.ops.index import mirror
 from regrow.ops.tiles import BORDER, serves
+from regrow.ops.window import Window
 
 
 class TiledConv2d(nn.Conv2d):

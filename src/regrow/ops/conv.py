@@ -10,7 +10,7 @@ A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -21,59 +21,8 @@ from torch.utils.flop_counter import register_flop_formula
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import index, native
 from regrow.ops.listener import tell
-from regrow.ops.tiles import BORDER, TILE, Geometry, reborder, tile, untile
-
-
-class Window(NamedTuple):
-    """Where a convolution's taps lie; vertically, then horizontally."""
-
-    kernel: Sequence[int]
-    """Height and width."""
-    stride: Sequence[int]
-    padding: Sequence[int]
-    """Rows above and below the image, columns left and right of it."""
-    dilation: Sequence[int]
-
-    def span(self, dimension: int) -> int:
-        """Pixels from the first tap to the last, both included."""
-        return self.dilation[dimension] * (self.kernel[dimension] - 1) + 1
-
-    def size(self, dimension: int, size: int) -> int:
-        """Pixels of the output for so many of the input; below 1 where the kernel is larger than the padded image."""
-        padded = size + self.padding[2 * dimension] + self.padding[2 * dimension + 1]
-        return (padded - self.span(dimension)) // self.stride[dimension] + 1
-
-    def output(self, geometry: Geometry, border: int = BORDER) -> Geometry:
-        """Geometry of the output."""
-        return Geometry(geometry.images, self.size(0, geometry.height), self.size(1, geometry.width), border)
-
-    def border(self, geometry: Geometry) -> int:
-        """The border that the kernels read of the input."""
-        return max(
-            border
-            for d, size in enumerate((geometry.height, geometry.width))
-            for border in (
-                self.padding[2 * d],
-                (self.size(d, size) - 1) * self.stride[d] + self.span(d) - self.padding[2 * d] - size,
-            )
-        )
-
-    def gradient_border(self, geometry: Geometry) -> int:
-        """The border that the kernels read of the output's gradient, by the geometry of the input."""
-        return max(
-            border
-            for d, size in enumerate((geometry.height, geometry.width))
-            for border in (
-                -((self.padding[2 * d] - self.span(d) + 1) // self.stride[d]),
-                (size - 1 + self.padding[2 * d]) // self.stride[d] - self.size(d, size) + 1,
-            )
-        )
-
-
-@lru_cache(maxsize=1024)
-def _borders(window: Window, geometry: Geometry) -> tuple[int, int]:
-    """`Window.border` and `Window.gradient_border`, worked out once for the layers of a network."""
-    return window.border(geometry), window.gradient_border(geometry)
+from regrow.ops.tiles import TILE, Geometry, reborder, tile, untile
+from regrow.ops.window import Window, borders
 
 
 class Correlation(NamedTuple):
@@ -156,7 +105,7 @@ def forward(
     """
     if native.serves(values):
         _count_kernels()
-        border = max(geometry.border, _borders(window, geometry)[0])
+        border = max(geometry.border, borders(window, geometry)[0])
         output: Tensor = torch.ops.regrow_native.conv_forward.default(
             reborder(buffer, geometry, border),
             *geometry._replace(border=border),
@@ -203,7 +152,7 @@ def backward(
     if need_values:
         tell(crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
     if native.serves(values):
-        border = max(out_border, _borders(window, geometry)[1])
+        border = max(out_border, borders(window, geometry)[1])
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.conv_backward.default(
             reborder(gradient, output, border),
             border,

@@ -12,7 +12,7 @@ A weight of shape [rows, columns] is given by `values` [capacity, 1] with `crow`
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,29 +24,8 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import native, reference
 from regrow.ops.apply import apply
 from regrow.ops.listener import tell
+from regrow.ops.products import Products
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
-
-
-class Products(NamedTuple):
-    """Operands of a linear layer's backward pass."""
-
-    input: Tensor
-    """[batch, columns]"""
-    gradient: Tensor
-    """Of the output before its activation, [batch, rows]."""
-
-    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
-        """See `regrow.ops.listener.Operands`."""
-        rows = self.gradient[:, start : start + len(tile)]
-        tile.addmm_(rows.t().to(tile.dtype), self.input.to(tile.dtype), beta=float(add))
-
-    def among(self, columns: Tensor) -> Products:
-        """See `regrow.ops.listener.Operands`."""
-        return self._replace(input=self.input.t()[columns].t())
-
-    def in_rows(self, rows: Tensor) -> Products:
-        """See `regrow.ops.listener.Operands`."""
-        return self._replace(gradient=self.gradient.t()[rows].t())
 
 
 def _flat(x: Tensor) -> Tensor:
