@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 import regrow
 from regrow.fuse import Fused
@@ -420,3 +422,56 @@ def test_a_norm_that_others_read_stays_in_its_layout() -> None:
         regrow.sparsify(model, 0.5, "uniform", storage="compressed")
         regrow.fuse(model)
         assert model.norm.tiled is not read
+
+
+def stem() -> nn.Sequential:
+    """A dense convolution before a sparse one, with a norm between them; not fused."""
+    layers = [
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 3),
+        nn.Flatten(),
+    ]
+    model = nn.Sequential(*layers).double()
+    regrow.sparsify(model, 0.5, "uniform", exclude=["0"], storage="compressed")
+    return model
+
+
+class Checkpointed(nn.Module):
+    """A model whose stem is computed again in the backward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.model[3:](checkpoint(self.model[:3], x, use_reentrant=False))
+        return y
+
+
+def test_checkpoints_count_batches_as_torch_does() -> None:
+    torch.manual_seed(0)
+    model = stem()
+    twin = Checkpointed(copy.deepcopy(model))
+    fused = Checkpointed(regrow.fuse(model))
+    for _ in range(2):
+        assert_same(twin, fused, torch.randn(3, 3, 6, 6, dtype=torch.float64))
+
+
+class Doubled(nn.Module):
+    """A parametrization."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_what_was_parametrized_after_fuse_outlives_unfuse(layer: int) -> None:
+    torch.manual_seed(0)
+    model = stem()
+    twin = copy.deepcopy(model)
+    regrow.fuse(model)
+    for each in (twin, model):
+        register_parametrization(each[layer], "weight", Doubled())
+    assert_same(twin, regrow.unfuse(model), torch.randn(3, 3, 6, 6, dtype=torch.float64))

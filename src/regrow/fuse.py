@@ -60,7 +60,7 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def unfuse(model: nn.Module) -> nn.Module:
-    """Undo `fuse`, in place.
+    """Undo `fuse`, in place; layers that were parametrized since stay what they are.
 
     Returns:
         `model`.
@@ -70,9 +70,9 @@ def unfuse(model: nn.Module) -> nn.Module:
             parent.summed = False
         before: nn.Module | None = None
         for name, child in list(parent._modules.items()):  # repeated ones too
-            if isinstance(child, FusedBatchNorm2d) and child.followed:
+            if type(child) is FusedBatchNorm2d and child.followed:
                 parent.register_module(name, child.to_batch_norm())
-            elif isinstance(child, TiledConv2d):
+            elif type(child) is TiledConv2d:
                 parent.register_module(name, child.to_conv())
             elif isinstance(child, Fused) and isinstance(before, SparseLinear):
                 before.activation = None

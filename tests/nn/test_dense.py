@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from regrow.nn import BatchTiles, TiledConv2d
 from regrow.ops import native
@@ -83,3 +84,26 @@ def test_compiled_it_is_torchs() -> None:
     layer, x = TiledConv2d.from_conv(nn.Conv2d(3, 4, 3)), torch.randn(2, 3, 8, 8)
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.allclose(compiled(x), layer(x).to_dense_layout(), atol=1e-5)
+
+
+def test_what_it_keeps_is_of_no_transform_mode_or_device() -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(2, 11, 3), torch.randn(2, 2, 8, 8)
+    tiled = TiledConv2d.from_conv(conv)
+    values = dict(conv.named_parameters())
+    expected, found = (
+        torch.func.grad(lambda values, layer=layer: torch.func.functional_call(layer, values, (x,)).sum())(
+            values
+        )
+        for layer in (conv, tiled)
+    )
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        pytest.raises(RuntimeError, match="regrow_native"),
+    ):
+        tiled(mode.from_tensor(x))
+    with torch.device("meta"):
+        y = tiled(x)
+    assert torch.allclose(y.to_dense_layout(), conv(x), atol=1e-5)
+    y.sum().backward()

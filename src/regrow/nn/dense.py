@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from regrow.nn.conv import on_tiles
 from regrow.nn.tiles import to_tiles, without_dispatch
@@ -20,7 +21,7 @@ class TiledConv2d(nn.Conv2d):
     For few input channels they are faster than torch's, which writes a large output for little work, and the output
     need not be converted for the sparse layers that read it. `regrow.fuse` puts it in the place of a `torch.nn.Conv2d`;
     its arguments, parameters and results are those. What the kernels do not serve is torch's own: autocast, other
-    devices, `torch.compile`.
+    devices, `torch.compile`, transforms of `torch.func`.
     """
 
     MOST = 8
@@ -51,7 +52,8 @@ class TiledConv2d(nn.Conv2d):
         window = Window(self.kernel_size, self.stride, tuple(padding), self.dilation)
         fits = input.dim() == 4 and input.shape[1] == self.in_channels
         fits = fits and min(window.size(d, n) for d, n in enumerate(input.shape[2:])) > 0
-        if not fits or not serves(input, weight, self.bias) or torch.is_autocast_enabled(input.device.type):
+        served = fits and serves(input, weight, self.bias) and not torch._C._are_functorch_transforms_active()
+        if not served or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         index = _full_index(len(weight), weight[0].numel())
         with without_dispatch(input):
@@ -62,7 +64,8 @@ class TiledConv2d(nn.Conv2d):
 @lru_cache
 def _full_index(rows: int, columns: int) -> tuple[Tensor, ...]:
     """``crow, col, crow_t, row_t, order`` of a matrix with all its connections."""
-    with torch.inference_mode(False):  # training may come later
+    # kept for all: not for inference alone, nor what modes make of tensors
+    with torch.inference_mode(False), torch.device("cpu"), _disable_current_modes():
         crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32)
         col = torch.arange(columns, dtype=torch.int32).repeat(rows)
         return crow, col, *mirror(crow, col, columns)

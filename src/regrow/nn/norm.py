@@ -220,9 +220,12 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
         relu = later or not (self.followed and self.summed)
         kept = not self.training or self.track_running_stats
         statistics = (self.running_mean, self.running_var) if kept else (None, None)
-        factor, counted = self.momentum, self.num_batches_tracked
+        counted = self.num_batches_tracked if self.training and self.track_running_stats else None
+        if counted is not None:
+            counted.add_(1)  # first, as torch does: what checkpoints compute again may end in the kernel
+        factor = self.momentum
         if factor is None:
-            factor = 0.0 if counted is None else 1.0 / (int(counted) + 1)
+            factor = 0.0 if counted is None else 1.0 / int(counted)
         training = self.training or self.running_mean is None
         output = _batch_norm(
             input,
@@ -237,9 +240,9 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             later=later,
         )
         if output is NotImplemented:
+            if counted is not None:
+                counted.sub_(1)  # torch's will count
             return output
-        if self.training and self.track_running_stats and counted is not None:
-            counted.add_(1)
         return _rectified(output) if self.followed and relu and not later else output
 
     def extra_repr(self) -> str:
