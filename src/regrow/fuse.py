@@ -48,8 +48,7 @@ def fuse(model: nn.Module) -> nn.Module:
         `model`.
 
     Warns:
-        RuntimeWarning: the `forward` of a module with batch norms or sparse convolutions cannot be traced; it stays as
-            it is.
+        RuntimeWarning: the `forward` of a module with such children cannot be traced; it stays as it is.
     """
     shared = is_shared(model)
     for name, parent in list(model.named_modules()):
@@ -86,7 +85,7 @@ def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
     layers = [
         (child_name, child)
         for child_name, child in parent.named_children()
-        if (type(child) in (nn.BatchNorm2d, nn.Conv2d) or isinstance(child, SparseConv2d))
+        if (type(child) is nn.BatchNorm2d or isinstance(child, SparseConv2d) or TiledConv2d.pays(child))
         and not shared(child)
         and not child._forward_hooks
     ]
@@ -104,7 +103,7 @@ def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
             parent.register_module(child_name, fused)
     for child_name, layer in layers:  # now that the norms that read them are what they will be
         wanted = all(_want_tiles(calls.readers(child_name)) for calls in modes)
-        if wanted and type(layer) is nn.Conv2d and TiledConv2d.pays(layer):
+        if wanted and TiledConv2d.pays(layer):
             parent.register_module(child_name, TiledConv2d.from_conv(layer))
 
 

@@ -28,10 +28,11 @@ class TiledConv2d(nn.Conv2d):
     """Input channels up to which it is taken; see docs/performance.md."""
 
     @classmethod
-    def pays(cls, conv: nn.Conv2d) -> bool:
-        """Whether the kernels can do the work of `conv`, and faster."""
-        plain = conv.groups == 1 and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
-        return plain and conv.in_channels <= cls.MOST and not conv._forward_pre_hooks
+    def pays(cls, module: nn.Module) -> bool:
+        """Whether it is a convolution whose work the kernels can do, and faster."""
+        if type(module) is not nn.Conv2d or module.in_channels > cls.MOST or module._forward_pre_hooks:
+            return False
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> TiledConv2d:
