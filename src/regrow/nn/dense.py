@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class TiledConv2d(nn.Conv2d):
     """Input channels up to which it is taken; see docs/performance.md."""
 
     @classmethod
-    def pays(cls, module: nn.Module) -> bool:
+    def pays(cls, module: nn.Module) -> TypeGuard[nn.Conv2d]:
         """Whether it is a convolution whose work the kernels can do, and faster."""
         if type(module) is not nn.Conv2d or module.in_channels > cls.MOST or module._forward_pre_hooks:
             return False
