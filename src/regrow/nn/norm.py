@@ -118,22 +118,10 @@ def _batch_norm(
             return NotImplemented
         residual = read(to_tiles(residual, input.geometry.border, "batch_norm"))
     given = read(input)
+    settings = (weight, bias, running_mean, running_var, training, momentum, eps)
 
     def run(residual: BatchTiles | None, relu: bool, pending: Any = None) -> BatchTiles:
-        output: BatchTiles = apply(
-            _Norm,
-            given,
-            residual,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            training,
-            momentum,
-            eps,
-            relu,
-            pending,
-        )
+        output: BatchTiles = apply(_Norm, given, residual, *settings, relu, pending)
         is_reader(output, input)
         return output
 

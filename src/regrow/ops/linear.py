@@ -52,23 +52,11 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
     if native.serves(values):
-        return _forward_by_kernels(input, values, bias, crow, col, activation, keep)
+        found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
+            input, values, bias, crow, col, _NUMBERS[activation], keep
+        )
+        return found
     return reference.forward(input, values, bias, crow, col, activation, keep)
-
-
-def _forward_by_kernels(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    activation: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor]:
-    found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
-        input, values, bias, crow, col, _NUMBERS[activation], keep
-    )
-    return found
 
 
 def _backward(
@@ -328,7 +316,7 @@ class _Direct(torch.autograd.Function):
         if needed[1] and not is_laid_out(input):
             input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
         keep = _keeps_input(activation) and any(needed)
-        output, before = _forward_by_kernels(input, values, bias, index[0], index[1], activation, keep)
+        output, before = _forward(input, values, bias, index[0], index[1], activation, keep)
         kept = before if keep else output if activation == "relu" else None
         ctx.save_for_backward(input, kept, values, index[0])
         ctx.index, ctx.activation = index, activation
