@@ -6,13 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.optim import Optimizer
 
 from regrow.errors import RegrowRuntimeError
 from regrow.layers import Layer, why_not_compressed
 from regrow.nn import compressed_form
 from regrow.sparsify import register
-from regrow.weights import MaskedWeight, views
+from regrow.weights import MaskedWeight, stamp, views
 from regrow.weights.views import adopt, refuse_driven, release
 
 
@@ -71,5 +72,5 @@ def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: O
 def _taken(weight: MaskedWeight, value: Any) -> Any:
     """Optimizer state of the parameter's shape for the connections alone, [nnz, 1]; anything else as it is."""
     if isinstance(value, Tensor) and tuple(value.shape) == weight.shape:
-        return weight.take(value)[:, None]
+        return pad(weight.take(value), (0, stamp.SIZE))[:, None]
     return value

@@ -82,9 +82,8 @@ def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
     if norm.affine:
         shift = shift + norm.bias
     if "weight_values" in layer._parameters:
-        values, crow = layer._parameters["weight_values"], layer._buffers["weight_crow"]
-        assert values is not None
-        assert crow is not None
+        values: Tensor = layer._parameters["weight_values"]  # type: ignore[assignment]
+        crow: Tensor = layer.weight_crow  # type: ignore[assignment]
         per_value = scale.repeat_interleave(crow.diff())
         values[: len(per_value), 0] *= per_value
     else:

@@ -70,7 +70,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     tensors: dict[str, Any] = dict(model.state_dict())
     layers = {}
     for base, weight in sparse.items():
-        weight.check_unchanged(thorough=True)
+        weight.settle(thorough=True)
         for key in keys(base):
             tensors.pop(key, None)
         tensors.update(to_csr(base, weight.shape, weight.positions(), weight.values()))

@@ -25,7 +25,7 @@ from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
 from regrow.storage import STORAGES, storages
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.base import RECORDS
-from regrow.weights.loading import after_load, before_load
+from regrow.weights.loading import after_load, before_load, save_topology
 from regrow.weights.views import (
     adopt,
     before_forward_of_reader,
@@ -34,8 +34,6 @@ from regrow.weights.views import (
     refuse_driven,
     release,
 )
-
-DDP_IGNORED = "_ddp_params_and_buffers_to_ignore"
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
         weight.mul_(scale)
         mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
         mask.view(-1)[plan.positions] = True
-        module.register_buffer(f"{layer.parameter_name}_mask", mask)
+        setattr(module, f"{layer.parameter_name}_mask", mask)
         weight.masked_fill_(~mask, 0)
     adopt(module, layer.parameter_name, record)
     if reads_weights(parent) and before_forward_of_reader not in parent._forward_pre_hooks.values():
@@ -172,18 +170,12 @@ def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str,
 
 
 def register(module: nn.Module) -> None:
-    """What the model and each sparse module need once: loading of either storage, and no DDP broadcasts."""
+    """What the model and each sparse module need once: state dicts with the topology, of either storage."""
     if not any(getattr(h, "hook", h) is before_load for h in module._load_state_dict_pre_hooks.values()):
         module.register_load_state_dict_pre_hook(before_load)
         module.register_load_state_dict_post_hook(after_load)
-    ignored = {
-        f"{name}.{buffer}" if name else buffer
-        for name, submodule in module.named_modules()
-        for weight in views(submodule)
-        for buffer in weight.topology_buffers
-    }
-    known = getattr(module, DDP_IGNORED, ())
-    setattr(module, DDP_IGNORED, [*known, *sorted(ignored - set(known))])
+    if module_records(module) and save_topology not in module._state_dict_hooks.values():
+        module.register_state_dict_post_hook(save_topology)
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -208,7 +200,7 @@ def densify(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         for weight in list(views(module)):
             if isinstance(weight, MaskedWeight):
-                del module._buffers[f"{weight.parameter_name}_mask"]
+                del module.__dict__[f"{weight.parameter_name}_mask"]
             elif isinstance(weight, CompressedWeight) and isinstance(module, SparseModule):
                 parent, _, child = name.rpartition(".")
                 model.get_submodule(parent).register_module(child, dense_form(module, weight.to_dense()))
@@ -223,11 +215,11 @@ def _unregister(module: nn.Module) -> None:
     for hooks, own in (
         (module._load_state_dict_pre_hooks, before_load),
         (module._load_state_dict_post_hooks, after_load),
+        (module._state_dict_hooks, save_topology),
         (module._forward_pre_hooks, before_forward_of_reader),
     ):
         for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
             del hooks[key]
-    module.__dict__.pop(DDP_IGNORED, None)
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:

@@ -191,7 +191,7 @@ def ignored(rank: int, storage: str) -> dict[str, Any]:
     regrow.sparsify(model, sparsity=0.7, storage=storage)
     wrapped = DistributedDataParallel(model)
     known = {id(buffer) for buffer in wrapped.modules_buffers}
-    topology = {id(b) for weight in sparse_weights(model) for b in weight.topology_buffers.values()}
+    topology = {id(b) for weight in sparse_weights(model) for b in weight.topology.values()}
     attach("rigl", wrapped, OPTIMIZERS["sgd"](wrapped))
     return {"broadcast": len(known), "topology": len(topology), "both": len(known & topology)}
 

@@ -199,11 +199,11 @@ def test_assign_replaces_topology_and_values(storage: str) -> None:
 def test_a_topology_that_others_overwrite_is_noticed_and_one_that_they_rewrite_is_not() -> None:
     for storage in storages:
         model, view = weight(storage, 4, 5, 6)
-        buffer = next(iter(view.topology_buffers.values()))
+        buffer = next(iter(view.topology.values()))
         buffer.copy_(buffer.clone())
         model(torch.randn(2, 5, dtype=torch.float64))
         other = weight(storage, 4, 5, 6, seed=1)[1]
-        for mine, theirs in zip(view.topology_buffers.values(), other.topology_buffers.values(), strict=True):
+        for mine, theirs in zip(view.topology.values(), other.topology.values(), strict=True):
             mine.copy_(theirs)
         with pytest.raises(
             regrow.RegrowError, match="the topology of `0.weight` was overwritten by other code"

@@ -114,7 +114,6 @@ class Method:
             plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
             settings = {"method": type(self).__name__, "step": self.step, **plain}
             processes.check_agreement(settings, self.weights, self.process_group)
-            processes.warn_of_broadcasts(model)
         checks.cut_inactive(self.weights)
 
     def _check_state(self) -> None:
@@ -243,7 +242,7 @@ class Method:
 
     def _check_parameters(self) -> None:
         for weight, parameter in zip(self.weights, self._parameters, strict=True):
-            weight.check_unchanged()
+            weight.settle()
             if weight.parameter is not parameter:
                 raise RegrowRuntimeError(
                     f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
@@ -340,7 +339,7 @@ class Method:
         Returns:
             The number of truly new connections.
         """
-        for copy in self._copies(weight.name):
+        for copy in self._copies(weight):
             if copy.fingerprint() != weight.fingerprint():
                 raise RegrowRuntimeError(
                     f"a copy that follows has another topology in `{weight.name}` by now (the model was loaded?).\n"
@@ -349,9 +348,14 @@ class Method:
             copy.update(drop.to(copy.parameter.device), grow.to(copy.parameter.device))
         return weight.update(drop, grow, optimizers.companions(self.optimizer, weight))
 
-    def _copies(self, name: str) -> list[SparseWeight]:
+    def _copies(self, weight: SparseWeight) -> list[SparseWeight]:
+        """The weights that make the moves of `weight`: those that follow by themselves, and those of `follow`."""
         models = [model for follower in self._followers if (model := follower()) is not None]
-        return [weight for model in models for weight in sparse_weights(model) if weight.name == name]
+        asked = [copy for model in models for copy in sparse_weights(model) if copy.name == weight.name]
+        for copy in asked:
+            copy.settle(thorough=True)
+        modules = {copy.module for copy in asked}
+        return asked + [copy for copy in weight.followers() if copy.module not in modules]
 
     def remembered(self, weight: SparseWeight, key: str) -> Tensor | None:
         """What `remember` has kept under `key` for a weight, or None."""

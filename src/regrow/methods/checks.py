@@ -45,7 +45,7 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient:
             "Call regrow.sparsify on the whole model, with `include` for its parts."
         )
     for weight in weights:
-        weight.check_unchanged(thorough=True)
+        weight.settle(thorough=True)
         driver = living_driver(weight)
         if driver is not None:
             raise RegrowRuntimeError(

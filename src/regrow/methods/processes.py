@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.weights import SparseWeight, views
+from regrow.weights import SparseWeight
 
 
 def check_agreement(settings: dict[str, Any], weights: list[SparseWeight], group: Any) -> None:
@@ -37,22 +35,4 @@ def check_agreement(settings: dict[str, Any], weights: list[SparseWeight], group
         raise RegrowRuntimeError(
             f"the processes drive the model by different methods, this one by {settings}.\n"
             "Give each the same arguments (a total_steps that comes from a loader may differ)."
-        )
-
-
-def warn_of_broadcasts(model: nn.Module) -> None:
-    """Warn where DistributedDataParallel broadcasts the topology before every forward pass."""
-    if not isinstance(model, nn.parallel.DistributedDataParallel):
-        return
-    topology = {
-        f"{name}.{buffer}" if name else buffer
-        for name, module in model.module.named_modules()
-        for weight in views(module)
-        for buffer in weight.topology_buffers
-    }
-    if topology - set(model.parameters_to_ignore):
-        warnings.warn(
-            "DistributedDataParallel broadcasts the topology before every forward pass, which is slow.\n"
-            "Call regrow.sparsify on the very module that DistributedDataParallel wraps.",
-            stacklevel=5,
         )

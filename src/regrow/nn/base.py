@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
+from regrow.weights import stamp
 from regrow.weights.loading import to_csr
 from regrow.weights.views import ensure_hooks
 
@@ -32,11 +35,17 @@ class SparseModule(nn.Module):
     """
 
     bias: nn.Parameter | None
+    weight_crow: Tensor
+    weight_col: Tensor
+    weight_crow_t: Tensor
+    weight_row_t: Tensor
+    weight_order: Tensor
 
     def __init__(
         self, shape: tuple[int, ...], sizes: Mapping[str, int], bias: bool, positions: Tensor, values: Tensor
     ) -> None:
         super().__init__()
+        self._weight_shape = torch.Size(shape)
         for name, size in sizes.items():
             if not 0 < size <= LIMIT:
                 raise RegrowValueError(f"`{name}` must be in [1, 2^31 - 1], got {size}")
@@ -50,15 +59,35 @@ class SparseModule(nn.Module):
                 f"`values` must be floating point of shape {tuple(positions.shape)}, as `positions`, "
                 f"got {values.dtype} of shape {tuple(values.shape)}"
             )
-        tensors = to_csr("weight", shape, positions.to(values.device), values)
+        tensors = to_csr("weight", shape, positions.to(values.device), values, len(positions) + stamp.SIZE)
         self.weight_values = nn.Parameter(tensors["weight_values"])
         crow, col = tensors["weight_crow"], tensors["weight_col"]
-        self.register_buffer("weight_crow", crow)
-        self.register_buffer("weight_col", col)
-        for name, tensor in zip(INDEX[2:], mirror(crow, col, math.prod(shape[1:])), strict=True):
-            self.register_buffer(name, tensor, persistent=False)
+        for name, tensor in zip(INDEX, (crow, col, *mirror(crow, col, math.prod(shape[1:]))), strict=True):
+            setattr(self, name, tensor)  # no buffer: what averages or broadcasts buffers must not touch it
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight in its dense shape, read-only (`regrow.nn.weight.WeightView`); gradients reach the values."""
+        ensure_hooks(self)
+        return dense_weight(self) if torch.compiler.is_compiling() else WeightView(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            raise RegrowRuntimeError(
+                "`weight` of a layer in compressed storage is read-only and cannot be replaced or tied.\n"
+                "Do it before regrow.sparsify, or use storage='masked'."
+            )
+        super().__setattr__(name, value)
+
+    def reset_parameters(self) -> None:
+        """Draw the values of the connections, and the bias, as the dense layer draws them; the topology stays."""
+        bound = 1 / math.sqrt(self._weight_shape[1:].numel())
+        with torch.no_grad():
+            self.weight_values[: int(self.weight_crow[-1])].uniform_(-bound, bound)
+            if self.bias is not None:
+                self.bias.uniform_(-bound, bound)
 
     def _take_from(self, dense: nn.Module) -> None:
         """Take over the bias parameter and the ways of a dense module."""
@@ -85,8 +114,14 @@ class SparseModule(nn.Module):
     @property
     def _index(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """``crow, col, crow_t, row_t, order`` as `regrow.ops.linear` describes them."""
-        buffers = self._buffers
-        return tuple([buffers[name] for name in INDEX])  # type: ignore[return-value]
+        return self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
+        super()._apply(fn, recurse)
+        device = self.weight_values.device
+        for name in INDEX:
+            setattr(self, name, getattr(self, name).to(device))
+        return self
 
     def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input, values and bias in the dtype to compute in; what a pass forward needs is seen to (`ensure_hooks`).

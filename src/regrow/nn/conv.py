@@ -16,7 +16,7 @@ from regrow.nn.base import SparseModule
 from regrow.nn.order import is_watched
 from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
-from regrow.ops import index, native
+from regrow.ops import native
 from regrow.ops.apply import apply
 from regrow.ops.conv import backward, forward, sparse_conv2d
 from regrow.ops.tiles import BORDER, Geometry, tile, untile
@@ -147,16 +147,6 @@ class SparseConv2d(SparseModule):
         )
         self._give_to(conv, dense)
         return conv
-
-    @property
-    def weight(self) -> Tensor:
-        """The weight as a `torch.sparse_coo` tensor [out_channels, in_channels, kh, kw], read-only."""
-        crow, col, *_ = self._index
-        shape = (self.out_channels, self.in_channels, *self.kernel_size)
-        positions = index.positions(crow, col, shape[1] * shape[2] * shape[3])
-        where = torch.stack(torch.unravel_index(positions, shape))
-        values = self.weight_values.detach()[: len(positions), 0]
-        return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
 
     def forward(self, input: Tensor) -> Tensor:
         with without_dispatch(input):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
 from regrow.ops.linear import linear
-from regrow.ops.reference import ACTIVATIONS, csr
+from regrow.ops.reference import ACTIVATIONS
 
 
 class SparseLinear(SparseModule):
@@ -69,12 +69,6 @@ class SparseLinear(SparseModule):
         self._give_to(linear, dense)
         return linear
 
-    @property
-    def weight(self) -> Tensor:
-        """The weight as a `torch.sparse_csr` tensor [out_features, in_features] over the same memory, read-only."""
-        crow, col, *_ = self._index
-        return csr(crow, col, self.weight_values.detach()[: int(crow[-1]), 0], self.in_features)
-
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[-1] != self.in_features:
             raise RegrowRuntimeError(
@@ -83,10 +77,15 @@ class SparseLinear(SparseModule):
         input, values, bias = self._operands(input)
         return linear(input, values, bias, *self._index, self.activation or "none")
 
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, live: bool) -> Tensor:
+        """`torch.nn.functional.linear` of somebody who reads `weight`, a view; `live`: with its gradient."""
+        input, values, _ = self._operands(input)
+        bias = None if bias is None else bias.to(values.dtype)
+        return linear(input, values if live else values.detach(), bias, *self._index)
+
     def extra_repr(self) -> str:
-        weight = self.weight
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, connections={len(weight.values())}"
+            f"bias={self.bias is not None}, connections={int(self.weight_crow[-1])}"
             + (f", activation={self.activation}" if self.activation else "")
         )

@@ -295,7 +295,7 @@ def _dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     model = unwrapped(model)
     weights = [weight for _, weight in named_weights(model)]
     own = {id(weight.parameter) for weight in weights}
-    own |= {id(buffer) for weight in weights for buffer in weight.topology_buffers.values()}
+    own |= {id(tensor) for weight in weights for tensor in weight.topology.values()}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) not in own:
             yield name, tensor

@@ -1,7 +1,8 @@
 """The protocol of a sparse weight: one vocabulary, two storages behind it.
 
-A `SparseWeight` is a view made on demand over what its module owns (a parameter and index buffers), so
-there is one truth about the topology. *Positions* are flat indices into the dense shape, ascending, int64.
+A `SparseWeight` is a view made on demand over what its module owns: a parameter, and the tensors of the topology beside
+it. These are attributes, not buffers: code that averages, broadcasts or swaps buffers must not touch them.
+*Positions* are flat indices into the dense shape, ascending, int64.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
 from regrow.weights.among import Among
 from regrow.weights.hook import hook_of
+from regrow.weights.record import RECORDS, Record
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
@@ -31,28 +32,6 @@ def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tenso
 
 Reduce = Callable[[Tensor], Tensor]
 """Averages a tensor over processes, in place."""
-
-RECORDS = "_regrow"
-"""Attribute of a module that holds its `Record`s, by parameter name."""
-
-
-@dataclass
-class Record:
-    """What is remembered about a weight beside its topology; it travels with deepcopy and pickle."""
-
-    name: str
-    """The name at `sparsify`, ``layers.0.weight``: random choices are seeded by it, whatever wraps the model."""
-    shape: tuple[int, ...]
-    asked: float
-    """The density asked for."""
-    storage: str
-    """``masked``, ``compressed`` or ``dense``."""
-    reason: str = ""
-    """Why the weight is stored as it is, where that needs a word."""
-    fingerprint: int = 0
-    """`SparseWeight.fingerprint` when regrow last changed or checked the topology."""
-    versions: tuple[int, ...] = ()
-    """Version counters of the topology buffers at that moment."""
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -117,8 +96,13 @@ class SparseWeight(ABC):
 
     @property
     @abstractmethod
-    def topology_buffers(self) -> dict[str, Tensor]:
-        """The module's buffers that hold the topology, by buffer name."""
+    def topology(self) -> dict[str, Tensor]:
+        """The tensors that hold the topology, by attribute name."""
+
+    @property
+    @abstractmethod
+    def saved(self) -> tuple[str, ...]:
+        """The names of those that a state dict holds; the others follow from them."""
 
     @property
     @abstractmethod
@@ -279,32 +263,80 @@ class SparseWeight(ABC):
         self.record.fingerprint = self.fingerprint() if fingerprint is None else fingerprint
         self.record.versions = _versions(self)
 
-    def check_unchanged(self, *, thorough: bool = False) -> None:
-        """Raise where the topology is no longer the one that regrow knows.
+    def settle(self, *, thorough: bool = False) -> None:
+        """See that topology and values belong together, before either is used.
+
+        In a copy whose values other code has taken from the model that it is a copy of, the topology follows them.
 
         Args:
-            thorough: compare the topology itself, not only whether its buffers were written to (which
-                ``buffer.data.copy_`` hides).
+            thorough: compare the topology itself, not only whether it was written to (which ``tensor.data.copy_``
+                hides), and look at the values on any device.
 
         Raises:
-            RegrowRuntimeError: some other code has written to the topology's buffers.
+            RegrowRuntimeError: some other code has written to the topology, or mixed values of two topologies.
         """
         versions = _versions(self)
-        if versions == self.record.versions and not thorough:
-            return
-        if self.fingerprint() != self.record.fingerprint:
-            raise RegrowRuntimeError(
-                f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to "
-                "its connections. A copy that is averaged or updated parameter by parameter (EMA, SWA, "
-                "AveragedModel) must make the same moves as the model that is trained:\n"
-                "    method.follow(copy)   # once, right after the copy is made"
-            )
-        self.record.versions = versions
+        if versions != self.record.versions or thorough:
+            if self.fingerprint() != self.record.fingerprint:
+                raise RegrowRuntimeError(
+                    f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to "
+                    "its connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
+                )
+            self.record.versions = versions
+        # not what functional calls put in the parameter's place, and not while operators are watched or faked
+        parameter = self.parameter
+        if type(parameter) is nn.Parameter and not torch._C._len_torch_dispatch_stack():
+            self._settle_values(thorough)
+
+    @abstractmethod
+    def _settle_values(self, thorough: bool) -> None:
+        """`settle` for the values."""
+
+    @abstractmethod
+    def _takes_from(self, other: SparseWeight) -> bool:
+        """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
+
+    def part(self) -> None:  # noqa: B027  (masked values need nothing)
+        """Let values that are written into a copy from now on be told from those that it has now."""
+
+    @property
+    def mask_alone(self) -> Tensor | None:
+        """What restricts gradients once the module is gone; None where the parameter is of no use without it."""
+        return None
+
+    def driver(self) -> Any:
+        """The method that drives the weight, or None."""
+        hook = hook_of(self.parameter)
+        return None if hook is None else hook.driving
+
+    def copies(self) -> list[SparseWeight]:
+        """The other copies of this weight that are alive, in the same storage; those that are driven come first."""
+        found = [
+            type(self)(module, self.parameter_name)
+            for module in self.record.family.modules()
+            if module is not self.module
+        ]
+        return sorted(found, key=lambda copy: copy.driver() is None)
+
+    def followers(self) -> list[SparseWeight]:
+        """The copies into which other code writes values of this one (averages, target networks).
+
+        A move that is made here must be made in them too. A copy that is kept as it is, or trained by itself, is none.
+        """
+        found = []
+        for copy in self.copies():
+            hook, record = hook_of(copy.parameter), copy.record
+            if hook is not None and (hook.ran or hook.driving is not None):
+                record.follows = False
+            elif copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint):
+                record.follows = True
+                found.append(copy)
+        return found
 
 
 def _versions(weight: SparseWeight) -> tuple[int, ...]:
-    buffers = weight.topology_buffers.values()
+    tensors = weight.topology.values()
     try:
-        return tuple([b._version for b in buffers])
+        return tuple([t._version for t in tensors])
     except RuntimeError:  # inference tensors have none; asking each of them first would take longer
-        return tuple([0 if b.is_inference() else b._version for b in buffers])
+        return tuple([0 if t.is_inference() else t._version for t in tensors])

@@ -1,9 +1,9 @@
-"""Compressed storage: the active values as the parameter, and the index of a CSR matrix as buffers.
+"""Compressed storage: the active values as the parameter, and the index of a CSR matrix beside it.
 
-A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity, 1] and the buffers
-``weight_crow`` and ``weight_col``, with their mirrored index ``weight_crow_t``, ``weight_row_t`` and
-``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says what each holds; a weight of more than two
-dimensions is the matrix of its first dimension and all the others.
+A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity + 4, 1], whose last entries
+are a stamp (`regrow.weights.stamp`), and the attributes ``weight_crow`` and ``weight_col``, with their mirrored index
+``weight_crow_t``, ``weight_row_t`` and ``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says
+what each holds; a weight of more than two dimensions is the matrix of its first dimension and all the others.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import index
 from regrow.ops.listener import Operands, listen
 from regrow.ops.select import Best, floor_of
+from regrow.weights import stamp
 from regrow.weights.among import Among
 from regrow.weights.base import (
     NonFiniteGradientError,
@@ -38,7 +39,7 @@ TILE = 1 << 19  # elements of the dense gradient that exist at a time; four time
 
 @cache
 def _names(parameter_name: str) -> tuple[str, ...]:
-    """Of the buffers: every forward pass asks for them."""
+    """Of what holds the topology: every forward pass asks for them."""
     return tuple(f"{parameter_name}_{part}" for part in (*INDEX, *MIRROR))
 
 
@@ -47,9 +48,9 @@ class CompressedWeight(SparseWeight):
 
     storage: ClassVar[str] = "compressed"
 
-    def _buffer(self, part: str) -> Tensor:
-        buffer: Tensor = self.module._buffers[f"{self.parameter_name}_{part}"]  # type: ignore[assignment]
-        return buffer
+    def _part(self, part: str) -> Tensor:
+        tensor: Tensor = self.module.__dict__[f"{self.parameter_name}_{part}"]
+        return tensor
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -57,23 +58,28 @@ class CompressedWeight(SparseWeight):
         return parameter
 
     @property
-    def topology_buffers(self) -> dict[str, Tensor]:
-        return {name: self.module._buffers[name] for name in _names(self.parameter_name)}  # type: ignore[misc]
+    def topology(self) -> dict[str, Tensor]:
+        own = self.module.__dict__
+        return {name: own[name] for name in _names(self.parameter_name)}
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        return _names(self.parameter_name)[: len(INDEX)]
 
     @property
     def nnz(self) -> int:
-        return int(self._buffer("crow")[-1])
+        return int(self._part("crow")[-1])
 
     @property
     def capacity(self) -> int:
-        """Connections there is room for: the length of the parameter."""
-        return len(self.parameter)
+        """Connections there is room for: the length of the parameter but for the stamp."""
+        return len(self.parameter) - stamp.SIZE
 
     def positions(self) -> Tensor:
-        return index.positions(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
+        return index.positions(self._part("crow"), self._part("col"), as_matrix(self.shape)[1])
 
     def survivors(self, drop: Tensor) -> Tensor:
-        return index.positions(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], drop)
+        return index.positions(self._part("crow"), self._part("col"), as_matrix(self.shape)[1], drop)
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
@@ -82,12 +88,12 @@ class CompressedWeight(SparseWeight):
         return self.parameter.detach()[: self.nnz, 0].abs()
 
     def restrict(self, gradient: Tensor) -> Tensor:
-        return gradient  # the backward operator leaves the padding at zero
+        return gradient  # the backward operator leaves what is no connection at zero
 
     def prepare(self) -> None:
         hook = hook_of(self.parameter)
         if hook is not None:
-            listen(self._buffer("crow"), hook)
+            listen(self._part("crow"), hook)
 
     def note(self, gradient: Tensor) -> list[Operands]:
         hook = hook_of(self.parameter)
@@ -204,7 +210,7 @@ class CompressedWeight(SparseWeight):
         return reduce(tile) if reduce else tile
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
-        crow, col = self._buffer("crow"), self._buffer("col")
+        crow, col = self._part("crow"), self._part("col")
         new_crow, new_col, source, new = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
         if len(source) > self.capacity:
             raise RegrowRuntimeError(
@@ -218,7 +224,7 @@ class CompressedWeight(SparseWeight):
     def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
         if positions is not None:
             return super().explored(before, positions)
-        return index.explored(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], before)
+        return index.explored(self._part("crow"), self._part("col"), as_matrix(self.shape)[1], before)
 
     def fill(self, positions: Tensor, values: Tensor) -> None:
         self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
@@ -226,37 +232,71 @@ class CompressedWeight(SparseWeight):
     def assign(self, positions: Tensor, values: Tensor) -> None:
         if len(positions) != self.capacity:
             self.resize(len(positions))
-        self.parameter.detach().copy_(values.view(-1, 1))
+        self.parameter.detach()[: len(values), 0] = values
         self._write_index(*index.from_positions(positions, *as_matrix(self.shape)))
 
     def resize(self, capacity: int) -> None:
         """Give the parameter, which stays the same object, and its index room for `capacity` connections."""
-        self.parameter.data = self.parameter.detach().new_zeros(capacity, 1)
+        room = capacity + stamp.SIZE
+        self.parameter.data = self.parameter.detach().new_zeros(room, 1)
         self.parameter.grad = None
         for part in ("col", "row_t", "order"):
-            name = f"{self.parameter_name}_{part}"
-            self.module._buffers[name] = self._buffer(part).new_zeros(capacity)
+            self.module.__dict__[f"{self.parameter_name}_{part}"] = self._part(part).new_zeros(room)
 
     def _write_index(self, crow: Tensor, col: Tensor) -> None:
-        self._buffer("crow").copy_(crow)
-        buffer = self._buffer("col")
-        buffer[: len(col)] = col
-        buffer[len(col) :] = 0
+        self._part("crow").copy_(crow)
+        own = self._part("col")
+        own[: len(col)] = col
+        own[len(col) :] = 0
         self.rebuild_mirror()
 
     def fingerprint(self) -> int:
-        return index.fingerprint(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1])
+        return index.fingerprint(self._part("crow"), self._part("col"), as_matrix(self.shape)[1])
 
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
         for part, like, entries in (
             ("crow_t", "crow", as_matrix(self.shape)[1] + 1),
-            ("row_t", "col", self.capacity),
-            ("order", "col", self.capacity),
+            ("row_t", "col", len(self.parameter)),
+            ("order", "col", len(self.parameter)),
         ):
-            if len(self._buffer(part)) != entries:
-                self.module._buffers[f"{self.parameter_name}_{part}"] = self._buffer(like).new_empty(entries)
-        self.remember(index.mirror_into(*(self._buffer(part) for part in (*INDEX, *MIRROR))))
+            if len(self._part(part)) != entries:
+                self.module.__dict__[f"{self.parameter_name}_{part}"] = self._part(like).new_empty(entries)
+        self.remember(index.mirror_into(*(self._part(part) for part in (*INDEX, *MIRROR))))
+        stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
+
+    def part(self) -> None:
+        self.record.clock = stamp.tick(self.record.clock)
+        stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
+
+    def _settle_values(self, thorough: bool) -> None:
+        if not (thorough or self.parameter.is_cpu):
+            return  # it would wait for the device
+        found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
+        if found is None:
+            stamp.write(self.parameter, fingerprint, self.record.clock)
+        elif not found.is_of(fingerprint) and not any(self._takes_from(copy) for copy in self.copies()):
+            raise RegrowRuntimeError(
+                f"`{self.name}` holds values of another topology than its own, or of several, mixed by other code: an "
+                "average or a target network that was updated parameter by parameter while the topology changed.\n"
+                "For an average, follow the model that is trained, right after the copy is made:\n"
+                "    method.follow(copy)\n"
+                "To take over a model's weights with its topology: copy.load_state_dict(model.state_dict())"
+            )
+
+    def _takes_from(self, other: SparseWeight) -> bool:
+        found = stamp.read(self.parameter)
+        if found is None or found.is_at(self.record.clock) or not found.is_of(other.record.fingerprint):
+            return False
+        if other.record.fingerprint != self.record.fingerprint:
+            assert isinstance(other, CompressedWeight)
+            for part in (*INDEX, *MIRROR):
+                theirs = other._part(part)
+                self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(
+                    self.parameter.device, copy=True
+                )
+            self.remember(other.record.fingerprint)
+        return True
 
 
 def _between(positions: Tensor, first: int, end: int) -> Tensor:

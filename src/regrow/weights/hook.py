@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,17 +34,20 @@ class GradientHook:
 
     Args:
         weight: the view of the parameter that the hook is for.
+        mask: what restricts gradients once the module is gone (`SparseWeight.mask_alone`), where it is known already.
     """
 
-    def __init__(self, weight: SparseWeight) -> None:
+    def __init__(self, weight: SparseWeight, mask: Tensor | None = None) -> None:
         self._view = type(weight)
         self._module = weakref.ref(weight.module)  # the module owns the parameter that owns the hook
         self._parameter_name = weight.parameter_name
+        self._mask = mask
         self._left = (0, 0)  # address and version of .grad as the last pass left it
         self._continues = False
         self._passed = False  # a gradient has been computed, accumulated or not
         self.driver: weakref.ref[Driver] | None = None
         """Set by the method that drives the parameter; `driving` says whether it is still there."""
+        self._told = False
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
         self.noted: Any = None
@@ -86,14 +90,31 @@ class GradientHook:
 
     def __call__(self, gradient: Tensor) -> Tensor | None:
         module = self._module()
-        if module is None or _paused:
+        if _paused:
             return None
+        if module is None:
+            return self._restrict_alone(gradient)
         weight = self._view(module, self._parameter_name)
+        self._mask = weight.mask_alone
         self._passed, self.noted = True, None
         if self.recording:
             self.noted = weight.note(gradient)
             self._continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
         return weight.restrict(gradient)
+
+    def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
+        """The module is gone, but somebody trains its parameter: `prepare_qat`, or another wrapper that rebuilds layers."""
+        if self._mask is None:
+            return None
+        if not self._told:
+            self._told = True
+            warnings.warn(
+                f"a sparse weight of shape {tuple(gradient.shape)} is trained outside of the layer that sparsify saw: "
+                "its mask still holds for gradients, but regrow.summary, masks, save and methods do not see it.\n"
+                "Call regrow.sparsify after whatever replaces layers (prepare_qat), with init='magnitude'.",
+                stacklevel=2,
+            )
+        return gradient.where(self._mask.to(gradient.device), 0)
 
     def accumulated(self, parameter: Tensor) -> None:
         """The gradient of the backward pass is in ``parameter.grad``."""

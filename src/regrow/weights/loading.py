@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 from regrow.errors import RegrowValueError
 from regrow.ops import index
+from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
 from regrow.weights.masked import MaskedWeight
@@ -35,14 +36,24 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
             base = f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name
             found = read(state, base, weight)
             if found is not None:
-                padded = state.get(
-                    f"{base}_values"
-                )  # optimizer state has its length, beyond the connections too
-                converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
+                converted.append((weight, base, *found, capacity_of(state.get(f"{base}_values", found[1]))))
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
+    for weight in views(module):  # its own parameters are loaded next; the topology is no buffer
+        base = prefix + weight.parameter_name
+        for name, part in weight.topology.items():
+            loaded = state.pop(f"{prefix}{name}", None)
+            if loaded is not None:
+                part.copy_(loaded)
+
+
+def save_topology(module: nn.Module, state: State, prefix: str, _: Any) -> None:
+    """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there."""
+    for weight in views(module):
+        for name in weight.saved:
+            state[f"{prefix}{name}"] = weight.topology[name].clone()
 
 
 def after_load(module: nn.Module, incompatible: Any) -> None:
@@ -51,6 +62,7 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
         submodule
     ) in module.modules():  # on the root once more, since a tied weight is loaded by each of its owners
         for weight in views(submodule):
+            weight.record.follows = False
             if isinstance(weight, CompressedWeight):
                 weight.rebuild_mirror()
             elif isinstance(weight, MaskedWeight):
@@ -111,18 +123,31 @@ def from_csr(
     found = index.positions(crow, used, columns)
     if (found[1:] <= found[:-1]).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
+    mark = stamp.read(values) if len(values) - nnz >= stamp.SIZE else None
+    if mark is not None and not mark.is_of(index.fingerprint(crow, col, columns)):
+        raise RegrowValueError(
+            f"`{base}_values` does not belong to `{base}_crow` and `{base}_col`: it holds values of another topology, "
+            "or of several, averaged.\n"
+            "Average dense weights (regrow.densify of copies), then sparsify with init='magnitude'."
+        )
     return found, values.detach()[:nnz, 0]
 
 
+def capacity_of(values: Tensor) -> int:
+    """Connections that optimizer state beside these values has room for, in a state dict with or without a stamp."""
+    stamped = values.dim() == 2 and len(values) >= stamp.SIZE and stamp.read(values) is not None
+    return len(values) - (stamp.SIZE if stamped else 0)
+
+
 def to_csr(
-    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, capacity: int | None = None
+    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, room: int | None = None
 ) -> dict[str, Tensor]:
     """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
 
-    Values and columns are padded with zeros up to `capacity`, if given.
+    Values and columns are padded with zeros up to `room`, if given.
     """
     crow, col = index.from_positions(positions, *as_matrix(shape))
-    padding = (0, 0 if capacity is None else capacity - len(positions))
+    padding = (0, 0 if room is None else room - len(positions))
     return {
         f"{base}_values": pad(values, padding).view(-1, 1),
         f"{base}_crow": crow,
@@ -137,7 +162,7 @@ def _form(
     if isinstance(weight, CompressedWeight):
         if weight.capacity != capacity:
             weight.resize(capacity)
-        return to_csr(base, weight.shape, positions, values, capacity)
+        return to_csr(base, weight.shape, positions, values, capacity + stamp.SIZE)
     dense = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
     mask = torch.zeros(weight.numel, dtype=torch.bool, device=values.device)
     dense[positions], mask[positions] = values, True

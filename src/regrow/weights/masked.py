@@ -1,13 +1,15 @@
-"""Masked storage: the dense parameter, zero where inactive, and a boolean buffer ``<name>_mask`` beside it."""
+"""Masked storage: the dense parameter, zero where inactive, and a boolean tensor ``<name>_mask`` beside it."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from regrow.ops.outside import outside
 from regrow.ops.select import top
 from regrow.weights.among import Among
 from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
@@ -25,12 +27,24 @@ class MaskedWeight(SparseWeight):
 
     @property
     def _mask(self) -> Tensor:
-        mask: Tensor = self.module._buffers[f"{self.parameter_name}_mask"]  # type: ignore[assignment]
+        own, name = self.module.__dict__, f"{self.parameter_name}_mask"
+        mask: Tensor = own[name]
+        device = self.module._parameters[self.parameter_name].device  # type: ignore[union-attr]
+        if mask.device != device:  # the module was moved, and torch moves parameters and buffers alone
+            mask = own[name] = mask.to(device)
         return mask
 
     @property
-    def topology_buffers(self) -> dict[str, Tensor]:
+    def mask_alone(self) -> Tensor:
+        return self._mask
+
+    @property
+    def topology(self) -> dict[str, Tensor]:
         return {f"{self.parameter_name}_mask": self._mask}
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        return (f"{self.parameter_name}_mask",)
 
     @property
     def nnz(self) -> int:
@@ -97,12 +111,40 @@ class MaskedWeight(SparseWeight):
         """Positions as an index of the dense tensor, whatever its memory format."""
         return torch.unravel_index(positions, self.shape)
 
+    def _outside(self) -> bool:
+        """Whether any value is not zero where there is no connection."""
+        return outside(self.parameter.detach(), self._mask)
+
     def cut(self) -> bool:
         """Set whatever is not an active connection to zero. Returns whether anything was not."""
-        inactive = self.parameter.detach().masked_select(~self._mask)
-        if not inactive.any():
+        if not self._outside():
             return False
-        self.parameter.detach().masked_fill_(~self._mask, 0)
+        self.parameter.data.masked_fill_(~self._mask, 0)  # not a change that autograd should see
+        return True
+
+    def _settle_values(self, thorough: bool) -> None:
+        if not (thorough or self.parameter.is_cpu):
+            self.parameter.data.masked_fill_(~self._mask, 0)  # without waiting for the device
+        elif self._outside():
+            if any(self._takes_from(copy) for copy in self.copies()):
+                self.record.follows = True
+            elif self.cut() and not self.record.told:
+                self.record.told = True
+                warnings.warn(
+                    f"`{self.name}` was written to where it has no connection: such values are cut, now and later.\n"
+                    "Write before sparsify, or densify the model and sparsify it again with init='magnitude'.",
+                    stacklevel=2,
+                )
+
+    def _takes_from(self, other: SparseWeight) -> bool:
+        mine, theirs, values = self._mask, other.mask().to(self._mask.device), self.parameter.detach()
+        neither = ~(mine | theirs)
+        strange = int(values[neither].count_nonzero())
+        if not values[theirs & ~mine].any() or 2 * strange > int(neither.count_nonzero()):
+            return False  # nothing of the other's, or values everywhere: whoever wrote them had no topology
+        mine.copy_(theirs)
+        self.cut()
+        self.remember()
         return True
 
     def fill(self, positions: Tensor, values: Tensor) -> None:

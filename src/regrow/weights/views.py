@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from regrow.errors import RegrowRuntimeError
-from regrow.weights.base import RECORDS, Record, SparseWeight
+from regrow.weights.base import SparseWeight
 from regrow.weights.compressed import CompressedWeight
 from regrow.weights.hook import GradientHook, driver_of, hook_of, remove_hook
 from regrow.weights.masked import MaskedWeight
+from regrow.weights.record import RECORDS, Family, Record
 
 STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
 
@@ -79,7 +80,7 @@ def ensure_hooks(module: nn.Module) -> None:
     if torch.compiler.is_exporting():
         return
     for weight in views(module):
-        weight.check_unchanged()
+        weight.settle()
         parameter = weight.parameter
         if parameter.requires_grad and hook_of(parameter) is None:
             GradientHook(weight).attach(parameter)
@@ -114,7 +115,10 @@ def adopt(module: nn.Module, parameter_name: str, record: Record) -> SparseWeigh
         module.register_forward_pre_hook(before_forward)
     module_records(module)[parameter_name] = record
     weight = STORAGES[record.storage](module, parameter_name)
+    record.parameter_name, record.view, record.family = parameter_name, type(weight), Family()
+    record.belong_to(module)
     weight.remember()
+    weight.part()
     ensure_hooks(module)
     return weight
 

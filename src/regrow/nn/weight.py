@@ -1,0 +1,185 @@
+"""`WeightView`: what ``layer.weight`` gives where the weight is stored compressed.
+
+Parents, penalties and loggers read a child's weight. The view shows the shape, dtype and device of the dense weight at no
+cost. Whatever computes with it gets the dense tensor, made at that moment, through which gradients reach the values and
+growth sees the dense gradient; `torch.nn.functional.linear` gets the kernels. Nothing can be written through it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves, tree_map
+
+from regrow.errors import RegrowRuntimeError
+from regrow.ops import index
+from regrow.ops.listener import tell
+
+if TYPE_CHECKING:
+    from regrow.nn.base import SparseModule
+
+
+def _getter(name: str) -> Any:
+    return getattr(Tensor, name).__get__
+
+
+SHOWN = {
+    *(_getter(name) for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta")),
+    *(_getter(name) for name in ("is_leaf", "is_sparse", "is_quantized", "itemsize", "nbytes")),
+    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.element_size, Tensor.__len__),
+    *(Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.is_contiguous, Tensor.__hash__),
+    *(torch.is_floating_point, torch.is_complex, torch.numel),
+}
+"""What tells of the weight without its entries."""
+
+DETACHED = {Tensor.detach, torch.detach, _getter("data")}
+COPIED = {Tensor.__deepcopy__, Tensor.__reduce_ex__}
+
+
+class Gradient(NamedTuple):
+    """The dense gradient of a weight that was read, [rows, columns], for the growth search."""
+
+    dense: Tensor
+
+    def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
+        """See `regrow.ops.listener.Operands`."""
+        rows = self.dense[start : start + len(tile)].to(tile.dtype)
+        tile.add_(rows) if add else tile.copy_(rows)
+
+    def among(self, columns: Tensor) -> Gradient:
+        """See `regrow.ops.listener.Operands`."""
+        return Gradient(self.dense[:, columns])
+
+    def in_rows(self, rows: Tensor) -> Gradient:
+        """See `regrow.ops.listener.Operands`."""
+        return Gradient(self.dense[rows])
+
+
+def dense_weight(module: SparseModule) -> Tensor:
+    """The dense weight of a compressed module, through which gradients reach its values."""
+    crow, col, *_ = module._index
+    shape = module._weight_shape
+    positions = index.positions(crow, col, shape[1:].numel())
+    flat = module.weight_values.new_zeros(shape.numel())
+    dense = flat.index_copy(0, positions, module.weight_values[: len(positions), 0])
+    if dense.requires_grad:
+        # growth needs what the gather would leave out
+        dense.register_hook(lambda g: tell(crow, lambda: Gradient(g.detach().reshape(shape[0], -1).clone())))
+    return dense.view(shape)
+
+
+class WeightView(Tensor):
+    """The weight of a compressed module, read-only; see the module's docstring."""
+
+    _module: SparseModule
+    _live: bool
+
+    @staticmethod
+    def __new__(cls, module: SparseModule, live: bool = True) -> WeightView:
+        values = module.weight_values
+        view: WeightView = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, module._weight_shape, dtype=values.dtype, device=values.device
+        )
+        view._module, view._live = module, live
+        return view
+
+    def dense(self) -> Tensor:
+        """The dense tensor."""
+        dense = dense_weight(self._module)
+        return dense if self._live else dense.detach()
+
+    def values(self) -> Tensor:  # type: ignore[override]
+        """The values of the connections [nnz]."""
+        values = self._module.weight_values[: int(self._module.weight_crow[-1]), 0]
+        return values if self._live else values.detach()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        values = self._module.weight_values
+        return (
+            f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={values.dtype}, device={values.device}, "
+            f"connections={int(self._module.weight_crow[-1])}, read-only)"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        view = args[0] if args and isinstance(args[0], WeightView) else None
+        if view is not None:
+            if func in SHOWN:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return func(*args, **kwargs)
+            if func in DETACHED:
+                return WeightView(view._module, live=False)
+            if func in COPIED:
+                return func(view.dense().detach().clone(), *args[1:], **kwargs)
+            if func in _OWN:
+                return _OWN[func](view, *args[1:])
+        if _writes(func, args, kwargs):
+            raise RegrowRuntimeError(
+                f"`weight` of a layer in compressed storage is read-only, and {func.__name__} would write to it.\n"
+                "Initialise before regrow.sparsify, call the layer's reset_parameters(), or write its weight_values; "
+                "storage='masked' keeps a weight that can be written."
+            )
+        if func is F.linear and not isinstance(args[0], WeightView) and isinstance(args[1], WeightView):
+            return args[1]._module._linear(*args, **kwargs, live=args[1]._live)
+        args, kwargs = tree_map(lambda x: x.dense() if isinstance(x, WeightView) else x, (args, kwargs))
+        return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        raise RegrowRuntimeError(
+            f"`weight` of a layer in compressed storage is no tensor that {func} could work on directly.\n"
+            "Use its to_dense()."
+        )
+
+
+def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a function would write to a view: its name ends with one underscore, or it has an `out`."""
+    if any(isinstance(x, WeightView) for x in tree_leaves(kwargs.get("out"))):
+        return True
+    name = getattr(func, "__name__", "")
+    special = name in ("__setitem__", "__set__") or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+    in_place = name.endswith("_") and not name.endswith("__")
+    first = args[:1] if args else tuple(kwargs.values())[:1]  # nn.init hands its tensor on by keyword
+    return (special or in_place) and any(isinstance(x, WeightView) for x in tree_leaves(first))
+
+
+def _set_requires_grad(view: WeightView, value: bool = True) -> WeightView:
+    view._module.weight_values.requires_grad_(value)
+    return view
+
+
+def _gradient(view: WeightView) -> Tensor | None:
+    """The gradient of the values at their places."""
+    gradient = view._module.weight_values.grad
+    if gradient is None:
+        return None
+    module = copy.copy(view._module)
+    module._parameters = {**module._parameters, "weight_values": nn.Parameter(gradient, requires_grad=False)}
+    return dense_weight(module)
+
+
+_OWN: dict[Any, Callable[..., Any]] = {
+    _getter("requires_grad"): lambda view: view._live and view._module.weight_values.requires_grad,
+    Tensor.requires_grad.__set__: _set_requires_grad,  # type: ignore[attr-defined]
+    Tensor.requires_grad_: _set_requires_grad,
+    _getter("grad"): _gradient,
+    _getter("grad_fn"): lambda view: None,
+    Tensor.to_dense: lambda view, *_: view.dense(),
+    Tensor.crow_indices: lambda view: view._module.weight_crow,
+    Tensor.col_indices: lambda view: view._module.weight_col[: int(view._module.weight_crow[-1])],
+}
+"""What is answered without the dense tensor, or in its own way."""

@@ -1,0 +1,116 @@
+"""What is remembered about a weight beside its topology, and what copies of it know of each other."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from regrow.weights.hook import GradientHook
+
+if TYPE_CHECKING:
+    from regrow.weights.base import SparseWeight
+
+RECORDS = "_regrow"
+"""Attribute of a module that holds its `Record`s, by parameter name."""
+
+CLOCK = 0.5
+
+
+class Family:
+    """The modules that hold one weight and its copies, as long as they are alive."""
+
+    def __init__(self) -> None:
+        self._modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def add(self, module: nn.Module) -> None:
+        """Let `module` belong to it."""
+        self._modules.add(module)
+
+    def modules(self) -> list[nn.Module]:
+        """Those that are alive."""
+        return list(self._modules)
+
+
+@dataclass
+class Record:
+    """What is remembered about a weight; it travels with deepcopy and pickle, and sees to it that copies are hooked."""
+
+    name: str
+    """The name at `sparsify`, ``layers.0.weight``: random choices are seeded by it, whatever wraps the model."""
+    shape: tuple[int, ...]
+    asked: float
+    """The density asked for."""
+    storage: str
+    """``masked``, ``compressed`` or ``dense``."""
+    reason: str = ""
+    """Why the weight is stored as it is, where that needs a word."""
+    fingerprint: int = 0
+    """`SparseWeight.fingerprint` when regrow last changed or checked the topology."""
+    versions: tuple[int, ...] = ()
+    """Version counters of the topology's tensors at that moment."""
+    clock: float = 0.5
+    """The clock of the stamp that regrow last wrote (`regrow.weights.stamp`)."""
+    follows: bool = False
+    """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
+    told: bool = False
+    """Whether a warning of values without a connection has been given."""
+    parameter_name: str = "weight"
+    view: type[SparseWeight] | None = None
+    """The storage's class; None where the weight is dense."""
+    family: Family = field(default_factory=Family, repr=False, compare=False)
+    owner: Callable[[], nn.Module | None] = field(default=lambda: None, repr=False, compare=False)
+    """The module, weakly."""
+
+    def belong_to(self, module: nn.Module) -> None:
+        """Note whose record it is."""
+        self.owner = weakref.ref(module)
+        self.family.add(module)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Record:
+        owner = self.owner()
+        module = None if owner is None else memo.get(id(owner))
+        made = replace(self)
+        memo[id(self)] = made
+        made.follows = made.told = False
+        if self.view is None or owner is None or not isinstance(module, nn.Module):
+            return made
+        made.belong_to(module)
+        weight = self.view(owner, self.parameter_name)
+        made._hook(copy.deepcopy(weight.parameter, memo), copy.deepcopy(weight.mask_alone, memo))
+        weight.part()
+        return made
+
+    def _hook(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
+        """Hook the parameter of the module that is being made: torch's copies lose their hooks."""
+        module = self.owner()
+        assert self.view is not None
+        assert module is not None
+        if parameter.requires_grad:
+            GradientHook(self.view(module, self.parameter_name), mask).attach(parameter)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        plain = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "owner", "told")
+        }
+        owner = self.owner()
+        if self.view is None or owner is None:
+            return _revive, (plain, None, None, None)
+        weight = self.view(owner, self.parameter_name)
+        return _revive, (plain, owner, weight.parameter, weight.mask_alone)
+
+
+def _revive(
+    plain: dict[str, Any], module: nn.Module | None, parameter: nn.Parameter | None, mask: Tensor | None
+) -> Record:
+    """A record from a pickle, where the module's own attributes are still to come."""
+    record = Record(**plain)
+    record.follows = False
+    if module is not None and parameter is not None:
+        record.belong_to(module)
+        record._hook(parameter, mask)
+    return record

@@ -1,0 +1,78 @@
+"""The stamp: the last entries of compressed values, which tell the topology that the values belong to.
+
+Other people's code averages and copies parameters, however it reaches them (``.data``, `torch._foreach_lerp_`, a flat
+vector, a state dict), and takes the stamp along. Values of two topologies that were mixed show in it, and so does where
+values came from. Its entries are so small that no norm sees them, and are read by their ratios alone, which weight
+decay and scaling leave as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SIZE = 4
+"""Entries: the scale, two that code the topology, and the clock."""
+
+SCALE = 2.0**-60
+STRANGE = 2.0**-30
+"""Nothing that scales a stamp brings it here: noise, or an initialiser."""
+FAINT = 2.0**-110
+DRIFT = 1e-3
+"""What rounding adds up to in a long average of values of one topology, at most."""
+STEP = 0.381966  # of the clock, modulo 1/2: neighbours are far apart
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What the stamp of some values says, each in [0.5, 1) where nothing was mixed."""
+
+    code: tuple[float, float]
+    clock: float
+    precision: float
+    """The rounding of one operation on an entry."""
+
+    def is_of(self, fingerprint: int) -> bool:
+        """Whether the values belong to the topology with this fingerprint, and to it alone."""
+        allowed = max(DRIFT, 8 * self.precision)
+        return all(abs(a - b) <= allowed for a, b in zip(self.code, _code(fingerprint), strict=True))
+
+    def is_at(self, clock: float) -> bool:
+        """Whether no values of another clock have come in."""
+        return abs(self.clock - clock) <= 8 * self.precision
+
+
+def _code(fingerprint: int) -> tuple[float, float]:
+    """Two numbers in [0.5, 1) that tell topologies apart."""
+    return tuple(0.5 + (fingerprint >> shift & 0xFFFFF) / (1 << 21) for shift in (0, 20))  # type: ignore[return-value]
+
+
+def tick(clock: float) -> float:
+    """The clock's next value."""
+    return 0.5 + (clock - 0.5 + STEP * 0.5) % 0.5
+
+
+def fits(values: Tensor) -> bool:
+    """Whether values of this type can hold a stamp: those of float16 are too coarse."""
+    return not values.is_meta and torch.finfo(values.dtype).tiny < FAINT
+
+
+def write(values: Tensor, fingerprint: int, clock: float) -> None:
+    """Stamp `values` [n, 1], whose last entries are free for it; not a change that autograd should see."""
+    if fits(values):
+        entries = [SCALE * part for part in (1.0, *_code(fingerprint), clock)]
+        values.data[-SIZE:, 0] = torch.tensor(entries, dtype=values.dtype, device=values.device)
+
+
+def read(values: Tensor) -> Stamp | None:
+    """The stamp of `values` [n, 1], or None where it is gone: after noise, an initialiser, or in float16."""
+    if not fits(values):
+        return None
+    scale, *entries = values.detach()[-SIZE:, 0].tolist()
+    if not FAINT < abs(scale) < STRANGE or not all(math.isfinite(entry) for entry in entries):
+        return None
+    *code, clock = (entry / scale for entry in entries)
+    return Stamp((code[0], code[1]), clock, torch.finfo(values.dtype).eps)
