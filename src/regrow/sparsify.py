@@ -24,8 +24,8 @@ from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
 from regrow.storage import STORAGES, storages
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
-from regrow.weights.base import RECORDS
 from regrow.weights.loading import after_load, before_load, save_topology
+from regrow.weights.record import RECORDS
 from regrow.weights.views import (
     adopt,
     before_forward_of_reader,

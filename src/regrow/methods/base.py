@@ -114,7 +114,6 @@ class Method:
             plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
             settings = {"method": type(self).__name__, "step": self.step, **plain}
             processes.check_agreement(settings, self.weights, self.process_group)
-        checks.cut_inactive(self.weights)
 
     def _check_state(self) -> None:
         for weight in self.weights:

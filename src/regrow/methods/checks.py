@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.weights import MaskedWeight, SparseWeight, sparse_weights
+from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 
 if TYPE_CHECKING:
@@ -55,16 +54,6 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient:
             raise RegrowValueError(
                 f"{name} needs the dense gradient at every step, and `{weight.name}` is stored compressed so that it "
                 "never exists.\nUse regrow.sparsify(..., storage='masked')."
-            )
-
-
-def cut_inactive(weights: list[SparseWeight]) -> None:
-    """Set what is no connection to zero, with a warning where it was not (a model initialised after `sparsify`)."""
-    for weight in weights:
-        if isinstance(weight, MaskedWeight) and weight.cut():
-            warnings.warn(
-                f"`{weight.name}` had values where it has no connection (initialised after sparsify?): they are cut",
-                stacklevel=5,
             )
 
 

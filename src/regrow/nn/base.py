@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
-from regrow.weights import stamp
 from regrow.weights.loading import to_csr
 from regrow.weights.views import ensure_hooks
 
@@ -59,7 +58,7 @@ class SparseModule(nn.Module):
                 f"`values` must be floating point of shape {tuple(positions.shape)}, as `positions`, "
                 f"got {values.dtype} of shape {tuple(values.shape)}"
             )
-        tensors = to_csr("weight", shape, positions.to(values.device), values, len(positions) + stamp.SIZE)
+        tensors = to_csr("weight", shape, positions.to(values.device), values, len(positions))
         self.weight_values = nn.Parameter(tensors["weight_values"])
         crow, col = tensors["weight_crow"], tensors["weight_col"]
         for name, tensor in zip(INDEX, (crow, col, *mirror(crow, col, math.prod(shape[1:]))), strict=True):
@@ -117,7 +116,7 @@ class SparseModule(nn.Module):
         return self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = self.weight_values.device
         for name in INDEX:
             setattr(self, name, getattr(self, name).to(device))

@@ -1,8 +1,8 @@
 """`WeightView`: what ``layer.weight`` gives where the weight is stored compressed.
 
-Parents, penalties and loggers read a child's weight. The view shows the shape, dtype and device of the dense weight at no
-cost. Whatever computes with it gets the dense tensor, made at that moment, through which gradients reach the values and
-growth sees the dense gradient; `torch.nn.functional.linear` gets the kernels. Nothing can be written through it.
+Parents, penalties and loggers read a child's weight. The view shows the shape, dtype and device of the dense weight at
+no cost. Whatever computes with it gets the dense tensor, made at that moment, through which gradients reach the values
+and growth sees the dense gradient; `torch.nn.functional.linear` gets the kernels. Nothing can be written through it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,39 @@ def _getter(name: str) -> Any:
 
 
 SHOWN = {
-    *(_getter(name) for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta")),
+    *(
+        _getter(name)
+        for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta")
+    ),
     *(_getter(name) for name in ("is_leaf", "is_sparse", "is_quantized", "itemsize", "nbytes")),
-    *(Tensor.size, Tensor.dim, Tensor.numel, Tensor.nelement, Tensor.stride, Tensor.element_size, Tensor.__len__),
+    *(
+        Tensor.size,
+        Tensor.dim,
+        Tensor.numel,
+        Tensor.nelement,
+        Tensor.stride,
+        Tensor.element_size,
+        Tensor.__len__,
+    ),
     *(Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.is_contiguous, Tensor.__hash__),
     *(torch.is_floating_point, torch.is_complex, torch.numel),
 }
 """What tells of the weight without its entries."""
+
+WRITERS = {
+    *(
+        "__setitem__",
+        "__set__",
+        "__iadd__",
+        "__isub__",
+        "__imul__",
+        "__itruediv__",
+        "__ifloordiv__",
+        "__imod__",
+    ),
+    *("__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
+}
+"""In-place functions whose name does not end with one underscore."""
 
 DETACHED = {Tensor.detach, torch.detach, _getter("data")}
 COPIED = {Tensor.__deepcopy__, Tensor.__reduce_ex__}
@@ -82,7 +108,7 @@ class WeightView(Tensor):
     @staticmethod
     def __new__(cls, module: SparseModule, live: bool = True) -> WeightView:
         values = module.weight_values
-        view: WeightView = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        view: WeightView = Tensor._make_wrapper_subclass(
             cls, module._weight_shape, dtype=values.dtype, device=values.device
         )
         view._module, view._live = module, live
@@ -93,12 +119,12 @@ class WeightView(Tensor):
         dense = dense_weight(self._module)
         return dense if self._live else dense.detach()
 
-    def values(self) -> Tensor:  # type: ignore[override]
+    def values(self) -> Tensor:
         """The values of the connections [nnz]."""
         values = self._module.weight_values[: int(self._module.weight_crow[-1]), 0]
         return values if self._live else values.detach()
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         values = self._module.weight_values
         return (
             f"{type(self).__name__}(shape={tuple(self.shape)}, dtype={values.dtype}, device={values.device}, "
@@ -137,7 +163,7 @@ class WeightView(Tensor):
         return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise RegrowRuntimeError(
@@ -151,10 +177,9 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     if any(isinstance(x, WeightView) for x in tree_leaves(kwargs.get("out"))):
         return True
     name = getattr(func, "__name__", "")
-    special = name in ("__setitem__", "__set__") or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
-    in_place = name.endswith("_") and not name.endswith("__")
+    in_place = name in WRITERS or (name.endswith("_") and not name.endswith("__"))
     first = args[:1] if args else tuple(kwargs.values())[:1]  # nn.init hands its tensor on by keyword
-    return (special or in_place) and any(isinstance(x, WeightView) for x in tree_leaves(first))
+    return in_place and any(isinstance(x, WeightView) for x in tree_leaves(first))
 
 
 def _set_requires_grad(view: WeightView, value: bool = True) -> WeightView:

@@ -103,7 +103,7 @@ class GradientHook:
         return weight.restrict(gradient)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
-        """The module is gone, but somebody trains its parameter: `prepare_qat`, or another wrapper that rebuilds layers."""
+        """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
         if self._mask is None:
             return None
         if not self._told:

@@ -140,19 +140,19 @@ def capacity_of(values: Tensor) -> int:
 
 
 def to_csr(
-    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, room: int | None = None
+    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, capacity: int | None = None
 ) -> dict[str, Tensor]:
     """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
 
-    Values and columns are padded with zeros up to `room`, if given.
+    With a `capacity`, values and columns are padded with zeros up to it, and a stamp follows, as a module has them.
     """
     crow, col = index.from_positions(positions, *as_matrix(shape))
-    padding = (0, 0 if room is None else room - len(positions))
-    return {
-        f"{base}_values": pad(values, padding).view(-1, 1),
-        f"{base}_crow": crow,
-        f"{base}_col": pad(col, padding),
-    }
+    if capacity is None:
+        return {f"{base}_values": values.view(-1, 1), f"{base}_crow": crow, f"{base}_col": col}
+    padding = (0, capacity + stamp.SIZE - len(positions))
+    values, col = pad(values, padding).view(-1, 1), pad(col, padding)
+    stamp.write(values, index.fingerprint(crow, col, as_matrix(shape)[1]))
+    return {f"{base}_values": values, f"{base}_crow": crow, f"{base}_col": col}
 
 
 def _form(
@@ -162,7 +162,7 @@ def _form(
     if isinstance(weight, CompressedWeight):
         if weight.capacity != capacity:
             weight.resize(capacity)
-        return to_csr(base, weight.shape, positions, values, capacity + stamp.SIZE)
+        return to_csr(base, weight.shape, positions, values, capacity)
     dense = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
     mask = torch.zeros(weight.numel, dtype=torch.bool, device=values.device)
     dense[positions], mask[positions] = values, True

@@ -60,7 +60,7 @@ def fits(values: Tensor) -> bool:
     return not values.is_meta and torch.finfo(values.dtype).tiny < FAINT
 
 
-def write(values: Tensor, fingerprint: int, clock: float) -> None:
+def write(values: Tensor, fingerprint: int, clock: float = 0.5) -> None:
     """Stamp `values` [n, 1], whose last entries are free for it; not a change that autograd should see."""
     if fits(values):
         entries = [SCALE * part for part in (1.0, *_code(fingerprint), clock)]

@@ -1,0 +1,337 @@
+"""Copies that other people's code keeps up to date, and values that it mixes."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+
+import pytest
+import torch
+from runs import storages
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import SGD
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_avg_fn
+
+import regrow
+from regrow.weights import hook_of, sparse_weights, stamp
+
+Update = Callable[[nn.Module, nn.Module], None]
+
+
+def trained(storage: str) -> tuple[nn.Sequential, SGD]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 5))
+    regrow.sparsify(model, 0.7, storage=storage)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-3)
+    regrow.RigL(model, optimizer, total_steps=1000, update_every=4)
+    return model, optimizer
+
+
+def train(model: nn.Module, optimizer: SGD, steps: int, after: Callable[[nn.Module], object]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x = torch.randn(32, 20, generator=generator)
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), x[:, :5].argmax(1)).backward()
+        optimizer.step()
+        after(model)
+
+
+def dense(model: nn.Module) -> list[Tensor]:
+    return [weight.to_dense() for weight in sparse_weights(model)]
+
+
+@torch.no_grad()
+def by_data(copied: nn.Module, model: nn.Module) -> None:
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.data.copy_(theirs.data)
+
+
+@torch.no_grad()
+def by_copy(copied: nn.Module, model: nn.Module) -> None:
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.copy_(theirs)
+
+
+@torch.no_grad()
+def by_new_data(copied: nn.Module, model: nn.Module) -> None:
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.data = mine.data * 0.0 + theirs.data * 1.0
+
+
+@torch.no_grad()
+def by_polyak(copied: nn.Module, model: nn.Module) -> None:
+    for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+        mine.data.mul_(0)
+        torch.add(mine.data, theirs.data, alpha=1.0, out=mine.data)
+
+
+@torch.no_grad()
+def by_foreach(copied: nn.Module, model: nn.Module) -> None:
+    torch._foreach_lerp_(list(copied.parameters()), list(model.parameters()), 1.0)
+
+
+def by_vector(copied: nn.Module, model: nn.Module) -> None:
+    vector = nn.utils.parameters_to_vector(model.parameters())
+    nn.utils.vector_to_parameters(vector, copied.parameters())
+
+
+@torch.no_grad()
+def by_state_dict_in_place(copied: nn.Module, model: nn.Module) -> None:
+    theirs = model.state_dict()
+    for name, mine in copied.state_dict().items():
+        mine.copy_(theirs[name])
+
+
+def by_state_dict(copied: nn.Module, model: nn.Module) -> None:
+    copied.load_state_dict(model.state_dict())
+
+
+@torch.no_grad()
+def by_parameters_and_buffers(copied: nn.Module, model: nn.Module) -> None:
+    by_copy(copied, model)
+    for mine, theirs in zip(copied.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
+
+
+UPDATES: list[Update] = [
+    by_data,
+    by_copy,
+    by_new_data,
+    by_polyak,
+    by_foreach,
+    by_vector,
+    by_state_dict_in_place,
+    by_state_dict,
+    by_parameters_and_buffers,
+]
+
+
+@storages
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.__name__)
+@pytest.mark.parametrize("used", [True, False])
+def test_a_copy_that_is_overwritten_is_the_model(storage: str, update: Update, used: bool) -> None:
+    model, optimizer = trained(storage)
+    copied = copy.deepcopy(model).eval()
+
+    def after(model: nn.Module) -> None:
+        update(copied, model)
+        if used:
+            copied(torch.randn(2, 20))
+
+    train(model, optimizer, 19, after)  # 4 updates of the topology
+    x = torch.randn(50, 20)
+    found = copied(x)
+    assert regrow.masks(copied).keys() == regrow.masks(model).keys()
+    for mine, theirs in zip(sparse_weights(copied), sparse_weights(model), strict=True):
+        assert torch.equal(mine.mask(), theirs.mask())
+        assert torch.equal(mine.to_dense(), theirs.to_dense())
+    by_state_dict_in_place(copied, model)  # running statistics
+    torch.testing.assert_close(copied(x), model.eval()(x))
+    assert found.isfinite().all()
+
+
+@storages
+@pytest.mark.parametrize("every", [1, 3, 7])
+def test_a_target_network_that_is_overwritten_now_and_then(storage: str, every: int) -> None:
+    model, optimizer = trained(storage)
+    target = copy.deepcopy(model).eval()
+    count = 0
+    left: list[list[Tensor]] = [dense(target)]
+
+    def after(model: nn.Module) -> None:
+        nonlocal count
+        count += 1
+        target(torch.randn(2, 20))
+        if count % every == 0:
+            by_data(target, model)
+            left.append(dense(model))
+
+    train(model, optimizer, 40, after)
+    for mine, theirs in zip(dense(target), left[-1], strict=True):
+        kept = mine != 0  # what the model has dropped since is dropped here too
+        assert torch.equal(mine[kept], theirs[kept])
+        assert kept.sum() > 0.5 * (theirs != 0).sum()
+
+
+@storages
+@pytest.mark.parametrize("rate", [0.1, 0.001])
+@pytest.mark.parametrize("buffers", [True, False])
+def test_an_average_follows_by_itself_as_it_does_when_asked(storage: str, rate: float, buffers: bool) -> None:
+    averages = []
+    for asked in (False, True):
+        model, optimizer = trained(storage)
+        average = AveragedModel(model, avg_fn=get_ema_avg_fn(1 - rate), use_buffers=buffers)
+        if asked:
+            optimizer._regrow_driver().follow(average)  # type: ignore[attr-defined]
+        train(model, optimizer, 40, average.update_parameters)
+        average.eval()(torch.randn(2, 20))
+        assert regrow.masks(average.module)["0.weight"].equal(regrow.masks(model)["0.weight"])
+        averages.append(dense(average))
+    for alone, told in zip(*averages, strict=True):
+        # masked values show an average only after the first update of the topology
+        torch.testing.assert_close(alone, told, atol=0.02 if storage == "masked" else 1e-6, rtol=0)
+
+
+@storages
+def test_an_average_of_everything(storage: str) -> None:
+    for settings in ({}, {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}):
+        model, optimizer = trained(storage)
+        average = AveragedModel(model, use_buffers=True, **settings)  # type: ignore[arg-type]
+        train(model, optimizer, 20, average.update_parameters)
+        average(torch.randn(8, 20))
+        assert regrow.masks(average.module)["0.weight"].equal(regrow.masks(model)["0.weight"])
+
+
+@storages
+def test_a_copy_that_is_kept_stays_as_it_is(storage: str) -> None:
+    model, optimizer = trained(storage)
+    train(model, optimizer, 5, lambda model: None)
+    kept = copy.deepcopy(model).eval()
+    before, parameters = dense(kept), [p.detach().clone() for p in kept.parameters()]
+    x = torch.randn(10, 20)
+    expected = kept(x)
+    train(model, optimizer, 20, lambda model: None)
+    assert all(torch.equal(p, q) for p, q in zip(kept.parameters(), parameters, strict=True))
+    assert torch.equal(kept(x), expected)
+    assert all(torch.equal(a, b) for a, b in zip(dense(kept), before, strict=True))
+
+
+@storages
+def test_a_copy_that_somebody_changes_for_itself_does_not_follow(storage: str) -> None:
+    model, optimizer = trained(storage)
+    changed = copy.deepcopy(model).eval()
+    with torch.no_grad():
+        for parameter in changed.parameters():
+            parameter.mul_(0.5)
+    before = dense(changed)
+    train(model, optimizer, 20, lambda model: None)
+    changed(torch.randn(2, 20))
+    assert all(torch.equal(a, b) for a, b in zip(dense(changed), before, strict=True))
+
+
+@storages
+def test_a_copy_that_trains_by_itself_does_not_follow(storage: str) -> None:
+    model, optimizer = trained(storage)
+    student = copy.deepcopy(model)
+    masks = regrow.masks(student)
+    own = SGD(student.parameters(), lr=0.1)
+
+    def learn(teacher: nn.Module) -> None:
+        x = torch.randn(16, 20)
+        own.zero_grad()
+        F.mse_loss(student(x), teacher(x).detach()).backward()
+        own.step()
+
+    train(model, optimizer, 20, learn)
+    assert all(torch.equal(regrow.masks(student)[name], mask) for name, mask in masks.items())
+
+
+def test_values_of_several_topologies_are_refused_however_they_came() -> None:
+    model, optimizer = trained("compressed")
+    shadow = [p.detach().clone() for p in model.parameters()]  # as torch_ema keeps them
+
+    def average(model: nn.Module) -> None:
+        for mine, theirs in zip(shadow, model.parameters(), strict=True):
+            mine.lerp_(theirs.detach(), 0.1)
+
+    train(model, optimizer, 12, average)
+    for mine, theirs in zip(model.parameters(), shadow, strict=True):
+        mine.data.copy_(theirs)
+    with pytest.raises(
+        regrow.RegrowError, match=r"`0.weight` holds values of another topology(.|\n)*follow\(copy\)"
+    ):
+        model(torch.randn(8, 20))
+    with pytest.raises(regrow.RegrowError, match="holds values of another topology"):
+        regrow.save(model, "never-written.safetensors")
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_soup_of_two_topologies_is_refused(everything: bool) -> None:
+    first, second = (
+        regrow.sparsify(nn.Sequential(nn.Linear(64, 64)), 0.8, storage="compressed", seed=s) for s in (0, 1)
+    )
+    other = second.state_dict()
+    soup = {
+        key: ((value + other[key]) / 2).to(value.dtype) if everything or value.is_floating_point() else value
+        for key, value in first.state_dict().items()
+    }
+    before = copy.deepcopy(first.state_dict())
+    with pytest.raises(regrow.RegrowError, match="`0.weight_"):
+        first.load_state_dict(soup)
+    assert all(torch.equal(value, before[key]) for key, value in first.state_dict().items())
+
+
+def test_a_soup_of_one_topology_is_taken() -> None:
+    first, second = (
+        regrow.sparsify(nn.Sequential(nn.Linear(64, 64)), 0.8, storage="compressed") for _ in range(2)
+    )
+    other = second.state_dict()
+    soup = {key: ((v + other[key]) / 2).to(v.dtype) for key, v in first.state_dict().items()}
+    expected = (dense(first)[0] + dense(second)[0]) / 2
+    first.load_state_dict(soup)
+    torch.testing.assert_close(dense(first)[0], expected)
+
+
+def test_a_stamp_survives_what_optimizers_do_and_is_too_small_to_see() -> None:
+    settings = {"lr": 0.1, "weight_decay": 0.1}
+    optimizers = (
+        torch.optim.SGD,
+        torch.optim.Adam,
+        torch.optim.AdamW,
+        torch.optim.Adagrad,
+        torch.optim.RMSprop,
+    )
+    for make in optimizers:
+        torch.manual_seed(0)
+        model = regrow.sparsify(nn.Sequential(nn.Linear(20, 40), nn.Linear(40, 5)), 0.7, storage="compressed")
+        optimizer = make(model.parameters(), **settings)  # type: ignore[arg-type]
+        for _ in range(30):
+            optimizer.zero_grad()
+            model(torch.randn(8, 20)).square().sum().backward()
+            optimizer.step()
+            for weight in sparse_weights(model):
+                found = stamp.read(weight.parameter)
+                assert found is not None
+                assert found.is_of(weight.fingerprint())
+        assert float(weight.parameter.detach()[-stamp.SIZE :].norm()) < 1e-6
+
+
+@storages
+@pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
+def test_masks_hold_in_copies_whose_layer_is_never_called(storage: str, how: str) -> None:
+    class Reads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(32, 32)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x, self.layer.weight)
+
+    globals()["Reads"] = Reads  # pickle looks it up by its name
+    Reads.__qualname__ = "Reads"
+    model: nn.Module = regrow.sparsify(Reads(), 0.8, include="layer", storage=storage)
+    if how == "deepcopy":
+        model = copy.deepcopy(model)
+    elif how == "pickle":
+        model = pickle.loads(pickle.dumps(model))
+    else:
+        file = io.BytesIO()
+        torch.save(model, file)
+        file.seek(0)
+        model = torch.load(file, weights_only=False)
+    (weight,) = sparse_weights(model)
+    assert hook_of(weight.parameter) is not None
+    optimizer = SGD(model.parameters(), lr=0.1)
+    before = weight.to_dense()
+    for _ in range(5):
+        optimizer.zero_grad()
+        model(torch.randn(8, 32)).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(weight.to_dense(), before)
+    assert torch.equal(weight.to_dense() != 0, weight.mask())
+    if storage == "masked":
+        assert torch.equal(model.layer.weight != 0, weight.mask())  # type: ignore[union-attr]
