@@ -1,12 +1,15 @@
 """What `load_state_dict` accepts: either storage, another count of connections, a plain dense checkpoint.
 
-Everything is checked before anything is written: the hook on the root of the sparsified model sees the whole
-state dict first, those on the modules serve `load_state_dict` on a part of the model.
+A weight stands in a state dict in one of four forms: ``weight`` and ``weight_mask`` (masked storage);
+``weight_values``, ``weight_crow`` and ``weight_col`` (compressed); ``weight``, ``weight_crow`` and ``weight_col``, which
+dense models read too (`regrow.weights.pretrained`); ``weight`` alone (dense). Everything is checked before anything is
+written: the hook on the root of the sparsified model sees the whole state dict first, those on the modules serve
+`load_state_dict` on a part of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -30,15 +33,11 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
     converted = []
-    for name, submodule in module.named_modules():
-        for weight in views(submodule):
-            base = f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name
-            found = read(state, base, weight)
-            if found is not None:
-                padded = state.get(
-                    f"{base}_values"
-                )  # optimizer state has its length, beyond the connections too
-                converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
+    for base, weight in _named(module, prefix):
+        found = read(state, base, weight)
+        if found is not None:
+            padded = state.get(f"{base}_col")  # optimizer state has its length, beyond the connections too
+            converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
@@ -59,21 +58,44 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
         ensure_hooks(submodule)
 
 
+def _named(module: nn.Module, prefix: str = "") -> list[tuple[str, SparseWeight]]:
+    """Each sparse weight of `module` with the name it has in a state dict; one that has several, by each of them."""
+    return [
+        (f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name, weight)
+        for name, submodule in module.named_modules(remove_duplicate=False)
+        for weight in views(submodule)
+    ]
+
+
 def keys(base: str) -> list[str]:
-    """All keys that a weight called `base` can have in a state dict, of either storage."""
+    """All keys that a weight called `base` can have in a state dict, in any form."""
     return [base, f"{base}_mask", f"{base}_values", *(f"{base}_{part}" for part in INDEX)]
 
 
-def read(state: State, base: str, weight: SparseWeight) -> tuple[Tensor, Tensor] | None:
-    """Positions and values of a weight in a state dict, checked, or None where it holds nothing of it."""
-    dense, mask, values, crow, col = (state.get(key) for key in keys(base))
-    if values is not None and crow is not None and col is not None:
-        return from_csr(base, weight.shape, values, crow, col)
-    if dense is None:
+def _forms(base: str) -> list[set[str]]:
+    dense, mask, values, *index_keys = keys(base)
+    return [{dense, mask}, {values, *index_keys}, {dense, *index_keys}, {dense}]
+
+
+def read(state: Mapping[str, Any], base: str, weight: SparseWeight) -> tuple[Tensor, Tensor] | None:
+    """Positions and values of a weight in a state dict, checked, or None where it holds nothing of it.
+
+    Raises:
+        RegrowValueError: a part that is missing, one too many, or one that does not fit.
+    """
+    present = {key for key in keys(base) if state.get(key) is not None}
+    if not present:
         return None
-    if tuple(dense.shape) != weight.shape:
+    if present not in _forms(base):
+        raise RegrowValueError(_not_a_form(base, present))
+    dense, mask, values, crow, col = (state.get(key) for key in keys(base))
+    if dense is not None and tuple(dense.shape) != weight.shape:
         raise RegrowValueError(f"`{base}` must have shape {weight.shape}, got {tuple(dense.shape)}")
-    if mask is None:  # a plain dense checkpoint is cut by the present topology
+    if crow is not None and col is not None:
+        if values is not None:
+            return from_csr(base, weight.shape, values, crow, col)
+        positions = _positions(base, weight.shape, crow, col).to(dense.device)
+    elif mask is None:  # a plain dense checkpoint is cut by the present topology
         positions = weight.positions().to(dense.device)
     elif tuple(mask.shape) != weight.shape or mask.dtype != torch.bool:
         raise RegrowValueError(
@@ -84,6 +106,51 @@ def read(state: State, base: str, weight: SparseWeight) -> tuple[Tensor, Tensor]
     return positions, dense.detach().reshape(-1)[positions]
 
 
+def _not_a_form(base: str, present: set[str]) -> str:
+    held = ", ".join(f"`{key}`" for key in keys(base) if key in present)
+    missing = [key for form in _forms(base) if present < form for key in keys(base) if key in form - present]
+    if missing:
+        return (
+            f"`{missing[0]}` is missing: the state dict holds {held} of a sparse weight, whose parts belong together.\n"
+            "Load them together, or none of them."
+        )
+    return (
+        f"`{base}` is in the state dict in two forms: {held}.\n"
+        "Take out the keys of the one that is not meant: "
+        f"`{base}` alone is a dense weight, which the present topology cuts."
+    )
+
+
+def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology: bool = False) -> None:
+    """Give each sparse weight of `module` in its state dict the key and the shape of a dense one, in place.
+
+    Args:
+        module: the sparse model.
+        state: its state dict, in any form; the order of the keys becomes that of a dense model.
+        prefix: what the names in `state` begin with.
+        topology: leave the topology beside the weight (its mask, or its row pointers and columns), so that
+            `load_state_dict` of a sparse model gives exactly what it was.
+    """
+    dense = {}
+    for base, weight in _named(module, prefix):
+        found = read(state, base, weight)
+        if found is None or (topology and base in state):
+            continue
+        positions, values = found
+        flat = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
+        flat[positions] = values
+        dense[base] = flat.view(weight.shape)
+    dropped = {base: [key for key in keys(base) if not topology or key == f"{base}_values"] for base in dense}
+    bases = {key: base for base, own in dropped.items() for key in own}
+    for key in list(state):
+        base = bases.get(key)
+        value = state.pop(key)
+        if base is None:
+            state[key] = value
+        elif base in dense:
+            state[base] = dense.pop(base)
+
+
 def from_csr(
     base: str, shape: tuple[int, ...], values: Tensor, crow: Tensor, col: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -92,17 +159,30 @@ def from_csr(
     Raises:
         RegrowValueError: an index that is out of range, unsorted or repeated, or lengths that do not fit.
     """
+    positions = _positions(base, shape, crow, col)
+    if values.shape != (len(col), 1):
+        raise RegrowValueError(
+            f"`{base}_values` must be [n, 1] and `{base}_col` [n] with n of at least {len(positions)}, "
+            f"got {tuple(values.shape)} and {tuple(col.shape)}"
+        )
+    return positions, values.detach()[: len(positions), 0]
+
+
+def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> Tensor:
     rows, columns = as_matrix(shape)
+    for part, tensor in zip(INDEX, (crow, col), strict=True):
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise RegrowValueError(
+                f"`{base}_{part}` must hold whole numbers, got {tensor.dtype}: it was converted or averaged together "
+                "with the weights.\nConvert and average floating-point tensors only, of one topology."
+            )
     if tuple(crow.shape) != (rows + 1,) or crow[0] != 0 or (crow.diff() < 0).any():
         raise RegrowValueError(
             f"`{base}_crow` must be {rows + 1} ascending row pointers that start at 0, for a weight of shape {shape}"
         )
     nnz = int(crow[-1])
-    if col.dim() != 1 or values.shape != (len(col), 1) or nnz > len(col):
-        raise RegrowValueError(
-            f"`{base}_values` must be [n, 1] and `{base}_col` [n] with n of at least {nnz}, "
-            f"got {tuple(values.shape)} and {tuple(col.shape)}"
-        )
+    if col.dim() != 1 or nnz > len(col):
+        raise RegrowValueError(f"`{base}_col` must be [n] with n of at least {nnz}, got {tuple(col.shape)}")
     used = col[:nnz].long()
     if nnz and (used.min() < 0 or used.max() >= columns):
         raise RegrowValueError(
@@ -111,7 +191,7 @@ def from_csr(
     found = index.positions(crow, used, columns)
     if (found[1:] <= found[:-1]).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
-    return found, values.detach()[:nnz, 0]
+    return found
 
 
 def to_csr(
