@@ -64,7 +64,7 @@ class SparseModule(nn.Module):
         wrap_save_pretrained()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         wrap_save_pretrained()  # a model that comes from a file, in a process that has called nothing of regrow
 
     def _take_from(self, dense: nn.Module) -> None:

@@ -35,6 +35,8 @@ class GradientHook:
         weight: the view of the parameter that the hook is for.
     """
 
+    __torch_unserializable__ = True  # what is sent to another process gets its hooks there (`ensure_hooks`)
+
     def __init__(self, weight: SparseWeight) -> None:
         self._view = type(weight)
         self._module = weakref.ref(weight.module)  # the module owns the parameter that owns the hook

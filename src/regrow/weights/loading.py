@@ -1,15 +1,15 @@
 """What `load_state_dict` accepts: either storage, another count of connections, a plain dense checkpoint.
 
 A weight stands in a state dict in one of four forms: ``weight`` and ``weight_mask`` (masked storage);
-``weight_values``, ``weight_crow`` and ``weight_col`` (compressed); ``weight``, ``weight_crow`` and ``weight_col``, which
-dense models read too (`regrow.weights.pretrained`); ``weight`` alone (dense). Everything is checked before anything is
-written: the hook on the root of the sparsified model sees the whole state dict first, those on the modules serve
-`load_state_dict` on a part of the model.
+``weight_values``, ``weight_crow`` and ``weight_col`` (compressed); ``weight``, ``weight_crow`` and ``weight_col``,
+which dense models read too (`regrow.weights.pretrained`); ``weight`` alone (dense). Everything is checked before
+anything is written: the hook on the root of the sparsified model sees the whole state dict first, those on the modules
+serve `load_state_dict` on a part of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -33,8 +33,8 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
     converted = []
-    for base, weight in _named(module, prefix):
-        found = read(state, base, weight)
+    for base, weight in all_names(module, prefix):
+        found = read(state, base, weight.shape, weight.positions)
         if found is not None:
             padded = state.get(f"{base}_col")  # optimizer state has its length, beyond the connections too
             converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
@@ -58,7 +58,7 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
         ensure_hooks(submodule)
 
 
-def _named(module: nn.Module, prefix: str = "") -> list[tuple[str, SparseWeight]]:
+def all_names(module: nn.Module, prefix: str = "") -> list[tuple[str, SparseWeight]]:
     """Each sparse weight of `module` with the name it has in a state dict; one that has several, by each of them."""
     return [
         (f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name, weight)
@@ -77,45 +77,56 @@ def _forms(base: str) -> list[set[str]]:
     return [{dense, mask}, {values, *index_keys}, {dense, *index_keys}, {dense}]
 
 
-def read(state: Mapping[str, Any], base: str, weight: SparseWeight) -> tuple[Tensor, Tensor] | None:
-    """Positions and values of a weight in a state dict, checked, or None where it holds nothing of it.
+def read(
+    state: Mapping[str, Any], base: str, shape: tuple[int, ...], present: Callable[[], Tensor] | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Positions and values of a sparse weight in a state dict, checked, or None where it holds nothing of it.
+
+    Args:
+        state: the state dict.
+        base: the weight's name in it.
+        shape: the weight's dense shape.
+        present: gives the positions to take of a plain dense weight; without it, one is nothing.
 
     Raises:
         RegrowValueError: a part that is missing, one too many, or one that does not fit.
     """
-    present = {key for key in keys(base) if state.get(key) is not None}
-    if not present:
+    held = {key for key in keys(base) if state.get(key) is not None}
+    if not held or (present is None and held == {base}):
         return None
-    if present not in _forms(base):
-        raise RegrowValueError(_not_a_form(base, present))
+    if held not in _forms(base):
+        raise RegrowValueError(_not_a_form(base, held))
     dense, mask, values, crow, col = (state.get(key) for key in keys(base))
-    if dense is not None and tuple(dense.shape) != weight.shape:
-        raise RegrowValueError(f"`{base}` must have shape {weight.shape}, got {tuple(dense.shape)}")
+    if dense is not None and tuple(dense.shape) != shape:
+        raise RegrowValueError(f"`{base}` must have shape {shape}, got {tuple(dense.shape)}")
     if crow is not None and col is not None:
         if values is not None:
-            return from_csr(base, weight.shape, values, crow, col)
-        positions = _positions(base, weight.shape, crow, col).to(dense.device)
+            return from_csr(base, shape, values, crow, col)
+        positions = _positions(base, shape, crow, col)
     elif mask is None:  # a plain dense checkpoint is cut by the present topology
-        positions = weight.positions().to(dense.device)
-    elif tuple(mask.shape) != weight.shape or mask.dtype != torch.bool:
+        assert present is not None
+        positions = present()
+    elif tuple(mask.shape) != shape or mask.dtype != torch.bool:
         raise RegrowValueError(
-            f"`{base}_mask` must be boolean of shape {weight.shape}, got {mask.dtype} of shape {tuple(mask.shape)}"
+            f"`{base}_mask` must be boolean of shape {shape}, got {mask.dtype} of shape {tuple(mask.shape)}"
         )
     else:
         positions = mask.reshape(-1).nonzero().view(-1)
+    assert dense is not None
+    positions = positions.to(dense.device)
     return positions, dense.detach().reshape(-1)[positions]
 
 
-def _not_a_form(base: str, present: set[str]) -> str:
-    held = ", ".join(f"`{key}`" for key in keys(base) if key in present)
-    missing = [key for form in _forms(base) if present < form for key in keys(base) if key in form - present]
+def _not_a_form(base: str, held: set[str]) -> str:
+    named = ", ".join(f"`{key}`" for key in keys(base) if key in held)
+    missing = [key for form in _forms(base) if held < form for key in keys(base) if key in form - held]
     if missing:
         return (
-            f"`{missing[0]}` is missing: the state dict holds {held} of a sparse weight, whose parts belong together.\n"
-            "Load them together, or none of them."
+            f"`{missing[0]}` is missing: the state dict holds {named} of a weight whose parts belong together.\n"
+            "Load them together (all shards of a checkpoint as one state dict), or none of them."
         )
     return (
-        f"`{base}` is in the state dict in two forms: {held}.\n"
+        f"`{base}` is in the state dict in two forms: {named}.\n"
         "Take out the keys of the one that is not meant: "
         f"`{base}` alone is a dense weight, which the present topology cuts."
     )
@@ -132,23 +143,21 @@ def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology
             `load_state_dict` of a sparse model gives exactly what it was.
     """
     dense = {}
-    for base, weight in _named(module, prefix):
-        found = read(state, base, weight)
+    for base, weight in all_names(module, prefix):
+        found = read(state, base, weight.shape, weight.positions)
         if found is None or (topology and base in state):
             continue
         positions, values = found
         flat = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
         flat[positions] = values
         dense[base] = flat.view(weight.shape)
-    dropped = {base: [key for key in keys(base) if not topology or key == f"{base}_values"] for base in dense}
-    bases = {key: base for base, own in dropped.items() for key in own}
+    replaced = {key: base for base in dense for key in keys(base) if not topology or key == f"{base}_values"}
     for key in list(state):
-        base = bases.get(key)
-        value = state.pop(key)
-        if base is None:
+        value, owner = state.pop(key), replaced.get(key)
+        if owner is None:
             state[key] = value
-        elif base in dense:
-            state[base] = dense.pop(base)
+        elif owner in dense:
+            state[owner] = dense.pop(owner)
 
 
 def from_csr(

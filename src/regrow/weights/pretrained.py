@@ -1,10 +1,10 @@
 """`save_pretrained` of other libraries: what it writes of a compressed weight, their `from_pretrained` reads.
 
 `from_pretrained` makes a dense model and goes on where names do not fit, with random weights. So inside
-`save_pretrained` a compressed weight is written as a dense one, zeros included, with its row pointers and columns beside
-it: a dense model takes the weight, a sparse one (a Trainer that resumes) the very topology. A masked weight is written so
-anyway. The method of the library's class is wrapped, not the model's: the model may be a part of another one by then, a
-copy, or come from a file.
+`save_pretrained` a compressed weight is written as a dense one, zeros included, with its row pointers and columns
+beside it: a dense model takes the weight, a sparse one (a Trainer that resumes) the very topology. A masked weight is
+written so anyway. The method of the library's class is wrapped, not the model's: the model may be a part of another one
+by then, a copy, or come from a file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ METHOD = "save_pretrained"
 
 
 def wrap_save_pretrained() -> None:
-    """Wrap `save_pretrained` of each of `CLASSES` that is imported by now; a model without sparse weights sees nothing of it."""
+    """Wrap `save_pretrained` of each of `CLASSES` that is imported by now; a dense model sees no difference."""
     for module_name, class_name in CLASSES:
         owner = getattr(sys.modules.get(module_name), class_name, None)
         original = vars(owner).get(METHOD) if owner is not None else None
