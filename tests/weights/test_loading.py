@@ -11,6 +11,7 @@ from torch import nn
 
 import regrow
 from regrow.weights import sparse_weights
+from regrow.weights.loading import in_dense_form
 
 storages = ["masked", "compressed"]
 
@@ -116,6 +117,144 @@ def test_a_failed_load_names_the_key_and_changes_nothing() -> None:
 def test_values_outside_the_mask_of_a_checkpoint_are_cut() -> None:
     state = model("masked", seed=1).state_dict()
     state["0.weight"] = torch.ones(10, 12)
-    target = model("masked")
+    for storage in storages:
+        target = model(storage)
+        with pytest.warns(
+            UserWarning, match=r"values outside the masks of \['0.weight'\], which are cut"
+        ) as warned:
+            target.load_state_dict(state)
+        assert [warning.filename for warning in warned] == [__file__]
+        assert torch.equal(sparse_weights(target)[0].to_dense().bool(), state["0.weight_mask"])
+
+
+def halves(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in state.items() if key.startswith("0.")}
+
+
+@pytest.mark.parametrize("into", storages)
+def test_the_parts_of_a_weight_are_loaded_together_or_not_at_all(into: str) -> None:
+    dense = model(None, seed=3).state_dict()["2.weight"]
+    compressed = {k: v for k, v in model("compressed", seed=1).state_dict().items() if k.startswith("2.")}
+    masked = model("masked", seed=1).state_dict()
+    topology = {key: compressed[key] for key in ("2.weight_crow", "2.weight_col")}
+    cases = [
+        (topology, "`2.weight_values` is missing: the state dict holds `2.weight_crow`, `2.weight_col` of"),
+        (
+            {"2.weight_values": compressed["2.weight_values"]},
+            "`2.weight_crow` is missing: the state dict holds",
+        ),
+        ({"2.weight": dense, "2.weight_col": compressed["2.weight_col"]}, "`2.weight_crow` is missing: the"),
+        (
+            {"2.weight_mask": masked["2.weight_mask"]},
+            "`2.weight` is missing: the state dict holds `2.weight_mask`",
+        ),
+        (
+            {**compressed, "2.weight": dense},
+            "`2.weight` is in the state dict in two forms: `2.weight`, `2.weight_v",
+        ),
+        (
+            {**masked, **topology},
+            "`2.weight` is in the state dict in two forms: `2.weight`, `2.weight_mask`, `2.w",
+        ),
+    ]
+    for state, message in cases:
+        for strict in (True, False):
+            target = model(into)
+            before = copy.deepcopy(target.state_dict())
+            with pytest.raises(regrow.RegrowError, match=message):
+                target.load_state_dict({**halves(masked), **state}, strict=strict)
+            assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("into", storages)
+@pytest.mark.parametrize("saved", storages)
+def test_whole_weights_may_be_missing_where_the_load_is_not_strict(saved: str, into: str) -> None:
+    source, target = model(saved, seed=1), model(into)
+    before = regrow.masks(target)
+    result = target.load_state_dict(halves(source.state_dict()), strict=False)
+    assert {key.split(".")[0] for key in result.missing_keys} == {"2"}
+    assert torch.equal(sparse_weights(target)[0].to_dense(), sparse_weights(source)[0].to_dense())
+    assert torch.equal(regrow.masks(target)["2.weight"], before["2.weight"])
+
+
+@pytest.mark.parametrize("into", storages)
+@pytest.mark.parametrize("saved", storages)
+def test_a_dense_weight_beside_its_topology_gives_the_very_same_weight(saved: str, into: str) -> None:
+    source, target = model(saved, seed=1), model(into)
+    for weight in sparse_weights(source):
+        weight.update(
+            torch.arange(3), torch.empty(0, dtype=torch.int64)
+        )  # room for three more, where compressed
+        weight.fill(weight.positions()[:1], torch.zeros(1))  # a connection whose value is zero
+    state, plain = source.state_dict(), model(None)
+    in_dense_form(source, state, topology=True)
+    plain.load_state_dict(state, strict=False)
+    torch.testing.assert_close(plain[0].weight.detach(), sparse_weights(source)[0].to_dense())
     target.load_state_dict(state)
-    assert torch.equal(target[0].weight.detach().bool(), state["0.weight_mask"])
+    for own, other in zip(sparse_weights(target), sparse_weights(source), strict=True):
+        assert torch.equal(own.positions(), other.positions())
+        assert torch.equal(own.values(), other.values())
+        if saved == into:
+            assert own.parameter.shape == other.parameter.shape
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.half, torch.Tensor.float, torch.Tensor.bool])
+@pytest.mark.parametrize("into", storages)
+def test_an_index_that_was_converted_with_the_weights_is_refused(into: str, change: Any) -> None:
+    state = {key: change(value) for key, value in model("compressed").state_dict().items()}
+    with pytest.raises(
+        regrow.RegrowError, match="`0.weight_crow` must hold whole numbers, got torch.*\nConvert"
+    ):
+        model(into).load_state_dict(state)
+
+
+@pytest.mark.parametrize("storage", storages)
+def test_an_average_of_all_tensors_of_two_topologies_is_noticed(storage: str) -> None:
+    one, other = (model(storage, seed=seed).state_dict() for seed in (1, 2))
+    with pytest.raises(regrow.RegrowError, match="must hold whole numbers|must be boolean"):
+        model(storage).load_state_dict({key: (one[key] + other[key]) / 2 for key in one})
+
+
+def test_an_average_of_the_weights_of_two_masked_topologies_is_noticed() -> None:
+    one, other = (model("masked", seed=seed).state_dict() for seed in (1, 2))
+    state = {key: (one[key] + other[key]) / 2 if one[key].is_floating_point() else one[key] for key in one}
+    target = model("masked")
+    with pytest.warns(
+        UserWarning, match=r"outside the masks of \['0.weight', '2.weight'\], .*an average of two"
+    ):
+        target.load_state_dict(state)
+    assert torch.equal(sparse_weights(target)[0].mask(), one["0.weight_mask"])
+
+
+@pytest.mark.parametrize("into", storages)
+@pytest.mark.parametrize("saved", storages)
+@pytest.mark.parametrize("sparsity", [0.8, 0.5])
+def test_assign_takes_over_the_tensors_and_trains(saved: str, into: str, sparsity: float) -> None:
+    source, target = model(saved, sparsity, seed=1), model(into)
+    x = torch.randn(5, 12)
+    target(x)
+    target.load_state_dict(source.state_dict(), assign=True)
+    torch.testing.assert_close(target(x), source(x))
+    optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
+    regrow.RigL(target, optimizer, total_steps=10, update_every=2)
+    for _ in range(4):
+        optimizer.zero_grad()
+        target(x).pow(2).sum().backward()
+        optimizer.step()
+    for weight in sparse_weights(target):
+        weight.check_unchanged(thorough=True)
+        assert not weight.to_dense()[~weight.mask()].any()
+
+
+@pytest.mark.parametrize("storage", storages)
+def test_assign_under_a_method_says_what_to_do(storage: str) -> None:
+    target, x = model(storage), torch.randn(5, 12)
+    optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
+    method = regrow.RigL(target, optimizer, total_steps=10)
+    target.load_state_dict(model(storage, seed=1).state_dict(), assign=True)
+    target(x).sum().backward()
+    with pytest.raises(
+        regrow.RegrowError, match=r"`0.weight` is another parameter now .*\nMake optimizer and method"
+    ):
+        optimizer.step()
+    assert method.step == 0

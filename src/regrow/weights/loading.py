@@ -9,6 +9,8 @@ serve `load_state_dict` on a part of the model.
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -32,16 +34,36 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
     Raises:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
-    converted = []
+    converted, outside = [], []
     for base, weight in all_names(module, prefix):
         found = read(state, base, weight.shape, weight.positions)
         if found is not None:
             padded = state.get(f"{base}_col")  # optimizer state has its length, beyond the connections too
             converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
+            mask = state.get(f"{base}_mask")
+            if mask is not None and state[base].detach().masked_select(~mask.to(state[base].device)).any():
+                outside.append(base)
+    if outside:
+        warnings.warn(
+            f"the state dict holds values outside the masks of {outside}, which are cut: an average of two topologies, "
+            "or weights written past their masks",
+            stacklevel=_level_of_caller(),
+        )
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel`, in the function that asks, of the line outside torch and regrow that called."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        "torch",
+        "regrow",
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def after_load(module: nn.Module, incompatible: Any) -> None:
