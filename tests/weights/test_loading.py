@@ -120,7 +120,7 @@ def test_values_outside_the_mask_of_a_checkpoint_are_cut() -> None:
     for storage in storages:
         target = model(storage)
         with pytest.warns(
-            UserWarning, match=r"values outside the masks of \['0.weight'\], which are cut"
+            UserWarning, match=r"outside the topology it gives for \['0.weight'\], and they are"
         ) as warned:
             target.load_state_dict(state)
         assert [warning.filename for warning in warned] == [__file__]
@@ -164,6 +164,27 @@ def test_the_parts_of_a_weight_are_loaded_together_or_not_at_all(into: str) -> N
             with pytest.raises(regrow.RegrowError, match=message):
                 target.load_state_dict({**halves(masked), **state}, strict=strict)
             assert all(torch.equal(value, before[key]) for key, value in target.state_dict().items())
+
+
+@pytest.mark.parametrize("into", storages)
+def test_a_sparse_network_in_dense_form_is_not_cut_by_another_topology_in_silence(into: str) -> None:
+    source = model("masked", seed=1)
+    state = regrow.dense_state_dict(source)
+    with pytest.warns(
+        UserWarning, match=r"in dense form, .* cuts \['0.weight', '2.weight'\].\nLoad it into"
+    ) as warned:
+        model(into, seed=2).load_state_dict(state)
+    assert [warning.filename for warning in warned] == [__file__]
+    same = model(into, seed=1)  # the same topology cuts nothing
+    same.load_state_dict(state)
+    plain = model(None)
+    plain.load_state_dict(state)
+    names = ["0.weight", "2.weight"]
+    regrow.sparsify(plain, include=names, init={name: state[name] != 0 for name in names}, storage=into)
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(same(x), source(x))
+    torch.testing.assert_close(plain(x), source(x))
+    assert all(torch.equal(mask, regrow.masks(source)[name]) for name, mask in regrow.masks(plain).items())
 
 
 @pytest.mark.parametrize("into", storages)
@@ -219,9 +240,7 @@ def test_an_average_of_the_weights_of_two_masked_topologies_is_noticed() -> None
     one, other = (model("masked", seed=seed).state_dict() for seed in (1, 2))
     state = {key: (one[key] + other[key]) / 2 if one[key].is_floating_point() else one[key] for key in one}
     target = model("masked")
-    with pytest.warns(
-        UserWarning, match=r"outside the masks of \['0.weight', '2.weight'\], .*an average of two"
-    ):
+    with pytest.warns(UserWarning, match=r"it gives for \['0.weight', '2.weight'\], .*an average of two"):
         target.load_state_dict(state)
     assert torch.equal(sparse_weights(target)[0].mask(), one["0.weight_mask"])
 

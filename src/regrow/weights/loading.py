@@ -27,6 +27,9 @@ from regrow.weights.views import ensure_hooks, views
 
 State = MutableMapping[str, Any]
 
+ZEROS_TELL = 0.9
+"""Share of nonzero values below which a dense weight is taken for a sparse network's."""
+
 
 def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
     """`load_state_dict` pre-hook: bring each sparse weight below `module` into the form its storage loads.
@@ -34,25 +37,43 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
     Raises:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
-    converted, outside = [], []
+    converted = []
     for base, weight in all_names(module, prefix):
         found = read(state, base, weight.shape, weight.positions)
         if found is not None:
             padded = state.get(f"{base}_col")  # optimizer state has its length, beyond the connections too
             converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
-            mask = state.get(f"{base}_mask")
-            if mask is not None and state[base].detach().masked_select(~mask.to(state[base].device)).any():
-                outside.append(base)
-    if outside:
-        warnings.warn(
-            f"the state dict holds values outside the masks of {outside}, which are cut: an average of two topologies, "
-            "or weights written past their masks",
-            stacklevel=_level_of_caller(),
-        )
+    _warn_of_cuts(state, {base: values for _, base, _, values, _ in converted})
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
+
+
+def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
+    """Say so where values are cut that were meant to stay: a topology beside them, or zeros among them, tell."""
+    averaged, other = [], []
+    for base, values in taken.items():
+        dense = state.get(base)
+        own = [key for key in keys(base)[1:] if key in state]
+        if dense is None or (nonzero := int(dense.count_nonzero())) <= int(values.count_nonzero()):
+            continue
+        if own:
+            averaged.append(base)
+        elif nonzero < ZEROS_TELL * dense.numel():
+            other.append(base)
+    if averaged:
+        warnings.warn(
+            f"the state dict holds values outside the topology it gives for {averaged}, and they are cut: "
+            "an average of two topologies, or weights written past their masks",
+            stacklevel=_level_of_caller(),
+        )
+    if other:
+        warnings.warn(
+            f"the state dict holds a sparse network in dense form, and the present topology, another one, cuts {other}."
+            "\nLoad it into the dense model, then regrow.sparsify(model, init={name: mask}) by its zeros.",
+            stacklevel=_level_of_caller(),
+        )
 
 
 def _level_of_caller() -> int:
