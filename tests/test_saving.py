@@ -72,7 +72,7 @@ def test_convolutions_are_saved_too(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(x), model(x))
 
 
-@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
 @pytest.mark.parametrize("storage", storages)
 def test_a_state_dict_makes_a_dense_model_sparse(storage: str, prefix: str, tmp_path: Path) -> None:
     model, x = sparse(storage, seed=1), torch.randn(5, 12)

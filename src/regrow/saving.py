@@ -19,6 +19,7 @@ from regrow.weights.loading import all_names, in_dense_form, keys, read, to_csr
 from regrow.weights.views import named_weights, unwrapped
 
 FORMAT = "1"
+WRAPPERS = ("_orig_mod.", "module.")
 
 
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
@@ -73,10 +74,9 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     for name, _ in all_names(model):
         for key in keys(name):
             tensors.pop(key, None)
-    for name, parameter in model.named_parameters(
-        remove_duplicate=False
-    ):  # tied to one that is written sparse
-        if any(parameter is weight.parameter for weight in sparse.values()):
+    written = {id(weight.parameter) for weight in sparse.values()}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in written:  # of another module, tied to it
             tensors.pop(name, None)
     for base, weight in sparse.items():
         weight.check_unchanged(thorough=True)
@@ -172,16 +172,9 @@ def _opened(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Ten
 def _without_prefix(state: Mapping[str, Any], into: nn.Module) -> dict[str, Any]:
     """A state dict without what torch.compile and DistributedDataParallel put before each key."""
     own, found = into.state_dict(), dict(state)
-    wrapped = True
-    while wrapped:
-        wrapped = False
-        for prefix in ("_orig_mod.", "module."):
-            if (
-                found
-                and all(key.startswith(prefix) for key in found)
-                and not any(key.startswith(prefix) for key in own)
-            ):
-                found, wrapped = {key.removeprefix(prefix): value for key, value in found.items()}, True
+    for prefix in WRAPPERS * 2:  # compiled and then wrapped, or the other way round
+        if all(key.startswith(prefix) for key in found) and not any(key.startswith(prefix) for key in own):
+            found = {key.removeprefix(prefix): value for key, value in found.items()}
     return found
 
 

@@ -56,7 +56,10 @@ def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
     for base, values in taken.items():
         dense = state.get(base)
         own = [key for key in keys(base)[1:] if key in state]
-        if dense is None or (nonzero := int(dense.count_nonzero())) <= int(values.count_nonzero()):
+        if dense is None or dense.is_meta:
+            continue
+        nonzero = int(dense.count_nonzero())
+        if nonzero <= int(values.count_nonzero()):
             continue
         if own:
             averaged.append(base)
@@ -79,10 +82,7 @@ def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
 def _level_of_caller() -> int:
     """The `stacklevel`, in the function that asks, of the line outside torch and regrow that called."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
-        "torch",
-        "regrow",
-    ):
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "regrow"):
         frame, level = frame.f_back, level + 1
     return level
 
