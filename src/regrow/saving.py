@@ -15,11 +15,10 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.layers import find_layers
 from regrow.sparsify import sparsify
 from regrow.weights import sparse_weights
-from regrow.weights.loading import all_names, in_dense_form, keys, read, to_csr
+from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, to_csr
 from regrow.weights.views import named_weights, unwrapped
 
 FORMAT = "1"
-WRAPPERS = ("_orig_mod.", "module.")
 
 
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 
 import regrow
 from regrow.weights import sparse_weights
@@ -227,6 +228,61 @@ def test_an_index_that_was_converted_with_the_weights_is_refused(into: str, chan
         regrow.RegrowError, match="`0.weight_crow` must hold whole numbers, got torch.*\nConvert"
     ):
         model(into).load_state_dict(state)
+
+
+@pytest.mark.parametrize("way", ["update", "torch.distributed"])
+@pytest.mark.parametrize("into", storages)
+@pytest.mark.parametrize("saved", ["masked", "compressed", "dense", "dense with topology"])
+def test_what_is_put_over_the_models_own_state_dict_is_taken(saved: str, into: str, way: str) -> None:
+    source = model({"dense": None, "dense with topology": "compressed"}.get(saved, saved), seed=1)
+    target, theirs = model(into), dict(source.state_dict())
+    before = regrow.masks(target)
+    if saved == "dense with topology":
+        in_dense_form(source, theirs, topology=True)
+    if way == "update":
+        state = target.state_dict()
+        state.update(theirs)
+        target.load_state_dict(state, strict=False)
+    else:
+        set_model_state_dict(target, theirs, options=StateDictOptions(full_state_dict=True, strict=False))
+    for weight, layer in zip(sparse_weights(target), (source[0], source[2]), strict=True):
+        if saved == "dense":
+            assert torch.equal(weight.mask(), before[weight.name])
+            assert torch.equal(weight.to_dense(), torch.where(weight.mask(), layer.weight.detach(), 0.0))
+        else:
+            (other,) = sparse_weights(layer)
+            assert torch.equal(weight.positions(), other.positions())
+            assert torch.equal(weight.values(), other.values())
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module."])
+@pytest.mark.parametrize("into", storages)
+def test_the_keys_of_a_wrapped_model_are_named(into: str, prefix: str, strict: bool) -> None:
+    source, target = model("masked", seed=1), model(into)
+    state = {prefix + key: value for key, value in source.state_dict().items()}
+    with pytest.raises(
+        regrow.RegrowError, match=f"keys of the state dict begin with `{prefix}`.*\nregrow.load"
+    ):
+        target.load_state_dict(state, strict=strict)
+    regrow.load(state, into=target)
+    assert torch.equal(sparse_weights(target)[0].to_dense(), sparse_weights(source)[0].to_dense())
+    compiled = torch.compile(model(into))
+    compiled.load_state_dict(torch.compile(source).state_dict())
+    assert torch.equal(sparse_weights(compiled)[0].to_dense(), sparse_weights(source)[0].to_dense())
+
+
+@pytest.mark.parametrize("storage", storages)
+def test_an_average_of_one_topology_is_right(storage: str) -> None:
+    one, other, target = model(storage, seed=1), model(storage, seed=1), model(storage)
+    for weight in sparse_weights(other):
+        weight.fill(weight.positions(), torch.randn(weight.nnz))
+    states = one.state_dict(), other.state_dict()
+    target.load_state_dict(
+        {k: (v + states[1][k]) / 2 if v.is_floating_point() else v for k, v in states[0].items()}
+    )
+    for a, b, mean in zip(sparse_weights(one), sparse_weights(other), sparse_weights(target), strict=True):
+        torch.testing.assert_close(mean.to_dense(), (a.to_dense() + b.to_dense()) / 2)
 
 
 @pytest.mark.parametrize("storage", storages)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops.index import are_positions, mirror
 from regrow.weights.loading import to_csr
-from regrow.weights.pretrained import wrap_save_pretrained
+from regrow.weights.pretrained import wrap_savers
 from regrow.weights.views import ensure_hooks
 
 LIMIT = 2**31 - 1
@@ -61,11 +61,11 @@ class SparseModule(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
-        wrap_save_pretrained()
+        wrap_savers()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        wrap_save_pretrained()  # a model that comes from a file, in a process that has called nothing of regrow
+        wrap_savers()  # a model that comes from a file, in a process that has called nothing of regrow
 
     def _take_from(self, dense: nn.Module) -> None:
         """Take over the bias parameter and the ways of a dense module."""

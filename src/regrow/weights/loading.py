@@ -27,6 +27,9 @@ from regrow.weights.views import ensure_hooks, views
 
 State = MutableMapping[str, Any]
 
+WRAPPERS = ("_orig_mod.", "module.")
+"""What torch.compile and DistributedDataParallel put before each key."""
+
 ZEROS_TELL = 0.9
 """Share of nonzero values below which a dense weight is taken for a sparse network's."""
 
@@ -39,15 +42,41 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
     """
     converted = []
     for base, weight in all_names(module, prefix):
+        _leave_out_own(state, base, weight)
         found = read(state, base, weight.shape, weight.positions)
         if found is not None:
             padded = state.get(f"{base}_col")  # optimizer state has its length, beyond the connections too
             converted.append((weight, base, *found, len(found[0] if padded is None else padded)))
+    if not converted:
+        _refuse_prefixes(state, [base for base, _ in all_names(module, prefix)])
     _warn_of_cuts(state, {base: values for _, base, _, values, _ in converted})
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
+
+
+def _leave_out_own(state: State, base: str, weight: SparseWeight) -> None:
+    """Leave out what is the model's own beside a whole form: ``state = model.state_dict(); state.update(others)``."""
+    path, module = base.removesuffix(weight.parameter_name), weight.module
+    held = {key for key in keys(base) if state.get(key) is not None}
+    own = {f"{path}{name}": t for name, t in (*module._parameters.items(), *module._buffers.items())}
+    present = {
+        key for key in held if (t := own.get(key)) is not None and t.data_ptr() == state[key].data_ptr()
+    }
+    if held - present in _forms(base):
+        for key in present:
+            del state[key]
+
+
+def _refuse_prefixes(state: State, bases: list[str]) -> None:
+    """Refuse the state dict of a wrapped model, of which ``strict=False`` would load nothing, without a word."""
+    for wrapper in WRAPPERS:
+        if any(wrapper + key in state for base in bases for key in keys(base)):
+            raise RegrowValueError(
+                f"the keys of the state dict begin with `{wrapper}`: it is a wrapped model's (torch.compile, "
+                "DistributedDataParallel).\nregrow.load(state_dict, into=model) takes it as it is."
+            )
 
 
 def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:

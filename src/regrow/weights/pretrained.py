@@ -1,4 +1,4 @@
-"""`save_pretrained` of other libraries: what it writes of a compressed weight, their `from_pretrained` reads.
+"""What other libraries write of a compressed weight, so that they read it again: `save_pretrained` and its kin.
 
 `from_pretrained` makes a dense model and goes on where names do not fit, with random weights. So inside
 `save_pretrained` a compressed weight is written as a dense one, zeros included, with its row pointers and columns
@@ -18,49 +18,50 @@ from typing import Any
 from torch import nn
 
 from regrow.weights.loading import in_dense_form
-from regrow.weights.views import sparse_weights
+from regrow.weights.views import sparse_weights, unwrapped
 
-CLASSES = (
-    ("transformers.modeling_utils", "PreTrainedModel"),
-    ("diffusers.models.modeling_utils", "ModelMixin"),
-    ("huggingface_hub.hub_mixin", "ModelHubMixin"),
+METHODS = (
+    ("transformers.modeling_utils", "PreTrainedModel", "save_pretrained", "self"),
+    ("diffusers.models.modeling_utils", "ModelMixin", "save_pretrained", "self"),
+    ("huggingface_hub.hub_mixin", "ModelHubMixin", "save_pretrained", "self"),
+    ("accelerate.accelerator", "Accelerator", "save_model", "model"),
 )
-"""Modules and classes whose `save_pretrained` is wrapped, once they are imported."""
-
-METHOD = "save_pretrained"
+"""Module, class, method that writes a model, and its argument that holds the model; wrapped once they are imported."""
 
 
-def wrap_save_pretrained() -> None:
-    """Wrap `save_pretrained` of each of `CLASSES` that is imported by now; a dense model sees no difference."""
-    for module_name, class_name in CLASSES:
+def wrap_savers() -> None:
+    """Wrap each of `METHODS` whose module is imported by now; a dense model sees no difference."""
+    for module_name, class_name, name, argument in METHODS:
         owner = getattr(sys.modules.get(module_name), class_name, None)
-        original = vars(owner).get(METHOD) if owner is not None else None
+        original = vars(owner).get(name) if owner is not None else None
         if original is not None and not hasattr(original, "_regrow"):
-            setattr(owner, METHOD, _wrapped(original))
+            setattr(owner, name, _wrapped(original, argument))
 
 
-def _wrapped(original: Callable[..., Any]) -> Callable[..., Any]:
+def _wrapped(original: Callable[..., Any], argument: str) -> Callable[..., Any]:
     signature = inspect.signature(original)
 
     @functools.wraps(original)
-    def save_pretrained(self: Any, *args: Any, **kwargs: Any) -> Any:
-        weights = sparse_weights(self) if isinstance(self, nn.Module) else []
+    def save(*args: Any, **kwargs: Any) -> Any:
+        bound = signature.bind(*args, **kwargs)
+        model = bound.arguments[argument]
+        weights = sparse_weights(model) if isinstance(model, nn.Module) else []
         if not weights:
-            return original(self, *args, **kwargs)
+            return original(*args, **kwargs)
+        model = unwrapped(model)
         for weight in weights:
             weight.check_unchanged(thorough=True)
-        bound = signature.bind(self, *args, **kwargs)
         given = bound.arguments.get("state_dict")
         if given is not None:
-            bound.arguments["state_dict"] = _readable(self, given)
-        hook = self._register_state_dict_hook(_after_state_dict)
+            bound.arguments["state_dict"] = _readable(model, given)
+        hook = model._register_state_dict_hook(_after_state_dict)
         try:
             return original(*bound.args, **bound.kwargs)
         finally:
             hook.remove()
 
-    save_pretrained._regrow = True  # type: ignore[attr-defined]
-    return save_pretrained
+    save._regrow = True  # type: ignore[attr-defined]
+    return save
 
 
 def _after_state_dict(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
