@@ -78,7 +78,10 @@ def test_a_dense_checkpoint_is_cut_in_tied_weights_too() -> None:
 def test_a_part_of_a_checkpoint_leaves_nothing_inactive_behind() -> None:
     model, other = (regrow.sparsify(nn.Sequential(nn.Linear(10, 10)), 0.5, seed=s) for s in (0, 1))
     state = {"0.weight_mask": other.state_dict()["0.weight_mask"]}
-    model.load_state_dict(state, strict=False)
+    with pytest.raises(
+        regrow.RegrowError, match="`0.weight` is missing: the state dict holds `0.weight_mask`"
+    ):
+        model.load_state_dict(state, strict=False)
     assert not model[0].weight.detach()[~regrow.masks(model)["0.weight"]].any()
 
 

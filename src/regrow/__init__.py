@@ -11,7 +11,7 @@ from regrow.fuse import fuse, unfuse
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.ops.native import empty_cache
-from regrow.saving import load, save
+from regrow.saving import dense_state_dict, load, save
 from regrow.sparsify import densify, is_sparse, masks, sparsify
 from regrow.summary import summary
 from regrow.tickets import Ensemble, FreeTickets, SupTickets
@@ -41,6 +41,7 @@ __all__ = [
     "compact",
     "costs",
     "compress",
+    "dense_state_dict",
     "densify",
     "empty_cache",
     "explain",

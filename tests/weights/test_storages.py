@@ -95,7 +95,7 @@ def test_update_swaps_connections(geometry: Any, data: st.DataObject, seed: int)
         assert int(companion.count_nonzero()) == int(expected.count_nonzero())
         assert new == int((~torch.isin(grow, before.view(-1).nonzero())).sum())
         assert (view.fingerprint() == known) == torch.equal(expected_mask.view(rows, columns), before != 0)
-        view.check_unchanged()
+        view.settle()
 
 
 @pytest.mark.parametrize("storage", storages)

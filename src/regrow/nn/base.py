@@ -13,6 +13,7 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
 from regrow.weights.loading import to_csr
+from regrow.weights.pretrained import wrap_savers
 from regrow.weights.views import ensure_hooks
 
 LIMIT = 2**31 - 1
@@ -65,6 +66,11 @@ class SparseModule(nn.Module):
             setattr(self, name, tensor)  # no buffer: what averages or broadcasts buffers must not touch it
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
+        wrap_savers()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        wrap_savers()  # a model that comes from a file, in a process that has called nothing of regrow
 
     @property
     def weight(self) -> Tensor:

@@ -157,8 +157,10 @@ class WeightView(Tensor):
                 "Initialise before regrow.sparsify, call the layer's reset_parameters(), or write its weight_values; "
                 "storage='masked' keeps a weight that can be written."
             )
-        if func is F.linear and not isinstance(args[0], WeightView) and isinstance(args[1], WeightView):
-            return args[1]._module._linear(*args, **kwargs, live=args[1]._live)
+        if func is F.linear and len(args) > 1 and view is None and isinstance(args[1], WeightView):
+            kernels = getattr(args[1]._module, "_linear", None)
+            if kernels is not None:
+                return kernels(*args, **kwargs, live=args[1]._live)
         args, kwargs = tree_map(lambda x: x.dense() if isinstance(x, WeightView) else x, (args, kwargs))
         return func(*args, **kwargs)
 

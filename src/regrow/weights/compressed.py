@@ -275,7 +275,10 @@ class CompressedWeight(SparseWeight):
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
             stamp.write(self.parameter, fingerprint, self.record.clock)
-        elif not found.is_of(fingerprint) and not any(self._takes_from(copy) for copy in self.copies()):
+        elif found.is_of(fingerprint):
+            if found.has_drifted:
+                stamp.write(self.parameter, fingerprint, found.clock)
+        elif not any(self._takes_from(copy) for copy in self.copies()):
             raise RegrowRuntimeError(
                 f"`{self.name}` holds values of another topology than its own, or of several, mixed by other code: an "
                 "average or a target network that was updated parameter by parameter while the topology changed.\n"

@@ -37,6 +37,8 @@ class GradientHook:
         mask: what restricts gradients once the module is gone (`SparseWeight.mask_alone`), where it is known already.
     """
 
+    __torch_unserializable__ = True  # what is sent to another process gets its hooks there (`ensure_hooks`)
+
     def __init__(self, weight: SparseWeight, mask: Tensor | None = None) -> None:
         self._view = type(weight)
         self._module = weakref.ref(weight.module)  # the module owns the parameter that owns the hook

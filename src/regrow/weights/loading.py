@@ -1,12 +1,17 @@
 """What `load_state_dict` accepts: either storage, another count of connections, a plain dense checkpoint.
 
-Everything is checked before anything is written: the hook on the root of the sparsified model sees the whole
-state dict first, those on the modules serve `load_state_dict` on a part of the model.
+A weight stands in a state dict in one of four forms: ``weight`` and ``weight_mask`` (masked storage);
+``weight_values``, ``weight_crow`` and ``weight_col`` (compressed); ``weight``, ``weight_crow`` and ``weight_col``,
+which dense models read too (`regrow.weights.pretrained`); ``weight`` alone (dense). Everything is checked before
+anything is written: the hook on the root of the sparsified model sees the whole state dict first, those on the modules
+serve `load_state_dict` on a part of the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+import sys
+import warnings
+from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -23,6 +28,12 @@ from regrow.weights.views import ensure_hooks, views
 
 State = MutableMapping[str, Any]
 
+WRAPPERS = ("_orig_mod.", "module.")
+"""What torch.compile and DistributedDataParallel put before each key."""
+
+ZEROS_TELL = 0.9
+"""Share of nonzero values below which a dense weight is taken for a sparse network's."""
+
 
 def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
     """`load_state_dict` pre-hook: bring each sparse weight below `module` into the form its storage loads.
@@ -31,12 +42,14 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
     converted = []
-    for name, submodule in module.named_modules():
-        for weight in views(submodule):
-            base = f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name
-            found = read(state, base, weight)
-            if found is not None:
-                converted.append((weight, base, *found, capacity_of(state.get(f"{base}_values", found[1]))))
+    for base, weight in all_names(module, prefix):
+        _leave_out_own(state, base, weight)
+        found = read(state, base, weight.shape, weight.positions)
+        if found is not None:
+            converted.append((weight, base, *found, _capacity(len(found[0]), state.get(f"{base}_col"))))
+    if not converted:
+        _refuse_prefixes(state, [base for base, _ in all_names(module, prefix)])
+    _warn_of_cuts(state, {base: values for _, base, _, values, _ in converted})
     for weight, base, positions, values, capacity in converted:
         for key in keys(base):
             state.pop(key, None)
@@ -56,6 +69,72 @@ def save_topology(module: nn.Module, state: State, prefix: str, _: Any) -> None:
             state[f"{prefix}{name}"] = weight.topology[name].clone()
 
 
+def _leave_out_own(state: State, base: str, weight: SparseWeight) -> None:
+    """Leave out what is the model's own beside a whole form: ``state = model.state_dict(); state.update(others)``."""
+    held = {key for key in keys(base) if state.get(key) is not None}
+    path, parameter = base.removesuffix(weight.parameter_name), weight.parameter
+    topology = {f"{path}{name}": tensor for name, tensor in weight.topology.items()}
+    present = {
+        key
+        for key in held
+        if (
+            torch.equal(topology[key], state[key].to(topology[key].device))
+            if key in topology
+            else state[key].data_ptr() == parameter.data_ptr()
+        )
+    }
+    if held - present in _forms(base):
+        for key in present:
+            del state[key]
+
+
+def _refuse_prefixes(state: State, bases: list[str]) -> None:
+    """Refuse the state dict of a wrapped model, of which ``strict=False`` would load nothing, without a word."""
+    for wrapper in WRAPPERS:
+        if any(wrapper + key in state for base in bases for key in keys(base)):
+            raise RegrowValueError(
+                f"the keys of the state dict begin with `{wrapper}`: it is a wrapped model's (torch.compile, "
+                "DistributedDataParallel).\nregrow.load(state_dict, into=model) takes it as it is."
+            )
+
+
+def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
+    """Say so where values are cut that were meant to stay: a topology beside them, or zeros among them, tell."""
+    averaged, other = [], []
+    for base, values in taken.items():
+        dense = state.get(base)
+        own = [key for key in keys(base)[1:] if key in state]
+        if dense is None or dense.is_meta:
+            continue
+        nonzero = int(dense.count_nonzero())
+        if nonzero <= int(values.count_nonzero()):
+            continue
+        if own:
+            averaged.append(base)
+        elif nonzero < ZEROS_TELL * dense.numel():
+            other.append(base)
+    if averaged:
+        warnings.warn(
+            f"the state dict holds values outside the topology it gives for {averaged}, and they are cut: "
+            "an average of two topologies, or weights written past their masks",
+            stacklevel=_level_of_caller(),
+        )
+    if other:
+        warnings.warn(
+            f"the state dict holds a sparse network in dense form, and the present topology, another one, cuts {other}."
+            "\nLoad it into the dense model, then regrow.sparsify(model, init={name: mask}) by its zeros.",
+            stacklevel=_level_of_caller(),
+        )
+
+
+def _level_of_caller() -> int:
+    """The `stacklevel`, in the function that asks, of the line outside torch and regrow that called."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "regrow"):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def after_load(module: nn.Module, incompatible: Any) -> None:
     """`load_state_dict` post-hook: what is loaded is now the known topology (``assign=True`` included)."""
     for (
@@ -71,29 +150,106 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
         ensure_hooks(submodule)
 
 
+def all_names(module: nn.Module, prefix: str = "") -> list[tuple[str, SparseWeight]]:
+    """Each sparse weight of `module` with the name it has in a state dict; one that has several, by each of them."""
+    return [
+        (f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name, weight)
+        for name, submodule in module.named_modules(remove_duplicate=False)
+        for weight in views(submodule)
+    ]
+
+
 def keys(base: str) -> list[str]:
-    """All keys that a weight called `base` can have in a state dict, of either storage."""
+    """All keys that a weight called `base` can have in a state dict, in any form."""
     return [base, f"{base}_mask", f"{base}_values", *(f"{base}_{part}" for part in INDEX)]
 
 
-def read(state: State, base: str, weight: SparseWeight) -> tuple[Tensor, Tensor] | None:
-    """Positions and values of a weight in a state dict, checked, or None where it holds nothing of it."""
-    dense, mask, values, crow, col = (state.get(key) for key in keys(base))
-    if values is not None and crow is not None and col is not None:
-        return from_csr(base, weight.shape, values, crow, col)
-    if dense is None:
+def _forms(base: str) -> list[set[str]]:
+    dense, mask, values, *index_keys = keys(base)
+    return [{dense, mask}, {values, *index_keys}, {dense, *index_keys}, {dense}]
+
+
+def read(
+    state: Mapping[str, Any], base: str, shape: tuple[int, ...], present: Callable[[], Tensor] | None = None
+) -> tuple[Tensor, Tensor] | None:
+    """Positions and values of a sparse weight in a state dict, checked, or None where it holds nothing of it.
+
+    Args:
+        state: the state dict.
+        base: the weight's name in it.
+        shape: the weight's dense shape.
+        present: gives the positions to take of a plain dense weight; without it, one is nothing.
+
+    Raises:
+        RegrowValueError: a part that is missing, one too many, or one that does not fit.
+    """
+    held = {key for key in keys(base) if state.get(key) is not None}
+    if not held or (present is None and held == {base}):
         return None
-    if tuple(dense.shape) != weight.shape:
-        raise RegrowValueError(f"`{base}` must have shape {weight.shape}, got {tuple(dense.shape)}")
-    if mask is None:  # a plain dense checkpoint is cut by the present topology
-        positions = weight.positions().to(dense.device)
-    elif tuple(mask.shape) != weight.shape or mask.dtype != torch.bool:
+    if held not in _forms(base):
+        raise RegrowValueError(_not_a_form(base, held))
+    dense, mask, values, crow, col = (state.get(key) for key in keys(base))
+    if dense is not None and tuple(dense.shape) != shape:
+        raise RegrowValueError(f"`{base}` must have shape {shape}, got {tuple(dense.shape)}")
+    if crow is not None and col is not None:
+        if values is not None:
+            return from_csr(base, shape, values, crow, col)
+        positions = _positions(base, shape, crow, col)
+    elif mask is None:  # a plain dense checkpoint is cut by the present topology
+        assert present is not None
+        positions = present()
+    elif tuple(mask.shape) != shape or mask.dtype != torch.bool:
         raise RegrowValueError(
-            f"`{base}_mask` must be boolean of shape {weight.shape}, got {mask.dtype} of shape {tuple(mask.shape)}"
+            f"`{base}_mask` must be boolean of shape {shape}, got {mask.dtype} of shape {tuple(mask.shape)}"
         )
     else:
         positions = mask.reshape(-1).nonzero().view(-1)
+    assert dense is not None
+    positions = positions.to(dense.device)
     return positions, dense.detach().reshape(-1)[positions]
+
+
+def _not_a_form(base: str, held: set[str]) -> str:
+    named = ", ".join(f"`{key}`" for key in keys(base) if key in held)
+    missing = [key for form in _forms(base) if held < form for key in keys(base) if key in form - held]
+    if missing:
+        return (
+            f"`{missing[0]}` is missing: the state dict holds {named} of a weight whose parts belong together.\n"
+            "Load them together (all shards of a checkpoint as one state dict), or none of them."
+        )
+    return (
+        f"`{base}` is in the state dict in two forms: {named}.\n"
+        "Take out the keys of the one that is not meant: "
+        f"`{base}` alone is a dense weight, which the present topology cuts."
+    )
+
+
+def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology: bool = False) -> None:
+    """Give each sparse weight of `module` in its state dict the key and the shape of a dense one, in place.
+
+    Args:
+        module: the sparse model.
+        state: its state dict, in any form; the order of the keys becomes that of a dense model.
+        prefix: what the names in `state` begin with.
+        topology: leave the topology beside the weight (its mask, or its row pointers and columns), so that
+            `load_state_dict` of a sparse model gives exactly what it was.
+    """
+    dense = {}
+    for base, weight in all_names(module, prefix):
+        found = read(state, base, weight.shape, weight.positions)
+        if found is None or (topology and base in state):
+            continue
+        positions, values = found
+        flat = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
+        flat[positions] = values
+        dense[base] = flat.view(weight.shape)
+    replaced = {key: base for base in dense for key in keys(base) if not topology or key == f"{base}_values"}
+    for key in list(state):
+        value, owner = state.pop(key), replaced.get(key)
+        if owner is None:
+            state[key] = value
+        elif owner in dense:
+            state[owner] = dense.pop(owner)
 
 
 def from_csr(
@@ -104,17 +260,37 @@ def from_csr(
     Raises:
         RegrowValueError: an index that is out of range, unsorted or repeated, or lengths that do not fit.
     """
+    positions = _positions(base, shape, crow, col)
+    if values.shape != (len(col), 1):
+        raise RegrowValueError(
+            f"`{base}_values` must be [n, 1] and `{base}_col` [n] with n of at least {len(positions)}, "
+            f"got {tuple(values.shape)} and {tuple(col.shape)}"
+        )
+    mark = stamp.read(values) if len(values) - len(positions) >= stamp.SIZE else None
+    if mark is not None and not mark.is_of(index.fingerprint(crow, col, as_matrix(shape)[1])):
+        raise RegrowValueError(
+            f"`{base}_values` does not belong to `{base}_crow` and `{base}_col`: it holds values of another topology, "
+            "or of several, averaged.\n"
+            "Average dense weights (regrow.dense_state_dict), then sparsify with init='magnitude'."
+        )
+    return positions, values.detach()[: len(positions), 0]
+
+
+def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> Tensor:
     rows, columns = as_matrix(shape)
+    for part, tensor in zip(INDEX, (crow, col), strict=True):
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+            raise RegrowValueError(
+                f"`{base}_{part}` must hold whole numbers, got {tensor.dtype}: it was converted or averaged together "
+                "with the weights.\nConvert and average floating-point tensors only, of one topology."
+            )
     if tuple(crow.shape) != (rows + 1,) or crow[0] != 0 or (crow.diff() < 0).any():
         raise RegrowValueError(
             f"`{base}_crow` must be {rows + 1} ascending row pointers that start at 0, for a weight of shape {shape}"
         )
     nnz = int(crow[-1])
-    if col.dim() != 1 or values.shape != (len(col), 1) or nnz > len(col):
-        raise RegrowValueError(
-            f"`{base}_values` must be [n, 1] and `{base}_col` [n] with n of at least {nnz}, "
-            f"got {tuple(values.shape)} and {tuple(col.shape)}"
-        )
+    if col.dim() != 1 or nnz > len(col):
+        raise RegrowValueError(f"`{base}_col` must be [n] with n of at least {nnz}, got {tuple(col.shape)}")
     used = col[:nnz].long()
     if nnz and (used.min() < 0 or used.max() >= columns):
         raise RegrowValueError(
@@ -123,20 +299,12 @@ def from_csr(
     found = index.positions(crow, used, columns)
     if (found[1:] <= found[:-1]).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
-    mark = stamp.read(values) if len(values) - nnz >= stamp.SIZE else None
-    if mark is not None and not mark.is_of(index.fingerprint(crow, col, columns)):
-        raise RegrowValueError(
-            f"`{base}_values` does not belong to `{base}_crow` and `{base}_col`: it holds values of another topology, "
-            "or of several, averaged.\n"
-            "Average dense weights (regrow.densify of copies), then sparsify with init='magnitude'."
-        )
-    return found, values.detach()[:nnz, 0]
+    return found
 
 
-def capacity_of(values: Tensor) -> int:
-    """Connections that optimizer state beside these values has room for, in a state dict with or without a stamp."""
-    stamped = values.dim() == 2 and len(values) >= stamp.SIZE and stamp.read(values) is not None
-    return len(values) - (stamp.SIZE if stamped else 0)
+def _capacity(nnz: int, col: Tensor | None) -> int:
+    """Connections that optimizer state beside a weight with these columns has room for: a module's end with a stamp."""
+    return nnz if col is None or len(col) - nnz < stamp.SIZE else len(col) - stamp.SIZE
 
 
 def to_csr(

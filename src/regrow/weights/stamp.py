@@ -8,7 +8,6 @@ decay and scaling leave as they are.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +20,10 @@ SCALE = 2.0**-60
 STRANGE = 2.0**-30
 """Nothing that scales a stamp brings it here: noise, or an initialiser."""
 FAINT = 2.0**-110
+ROOM = 2.0**8
+"""Times by which a stamp may be larger or smaller than it was written, before it is written again."""
+MIXED = 4.0
+"""Parts of the scale that no mixture of stamps passes: beyond it, single entries were written."""
 DRIFT = 1e-3
 """What rounding adds up to in a long average of values of one topology, at most."""
 STEP = 0.381966  # of the clock, modulo 1/2: neighbours are far apart
@@ -32,8 +35,14 @@ class Stamp:
 
     code: tuple[float, float]
     clock: float
+    scale: float
     precision: float
     """The rounding of one operation on an entry."""
+
+    @property
+    def has_drifted(self) -> bool:
+        """Whether it should be written again: Adam with weight decay multiplies what is so small in each step."""
+        return not SCALE / ROOM < abs(self.scale) < SCALE * ROOM
 
     def is_of(self, fingerprint: int) -> bool:
         """Whether the values belong to the topology with this fingerprint, and to it alone."""
@@ -72,7 +81,7 @@ def read(values: Tensor) -> Stamp | None:
     if not fits(values):
         return None
     scale, *entries = values.detach()[-SIZE:, 0].tolist()
-    if not FAINT < abs(scale) < STRANGE or not all(math.isfinite(entry) for entry in entries):
+    if not FAINT < abs(scale) < STRANGE or not all(abs(entry) < MIXED * abs(scale) for entry in entries):
         return None
     *code, clock = (entry / scale for entry in entries)
-    return Stamp((code[0], code[1]), clock, torch.finfo(values.dtype).eps)
+    return Stamp((code[0], code[1]), clock, scale, torch.finfo(values.dtype).eps)
