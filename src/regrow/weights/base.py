@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
+from regrow.weights import stamp
 from regrow.weights.among import Among
 from regrow.weights.hook import hook_of
 from regrow.weights.record import RECORDS, Record
@@ -261,6 +262,7 @@ class SparseWeight(ABC):
     def remember(self, fingerprint: int | None = None) -> None:
         """Note the topology as the one that regrow knows; its `fingerprint` where it is at hand."""
         self.record.fingerprint = self.fingerprint() if fingerprint is None else fingerprint
+        self.record.code = stamp.code_of(self.record.fingerprint)
         self.record.versions = _versions(self)
 
     def settle(self, *, thorough: bool = False) -> None:

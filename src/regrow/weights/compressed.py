@@ -272,6 +272,8 @@ class CompressedWeight(SparseWeight):
     def _settle_values(self, thorough: bool) -> None:
         if not (thorough or self.parameter.is_cpu):
             return  # it would wait for the device
+        if self.parameter.is_cpu and stamp.is_whole(self.parameter, self.record.code):
+            return
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
             stamp.write(self.parameter, fingerprint, self.record.clock)

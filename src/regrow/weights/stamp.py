@@ -8,7 +8,9 @@ decay and scaling leave as they are.
 
 from __future__ import annotations
 
+from ctypes import string_at
 from dataclasses import dataclass
+from struct import Struct
 
 import torch
 from torch import Tensor
@@ -26,6 +28,9 @@ MIXED = 4.0
 """Parts of the scale that no mixture of stamps passes: beyond it, single entries were written."""
 DRIFT = 1e-3
 """What rounding adds up to in a long average of values of one topology, at most."""
+PRECISION = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
+"""Types that have the range for a stamp, and their rounding."""
+LAYOUTS = {torch.float32: Struct(f"{SIZE}f"), torch.float64: Struct(f"{SIZE}d")}
 STEP = 0.381966  # of the clock, modulo 1/2: neighbours are far apart
 
 
@@ -47,14 +52,14 @@ class Stamp:
     def is_of(self, fingerprint: int) -> bool:
         """Whether the values belong to the topology with this fingerprint, and to it alone."""
         allowed = max(DRIFT, 8 * self.precision)
-        return all(abs(a - b) <= allowed for a, b in zip(self.code, _code(fingerprint), strict=True))
+        return all(abs(a - b) <= allowed for a, b in zip(self.code, code_of(fingerprint), strict=True))
 
     def is_at(self, clock: float) -> bool:
         """Whether no values of another clock have come in."""
         return abs(self.clock - clock) <= 8 * self.precision
 
 
-def _code(fingerprint: int) -> tuple[float, float]:
+def code_of(fingerprint: int) -> tuple[float, float]:
     """Two numbers in [0.5, 1) that tell topologies apart."""
     return tuple(0.5 + (fingerprint >> shift & 0xFFFFF) / (1 << 21) for shift in (0, 20))  # type: ignore[return-value]
 
@@ -66,14 +71,33 @@ def tick(clock: float) -> float:
 
 def fits(values: Tensor) -> bool:
     """Whether values of this type can hold a stamp: those of float16 are too coarse."""
-    return not values.is_meta and torch.finfo(values.dtype).tiny < FAINT
+    return values.dtype in PRECISION and not values.is_meta
 
 
 def write(values: Tensor, fingerprint: int, clock: float = 0.5) -> None:
     """Stamp `values` [n, 1], whose last entries are free for it; not a change that autograd should see."""
     if fits(values):
-        entries = [SCALE * part for part in (1.0, *_code(fingerprint), clock)]
+        entries = [SCALE * part for part in (1.0, *code_of(fingerprint), clock)]
         values.data[-SIZE:, 0] = torch.tensor(entries, dtype=values.dtype, device=values.device)
+
+
+def is_whole(values: Tensor, code: tuple[float, float]) -> bool:
+    """Whether the stamp of `values` on the CPU is as it was written for a topology of this code, or nearly.
+
+    Asked at every forward pass: a tenth of the time of `read`.
+    """
+    layout = LAYOUTS.get(values.dtype)
+    if layout is None or not values.is_contiguous():
+        return False
+    size = layout.size
+    scale, first, second, _ = layout.unpack(
+        string_at(values.data_ptr() + (len(values) - SIZE) * size // SIZE, size)
+    )
+    return (
+        SCALE / ROOM < scale < SCALE * ROOM
+        and abs(first - scale * code[0]) <= DRIFT * scale
+        and abs(second - scale * code[1]) <= DRIFT * scale
+    )
 
 
 def read(values: Tensor) -> Stamp | None:
@@ -84,4 +108,4 @@ def read(values: Tensor) -> Stamp | None:
     if not FAINT < abs(scale) < STRANGE or not all(abs(entry) < MIXED * abs(scale) for entry in entries):
         return None
     *code, clock = (entry / scale for entry in entries)
-    return Stamp((code[0], code[1]), clock, scale, torch.finfo(values.dtype).eps)
+    return Stamp((code[0], code[1]), clock, scale, PRECISION[values.dtype])
