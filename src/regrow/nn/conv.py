@@ -156,7 +156,9 @@ class SparseConv2d(SparseModule):
         positions = index.positions(crow, col, shape[1] * shape[2] * shape[3])
         where = torch.stack(torch.unravel_index(positions, shape))
         values = self.weight_values.detach()[: len(positions), 0]
-        return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
+        return torch.sparse_coo_tensor(
+            where, values, shape, is_coalesced=True, check_invariants=False, device=values.device
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         with without_dispatch(input):
