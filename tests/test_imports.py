@@ -19,7 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
-    {"timing"},
+    {"timing", "uses", "trained"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},

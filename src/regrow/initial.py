@@ -175,9 +175,3 @@ def _check_shapes(
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != dict(shapes):
         raise RegrowValueError(f"`{argument}` must give one tensor for each of {dict(shapes)}, got {given}")
-
-
-def looks_trained(model: nn.Module) -> bool:
-    """Whether a norm has seen batches: the one trace that training is sure to leave."""
-    counters = (getattr(m, "num_batches_tracked", None) for m in model.modules())
-    return any(c is not None and not c.is_meta and int(c) > 0 for c in counters)
