@@ -23,7 +23,7 @@ ROOMS: list[set[str]] = [
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},
-    {"storage", "summary", "fuse", "initial"},
+    {"storage", "summary", "fuse", "initial", "start"},
     {"sparsify"},
     {"saving", "compress"},
     {"criteria", "schedules"},

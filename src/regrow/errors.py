@@ -31,12 +31,12 @@ def _folder(package: str) -> str:
 _INSIDE = tuple(_folder(package) for package in ("regrow", "torch"))
 
 
-def warn(message: str) -> None:
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that led here from outside of regrow, whatever is called on the way, hooks of torch included."""
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def closest(word: str, choices: Iterable[str]) -> str:

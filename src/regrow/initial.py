@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from regrow import topology
-from regrow.errors import RegrowValueError, closest, require_fraction
+from regrow.errors import RegrowValueError, closest, require_fraction, warn
 from regrow.layers import Layer, Selector, choose, find_layers, in_distribution
 from regrow.materialize import is_on_meta
 from regrow.ops.index import are_positions
@@ -141,7 +140,7 @@ def _best_of_all(scores: Mapping[str, Tensor], counts: dict[str, int]) -> dict[s
         positions[name], start = inside, start + len(own)
     empty = [name for name, inside in positions.items() if len(inside) == 0]
     if empty:
-        warnings.warn(f"the criterion leaves no connection at all in {empty}", stacklevel=5)
+        warn(f"the criterion leaves no connection at all in {empty}")
     return positions
 
 

@@ -22,6 +22,7 @@ from regrow.layers import (
 )
 from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.start import warn_of_flat_start
 from regrow.storage import STORAGES, storages
 from regrow.trained import looks_trained
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
@@ -118,6 +119,8 @@ def sparsify(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest, "
             "init='random' does this on purpose"
         )
+    if rescale is None and (init is None or init == "random"):
+        warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
     for layer in chosen:
         _refuse_pruned(layer)
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)

@@ -24,7 +24,7 @@ EDGE = 1.25
 
 
 def looks_trained(model: nn.Module, weights: Sequence[Tensor]) -> bool:
-    """Whether norms of `model` have seen batches or have learned, or most of `weights` [rows, ...] do not look drawn."""
+    """Whether norms of `model` have seen batches or learned, or most of `weights` [rows, ...] do not look drawn."""
     if any(_norm_has_learned(module) for module in model.modules()):
         return True
     drawn = trained = 0
@@ -39,13 +39,14 @@ def _norm_has_learned(module: nn.Module) -> bool:
     batches = getattr(module, "num_batches_tracked", None)
     if isinstance(batches, Tensor) and not batches.is_meta and int(batches) > 0:
         return True
-    if "Norm" not in type(module).__name__:
+    if "Norm" not in type(module).__name__ or any(p.dim() != 1 for p in module.parameters()):
         return False
     # a scale may be drawn (DCGAN), so it counts only where there is no bias (RMSNorm)
     own = getattr(module, "bias", None)
     own = getattr(module, "weight", None) if own is None else own
-    plain = isinstance(own, Tensor) and own.dim() == 1 and own.numel() > 1 and not own.is_meta
-    return plain and bool(own.min() != own.max())
+    if not isinstance(own, Tensor) or own.numel() < 2 or own.is_meta:
+        return False
+    return bool(own.min() != own.max())
 
 
 def looks_drawn(weight: Tensor) -> bool | None:

@@ -149,7 +149,7 @@ def _name(func: Any) -> str:
     name: str = getattr(func, "__name__", type(func).__name__)
     if name == "__get__":  # of a property: its own name, T
         return str(getattr(getattr(func, "__self__", None), "__name__", name))
-    return name
+    return name.partition(".")[0]  # sum.default
 
 
 def _inputs(module: nn.Module) -> Iterator[tuple[Tensor, ...]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.weights import MaskedWeight, SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 
 if TYPE_CHECKING:
     from regrow.methods.base import Method
+    from regrow.methods.periodic import Periodic
 
 DRIVER = "_regrow_driver"
 """Attribute of an optimizer that refers, weakly, to the method that hooks it."""
@@ -62,10 +62,20 @@ def cut_inactive(weights: list[SparseWeight]) -> None:
     """Set what is no connection to zero, with a warning where it was not (a model initialised after `sparsify`)."""
     for weight in weights:
         if isinstance(weight, MaskedWeight) and weight.cut():
-            warnings.warn(
-                f"`{weight.name}` had values where it has no connection (initialised after sparsify?): they are cut",
-                stacklevel=5,
+            warn(
+                f"`{weight.name}` had values where it has no connection (initialised after sparsify?): they are cut"
             )
+
+
+def warn_of_no_update(method: Periodic) -> None:
+    """Warn of a run that will end with the topology that it began with, unless updates stop at step 0 on purpose."""
+    if method.stop_step > 0 and method.last_update is None:
+        warn(
+            f"{type(method).__name__}: update_every={method.update_every} leaves no update within "
+            f"total_steps={method.total_steps}, since updates stop before step {method.stop_step}.\n"
+            "Give a smaller `update_every`, a larger `stop_fraction`, or the optimizer steps of the whole run as "
+            "`total_steps`; the method Static is for a topology that rests."
+        )
 
 
 def living_driver(weight: SparseWeight) -> Any:
