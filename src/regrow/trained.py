@@ -19,6 +19,8 @@ ROWS, COLUMNS = 512, 1024
 """Of a larger weight so many are looked at."""
 CHANCE = 8.0
 """Standard deviations: fresh weights of any initialiser reached 5.5 in 200 draws each, after one epoch 10 to 1000."""
+RARE = 10.0
+"""Variance of the squares from which on a few entries decide, where chance is no guide: most of them are zero."""
 EDGE = 1.25
 """Largest singular value over that of independent entries: fresh 0.5 to 1.17, after one epoch 1.2 to 4."""
 
@@ -50,7 +52,7 @@ def _norm_has_learned(module: nn.Module) -> bool:
 
 
 def looks_drawn(weight: Tensor) -> bool | None:
-    """Whether the entries of `weight` [rows, ...] look independent and of one scale; None where they are constant."""
+    """Whether the entries of `weight` [rows, ...] look independent and of one scale; None where too few vary."""
     some = weight.detach()[:: -(-len(weight) // ROWS)].flatten(1)
     some = some[:, :: -(-some.shape[1] // COLUMNS)].float()
     some = some - some.mean()
@@ -59,6 +61,8 @@ def looks_drawn(weight: Tensor) -> bool | None:
         return None
     some = some / variance.sqrt()
     spread = some.square().square().mean() - 1  # of a square, 2 for a normal distribution
+    if spread > RARE:
+        return None
     for along, (groups, size) in ((1, some.shape), (0, some.shape[::-1])):
         scales = (some.square().mean(along) - 1).square().sum() * size / spread.clamp(min=1e-6)
         shifts = some.mean(along).square().sum() * size
