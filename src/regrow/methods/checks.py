@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from regrow import schedules
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.weights import MaskedWeight, SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
@@ -69,7 +70,8 @@ def cut_inactive(weights: list[SparseWeight]) -> None:
 
 def warn_of_no_update(method: Periodic) -> None:
     """Warn of a run that will end with the topology that it began with, unless updates stop at step 0 on purpose."""
-    if method.stop_step > 0 and method.last_update is None:
+    last = schedules.last_update(method.update_every, method.stop_step)
+    if method.stop_step > 0 and last is None and not method.steered:
         warn(
             f"{type(method).__name__}: update_every={method.update_every} leaves no update within "
             f"total_steps={method.total_steps}, since updates stop before step {method.stop_step}.\n"
