@@ -140,3 +140,8 @@ def test_a_layer_without_connections_can_be_rescaled(storage: str) -> None:
         regrow.sparsify(model, 0.5, init=criterion, rescale=True, storage=storage)
     assert [warning.filename for warning in caught] == [__file__]
     assert [row.connections for row in regrow.summary(model).rows] == [4096, 0]
+
+
+def test_what_is_no_module_is_named() -> None:
+    with pytest.raises(regrow.RegrowError, match="`model` must be a torch.nn.Module, got list"):
+        regrow.sparsify([nn.Linear(8, 8)], sparsity=0.5)

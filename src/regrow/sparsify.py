@@ -103,6 +103,8 @@ def sparsify(
         >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
         {'0.weight': 20820, '2.weight': 3000}
     """
+    if not isinstance(model, nn.Module):
+        raise RegrowValueError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     if storage not in STORAGES:
         raise RegrowValueError(
             f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
