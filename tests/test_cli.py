@@ -66,7 +66,7 @@ def test_resume_of_a_finished_run_draws_what_is_missing(tmp_path, capsys):
 
 def test_a_folder_holds_one_run(tmp_path, capsys):
     run, recipe = tmp_path / "run", write_recipe(tmp_path)
-    assert cli(capsys, "train", recipe, f"out={run}", "steps=3").code == 0
+    assert cli(capsys, "train", recipe, f"out={run}", "steps=3", "method.stop_fraction=0").code == 0
     ended = cli(capsys, "train", recipe, f"out={run}")
     assert ended.code == 2
     assert f"`out` {run} holds a run already\nContinue it with `regrow train --resume {run}`" in ended.err

@@ -63,7 +63,7 @@ def test_what_cannot_be_compressed() -> None:
     ):
         regrow.compress(model)
     attached = regrow.sparsify(mlp(), 0.5)
-    method = regrow.RigL(attached, SGD(attached.parameters(), lr=0.1), total_steps=10)
+    method = regrow.RigL(attached, SGD(attached.parameters(), lr=0.1), total_steps=10, stop_fraction=0.0)
     with pytest.raises(regrow.RegrowError, match=r"`model` is driven by a method: RigL.*\nCall its detach"):
         regrow.compress(attached)
     method.detach()

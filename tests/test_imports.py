@@ -19,11 +19,11 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
-    {"timing"},
+    {"timing", "uses", "trained"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},
-    {"storage", "summary", "fuse", "initial"},
+    {"storage", "summary", "fuse", "initial", "start"},
     {"sparsify"},
     {"saving", "compress"},
     {"criteria", "schedules"},

@@ -156,7 +156,7 @@ def test_full_disk_from_the_beginning(recipe, tmp_path, capsys):
 def test_loss_that_is_not_finite(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     grows = "schedule={name: step, milestones: [15], factor: 1e30}"
-    ended = cli(capsys, "train", recipe, f"out={run}", "method.update_every=100", grows)
+    ended = cli(capsys, "train", recipe, f"out={run}", "method.stop_fraction=0", grows)
     assert ended.code == 2
     assert "error: the loss is nan at step 1" in ended.err or "error: the loss is inf at step 1" in ended.err
     assert f"the training has diverged; the checkpoint before it is whole, in {run}" in ended.err
@@ -173,7 +173,7 @@ def test_weights_that_are_not_finite_are_never_kept(recipe, tmp_path, capsys):
         "optimizer.lr=1e-9",
         "model=own_parts:steep",
     ]
-    keys = ["--import", OWN, "method.update_every=100", *grows]
+    keys = ["--import", OWN, "method.stop_fraction=0", *grows]
     ended = cli(capsys, "train", recipe, f"out={tmp_path / 'run'}", *keys)
     assert ended.code == 2
     assert "holds values that are not finite after step 20: the training has diverged" in ended.err

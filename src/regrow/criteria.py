@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,12 +42,11 @@ def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch
     ``normal`` has the standard deviation of the layer's active weights, ``uniform`` reaches up to their mean magnitude.
     """
     values = weight.values().double()
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # as `generator`
     if kind == "normal":
-        drawn = torch.randn(count, generator=generator, dtype=torch.float64) * float(values.std(correction=0))
+        drawn = torch.randn(count, generator=generator, **exact) * float(values.std(correction=0))
     else:
-        drawn = (torch.rand(count, generator=generator, dtype=torch.float64) * 2 - 1) * float(
-            values.abs().mean()
-        )
+        drawn = (torch.rand(count, generator=generator, **exact) * 2 - 1) * float(values.abs().mean())
     return drawn.to(weight.parameter)
 
 

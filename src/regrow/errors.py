@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import warnings
 from collections.abc import Iterable
+from importlib.util import find_spec
 from numbers import Integral, Real
 
 
@@ -17,6 +21,22 @@ class RegrowValueError(RegrowError, ValueError):
 
 class RegrowRuntimeError(RegrowError, RuntimeError):
     """Something was used in an order or in a state in which it cannot work."""
+
+
+def _folder(package: str) -> str:
+    spec = find_spec(package)
+    return os.path.join(os.path.dirname(str(spec.origin)) if spec else package, "")
+
+
+_INSIDE = tuple(_folder(package) for package in ("regrow", "torch"))
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn at the line that led here from outside of regrow, whatever is called on the way, hooks of torch included."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)
 
 
 def closest(word: str, choices: Iterable[str]) -> str:

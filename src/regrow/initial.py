@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from regrow import topology
-from regrow.errors import RegrowValueError, closest, require_fraction
+from regrow.errors import RegrowValueError, closest, require_fraction, warn
 from regrow.layers import Layer, Selector, choose, find_layers, in_distribution
 from regrow.materialize import is_on_meta
 from regrow.ops.index import are_positions
@@ -141,7 +140,7 @@ def _best_of_all(scores: Mapping[str, Tensor], counts: dict[str, int]) -> dict[s
         positions[name], start = inside, start + len(own)
     empty = [name for name, inside in positions.items() if len(inside) == 0]
     if empty:
-        warnings.warn(f"the criterion leaves no connection at all in {empty}", stacklevel=5)
+        warn(f"the criterion leaves no connection at all in {empty}")
     return positions
 
 
@@ -175,9 +174,3 @@ def _check_shapes(
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if given != dict(shapes):
         raise RegrowValueError(f"`{argument}` must give one tensor for each of {dict(shapes)}, got {given}")
-
-
-def looks_trained(model: nn.Module) -> bool:
-    """Whether a norm has seen batches: the one trace that training is sure to leave."""
-    counters = (getattr(m, "num_batches_tracked", None) for m in model.modules())
-    return any(c is not None and not c.is_meta and int(c) > 0 for c in counters)

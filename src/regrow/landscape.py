@@ -107,7 +107,7 @@ class Curve(nn.Module):
         """The model's output at `t`; by default at a random point of the curve, drawn anew each time."""
         template = self._template[0].train(self.training)
         if t is None:
-            t = float(torch.rand(()))
+            t = float(torch.rand((), device="cpu"))
         return torch.func.functional_call(template, self.at(t), inputs)
 
     def model(self, t: float) -> nn.Module:
@@ -188,4 +188,6 @@ def _union(*models: nn.Module) -> dict[str, Tensor]:
 
 
 def _restrict(mask: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda gradient: torch.where(mask, gradient, torch.zeros((), dtype=gradient.dtype))
+    return lambda gradient: torch.where(
+        mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)
+    )

@@ -5,16 +5,26 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
-from regrow.errors import RegrowValueError, closest
+from regrow import uses
+from regrow.errors import RegrowValueError, closest, warn
 from regrow.weights import views
 from regrow.weights.views import before_forward, named_weights
 
 Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
+
+
+GAIN = "a gain of weight_norm, not the weight"
+NOT_WEIGHTS = ("bias", "not the weight", GAIN)
+"""Reasons of what has two or more dimensions, but connects nothing."""
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,10 @@ class Layer:
     parameter_name: str
     dense_because: str | None
     """Why it stays dense by default, or None where it is sparse by default."""
+    never_because: tuple[str, str] | None = None
+    """Why it cannot be sparse at all, and what to do about it."""
+    unlike_its_kind: bool = False
+    """Whether it stays dense by default where others of its kind are sparse."""
 
     @property
     def weight_name(self) -> str:
@@ -43,17 +57,21 @@ class Layer:
         return tuple(self.parameter.shape)
 
 
+Owners = dict[int, list[tuple[str, nn.Module]]]
+
+
 def find_layers(model: nn.Module) -> list[Layer]:
     """Every weight of two or more dimensions but compressed ones, with the verdict of the default rule.
 
     Sparse by default: Linear, convolutions but depthwise ones, the Conv1D of the transformers library, the
-    projections of `nn.MultiheadAttention` and recurrent weights; never an embedding or a weight tied to one.
+    projections of `nn.MultiheadAttention` and recurrent weights; never an embedding or a weight tied to one, nor one
+    in which a zero is no missing connection (`regrow.uses`), nor one that is no plain tensor of floating point.
 
     Raises:
         RegrowValueError: a lazy module that has not seen a batch yet.
     """
-    owners: dict[int, list[tuple[str, nn.Module]]] = {}
-    layers = []
+    owners: Owners = {}
+    found = []
     for name, module in model.named_modules():
         for parameter_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
             if isinstance(parameter, UninitializedParameter):
@@ -67,33 +85,56 @@ def find_layers(model: nn.Module) -> list[Layer]:
             ):
                 continue
             owners.setdefault(id(parameter), []).append((name, module))
-            layers.append((name, module, parameter_name))
-    return [
-        Layer(name, module, parameter_name, _dense_because(name, module, parameter_name, owners))
-        for name, module, parameter_name in layers
-    ]
+            found.append((name, module, parameter_name))
+    memo = uses.meta_copies(model) if any(uses.overrides(m) for _, m, _ in found) else {}
+    return [_layer(model, *one, owners, memo) for one in found]
 
 
-def _dense_because(
-    name: str, module: nn.Module, parameter_name: str, owners: dict[int, list[tuple[str, nn.Module]]]
-) -> str | None:
+def _layer(
+    model: nn.Module, name: str, module: nn.Module, parameter_name: str, owners: Owners, memo: dict[int, Any]
+) -> Layer:
     tied = owners[id(getattr(module, parameter_name))]
-    embedding = next((n for n, m in tied if isinstance(m, nn.Embedding | nn.EmbeddingBag)), None)
-    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    never = _never_because(module, parameter_name, [m for _, m in tied])
+    reason = _by_kind(name, module, parameter_name, tied)
+    unlike = None
+    if reason is None:
+        unlike = never[0] if never else None
+        if not unlike and uses.overrides(module):
+            unlike = uses.another_weight(module, parameter_name, memo)
+    elif reason != GAIN:
+        unlike = _computed_by(model, name, module, parameter_name)
+    return Layer(name, module, parameter_name, unlike or reason, never, unlike is not None)
+
+
+def _by_kind(
+    name: str, module: nn.Module, parameter_name: str, tied: list[tuple[str, nn.Module]]
+) -> str | None:
+    """Why weights of this kind stay dense, or None where they are sparse."""
+    embedding = next((n for n, m in tied if isinstance(m, EMBEDDINGS)), None)
+    if isinstance(module, EMBEDDINGS):
         return "embedding"
     if embedding is not None:
         return f"tied to the embedding `{embedding}`"
     if tied[0][0] != name:
         return f"shares the weight of `{tied[0][0]}`"
+    if _is_gain(module, parameter_name):
+        return GAIN
     if isinstance(module, nn.modules.conv._ConvNd):
-        return "depthwise" if module.groups > 1 and module.groups == module.in_channels else None
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        return "not the weight" if parameter_name != "weight" else "depthwise" if depthwise else None
     if isinstance(module, nn.MultiheadAttention):
-        return None if parameter_name.endswith("proj_weight") else "bias"
+        return None if parameter_name in PROJECTIONS else "bias"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return None if parameter_name.startswith("weight_") else "bias"
+        names = getattr(module, "_flat_weights_names", ("weight_ih", "weight_hh"))
+        weight = parameter_name.startswith("weight_")
+        return None if weight and parameter_name in names else "not the weight" if weight else "bias"
     if isinstance(module, nn.Linear) or _is_conv1d(module):
         return None if parameter_name == "weight" else "not the weight"
     return f"{type(module).__name__} is not sparse by default"
+
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 def _is_conv1d(module: nn.Module) -> bool:
@@ -101,6 +142,79 @@ def _is_conv1d(module: nn.Module) -> bool:
     return any(
         c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
     )
+
+
+def _is_gain(module: nn.Module, parameter_name: str) -> bool:
+    """Whether it is a magnitude that `torch.nn.utils.weight_norm`, in either form, has split off a weight."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return parameter_name == "original0" and any(type(p).__name__ == "_WeightNorm" for p in module)
+    other = f"{parameter_name.removesuffix('_g')}_v"
+    return parameter_name.endswith("_g") and other in module._parameters
+
+
+def _computed_by(model: nn.Module, name: str, module: nn.Module, parameter_name: str) -> str | None:
+    """What computes from a parameter the weight that the layer uses: a parametrization, or a hook of torch.nn.utils."""
+    if isinstance(module, parametrize.ParametrizationList):
+        parent, _, tensor = name.rpartition("parametrizations.")
+        owner = model.get_submodule(parent.rstrip("."))
+        by = ", ".join(type(p).__name__.lstrip("_") for p in module)
+    else:
+        hooks = [
+            (h, getattr(h, "name", getattr(h, "_tensor_name", None)))
+            for h in module._forward_pre_hooks.values()
+        ]
+        owner, tensor, by = next(
+            (
+                (module, n, type(h).__name__)
+                for h, n in hooks
+                if n and parameter_name in (f"{n}_orig", f"{n}_v")
+            ),
+            (module, "", ""),
+        )
+    if not by or _by_kind("", owner, tensor, [("", owner)]) is not None:
+        return None
+    return f"{by} computes the weight from it"
+
+
+def _never_because(
+    module: nn.Module, parameter_name: str, owners: Sequence[nn.Module]
+) -> tuple[str, str] | None:
+    """Why a parameter cannot be sparse, and the remedy."""
+    parameter = getattr(module, parameter_name)
+    leave = "Leave it out."
+    if any(isinstance(owner, EMBEDDINGS) and owner.sparse for owner in owners):
+        return (
+            "its gradient is a sparse tensor, which no mask can cut",
+            "Make the embedding with sparse=False.",
+        )
+    if nn.Parameter not in type(parameter).__mro__:
+        return f"its weight is a {type(parameter).__name__}, no plain tensor", leave
+    if parameter.dtype not in DTYPES or parameter.layout != torch.strided:
+        kind = parameter.dtype if parameter.layout == torch.strided else parameter.layout
+        return f"its weight is {str(kind).removeprefix('torch.')}", leave
+    if parameter.is_inference():
+        return "its weight was made in inference mode", "Make the model outside of torch.inference_mode()."
+    if parameter.untyped_storage().nbytes() < parameter.numel() * parameter.element_size():
+        return (
+            "its entries share memory (expand), or have none",
+            "Give it a tensor of its own: weight.clone().",
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        return "its module is compiled by TorchScript", "Call sparsify before torch.jit.script."
+    return None
+
+
+def warn_of_unlike(layers: Sequence[Layer], chosen: Sequence[Layer]) -> None:
+    """Say so where more stays dense of what is usually sparse than is sparse."""
+    unlike = [layer for layer in layers if layer.unlike_its_kind]
+    lost, kept = (sum(layer.parameter.numel() for layer in some) for some in (unlike, chosen))
+    if lost > kept:
+        reasons = "; ".join(dict.fromkeys(str(layer.dense_because) for layer in unlike))
+        warn(
+            f"{lost / (lost + kept):.0%} of the weights of `model` that layers of their kinds have sparse stay dense: "
+            f"{reasons}.\nName those with `include` in which a zero is a missing connection; regrow.summary(model) "
+            "lists them."
+        )
 
 
 def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[str]:
@@ -114,6 +228,7 @@ def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[st
         RegrowValueError: a glob, or the predicate, that picks nothing.
     """
     if callable(selector):
+        layers = [layer for layer in layers if layer.dense_because != GAIN]
         picked = {layer.weight_name for layer in layers if selector(layer.name, layer.module)}
         if not picked:
             raise RegrowValueError(
@@ -137,7 +252,11 @@ def matching(argument: str, glob: str, layers: Sequence[Layer]) -> list[str]:
     picked = [
         layer.weight_name
         for layer in layers
-        if fnmatch.fnmatchcase(layer.name, glob) or fnmatch.fnmatchcase(layer.weight_name, glob)
+        if glob == layer.weight_name
+        or (
+            layer.dense_because != GAIN  # the name of a layer does not mean it
+            and (fnmatch.fnmatchcase(layer.name, glob) or fnmatch.fnmatchcase(layer.weight_name, glob))
+        )
     ]
     if not picked:
         hint = closest(glob, [layer.name for layer in layers])
@@ -201,6 +320,11 @@ def choose(
         raise RegrowValueError(
             f"`model` has nothing to sparsify ({reasons or 'it has no weights'}).\nName layers with `include`."
         )
+    for layer in chosen:
+        if layer.never_because is not None:
+            why, remedy = layer.never_because
+            argument = "distribution" if by_layer else "include"
+            raise RegrowValueError(f"`{argument}` names `{layer.weight_name}`, but {why}.\n{remedy}")
     for layer in layers:
         if layer.weight_name not in names and dense_because[layer.weight_name] is None:
             dense_because[layer.weight_name] = "not named by the caller"
@@ -230,6 +354,8 @@ def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
         return "the model itself cannot be replaced in place"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized"
+    if uses.overrides(module):
+        return "its forward is not its class's"
     names = [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
     if len(names) > 1:
         return f"it is used under several names: {', '.join(names)}"

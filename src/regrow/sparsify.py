@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,19 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from regrow import topology
-from regrow.errors import RegrowRuntimeError, RegrowValueError, closest
+from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, warn
 from regrow.fuse import unfuse
-from regrow.initial import Criterion, initial_topology, looks_trained
+from regrow.initial import Criterion, initial_topology
 from regrow.layers import (
     Layer,
     Selector,
     choose,
     find_layers,
     reads_weights,
+    warn_of_unlike,
 )
 from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.start import warn_of_flat_start
 from regrow.storage import STORAGES, storages
+from regrow.trained import looks_trained
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.loading import after_load, before_load, save_topology
 from regrow.weights.record import RECORDS
@@ -54,8 +56,8 @@ def sparsify(
     *,
     include: Selector | None = None,
     exclude: Selector | None = None,
-    init: str | Mapping[str, Tensor] | Criterion = "random",
-    rescale: bool = False,
+    init: str | Mapping[str, Tensor] | Criterion | None = None,
+    rescale: bool | None = None,
     storage: str = "auto",
     seed: int = 0,
 ) -> nn.Module:
@@ -65,7 +67,9 @@ def sparsify(
         model: any module; one on the meta device gets its weights here, on the CPU, and those that are stored
             compressed are never dense (`regrow.materialize`). Sparse by default: Linear, convolutions but depthwise
             ones, the Conv1D of the transformers library, the projections of `nn.MultiheadAttention`, recurrent
-            weights; never norms, biases, embeddings or a weight tied to one.
+            weights; never norms, biases, embeddings or a weight tied to one. A weight in which a zero is no missing
+            connection stays dense unless it is named, with the reason in `summary`: one that is parametrized or
+            normalised (weight_norm, weight standardisation), one of a class whose `forward` cannot be followed.
         sparsity: share of the weights that are zero, in [0, 1), over all sparse layers together.
         distribution: how it is spread over the layers: ``"uniform"`` (the model's first layer stays dense,
             unless `include` names the layers), ``"er"``, ``"erk"``, a function ``(shapes, sparsity) ->
@@ -77,8 +81,10 @@ def sparsify(
             network); ``{weight name: boolean mask}``, or positions of the connections in the flattened weight, int64
             [n] and ascending, in place of a mask (leave `sparsity` out); or a one-shot criterion such as
             `regrow.SNIP`, a function ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept,
-            layer by layer unless it has an attribute ``per_layer`` that is False.
-        rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not.
+            layer by layer unless it has an attribute ``per_layer`` that is False. None is ``"random"``, with a warning
+            where the network looks trained.
+        rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not. None is
+            False, with a warning where so little of the signal is left that the loss would stay flat at first.
         storage: ``"masked"``, ``"compressed"``, or ``"auto"``: compressed where that is faster on the device that
             the model is on, masked elsewhere (`regrow.storage`; `summary` says why).
         seed: of the random topology; the same seed and layer name give the same topology anywhere.
@@ -95,6 +101,8 @@ def sparsify(
         >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
         {'0.weight': 20820, '2.weight': 3000}
     """
+    if not isinstance(model, nn.Module):
+        raise RegrowValueError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
     if storage not in STORAGES:
         raise RegrowValueError(
             f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
@@ -102,13 +110,17 @@ def sparsify(
     layers = find_layers(model)
     dense_because = {layer.weight_name: layer.dense_because for layer in layers}
     chosen = choose(model, layers, include, exclude, distribution, dense_because)
+    if include is None and not isinstance(distribution, Mapping):
+        warn_of_unlike(layers, chosen)
     shapes = {layer.weight_name: layer.shape for layer in chosen}
-    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init, seed)
-    if init == "random" and looks_trained(model):
-        warnings.warn(
-            "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest",
-            stacklevel=2,
+    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init or "random", seed)
+    if init is None and looks_trained(model, [layer.parameter for layer in chosen]):
+        warn(
+            "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest, "
+            "init='random' does this on purpose"
         )
+    if rescale is None and (init is None or init == "random"):
+        warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
     for layer in chosen:
         _refuse_pruned(layer)
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
@@ -121,7 +133,7 @@ def sparsify(
         materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
     planned = {plan.layer.weight_name for plan in plans}
     while plans:  # positions are given up one by one
-        _apply(model, plans.pop(0), rescale)
+        _apply(model, plans.pop(0), bool(rescale))
     _note_dense(layers, planned, dense_because)
     register(model)
     return model
@@ -140,7 +152,7 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
     parent = model.get_submodule(layer.name.rpartition(".")[0])
     record = Record(layer.weight_name, layer.shape, plan.asked, plan.storage, plan.reason)
     weight = layer.parameter.detach()
-    scale = (weight.numel() / len(plan.positions)) ** 0.5 if rescale else 1.0
+    scale = (weight.numel() / max(1, len(plan.positions))) ** 0.5 if rescale else 1.0
     layer.parameter.grad = None
     if plan.storage == "compressed":
         drawn = draw(module, (len(plan.positions),)) if weight.is_meta else None

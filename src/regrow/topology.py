@@ -103,7 +103,7 @@ def distribute(distribution: str | Distribution, shapes: Shapes, sparsity: float
 def generator(seed: int, *words: object) -> torch.Generator:
     """A CPU generator that is a pure function of `seed` and `words`, the same in every process."""
     digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
@@ -114,10 +114,10 @@ def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
     if not 0 <= count <= population:
         raise RegrowValueError(f"`count` must be in [0, {population}], got {count}")
     if 2 * count > population:
-        return torch.randperm(population, generator=generator)[:count].sort().values
-    drawn = torch.empty(0, dtype=torch.int64)
+        return torch.randperm(population, generator=generator, device="cpu")[:count].sort().values
+    drawn = torch.empty(0, dtype=torch.int64, device="cpu")
     while len(drawn) < count:  # drawing just what is missing keeps every set of `count` equally likely
-        more = torch.randint(population, (count - len(drawn),), generator=generator)
+        more = torch.randint(population, (count - len(drawn),), generator=generator, device="cpu")
         drawn = _distinct(torch.cat([drawn, more]) if len(drawn) else more)
     return drawn
 

@@ -120,7 +120,7 @@ def test_exactly_the_fraction_is_dropped_rounded_down(storage: str, fraction: fl
     )
     smallest = set(only(model).values().abs().argsort()[:dropped].tolist())
     optimizer = SGD(model.parameters(), lr=0.0)
-    method = regrow.RigL(model, optimizer, total_steps=10)
+    method = regrow.RigL(model, optimizer, total_steps=10, stop_fraction=0.0)
     method.explore(fraction)
     optimizer.zero_grad()
     model(torch.ones(1, 20))[
@@ -139,7 +139,7 @@ def test_the_weights_rest_at_an_exploration_as_at_any_update(
 ) -> None:
     model = eight(storage)
     optimizer = SGD(model.parameters(), lr=0.1)
-    driver = method(model, optimizer, total_steps=10, skip_step=skip)
+    driver = method(model, optimizer, total_steps=10, stop_fraction=0.0, skip_step=skip)
     driver.explore(0.25)
     step(model, optimizer, FRESH)
     rests = method is regrow.RigL if skip is None else skip
@@ -334,7 +334,7 @@ def test_the_warning_past_total_steps_is_for_those_who_never_asked() -> None:
     for ask in (None, "explore", "evolve"):
         model = eight("masked")
         optimizer = SGD(model.parameters(), lr=0.0)
-        method = regrow.SET(model, optimizer, total_steps=2)
+        method = regrow.SET(model, optimizer, total_steps=2, stop_fraction=0.0)
         step(model, optimizer, FRESH)
         if ask:
             getattr(method, ask)(0.5)
@@ -350,10 +350,10 @@ def test_the_warning_past_total_steps_is_for_those_who_never_asked() -> None:
 def test_detach_forgets_what_was_asked() -> None:
     model = eight("masked")
     optimizer = Adam(model.parameters(), lr=0.1)
-    method = regrow.SET(model, optimizer, total_steps=9)
+    method = regrow.SET(model, optimizer, total_steps=9, stop_fraction=0.0)
     method.explore(0.5)
     method.detach()
-    again = regrow.SET(model, optimizer, total_steps=9)
+    again = regrow.SET(model, optimizer, total_steps=9, stop_fraction=0.0)
     step(model, optimizer, FRESH)
     assert torch.equal(only(model).mask(), MASK)
     assert again.next_update is None
@@ -361,4 +361,9 @@ def test_detach_forgets_what_was_asked() -> None:
 
 def test_a_method_knows_its_model_without_wrappers() -> None:
     model = eight("masked")
-    assert regrow.SET(nn.DataParallel(model), SGD(model.parameters(), lr=0.1), total_steps=9).model is model
+    assert (
+        regrow.SET(
+            nn.DataParallel(model), SGD(model.parameters(), lr=0.1), total_steps=9, stop_fraction=0.0
+        ).model
+        is model
+    )

@@ -33,7 +33,7 @@ def test_optimizers_that_do_not_fit_are_refused(optimizer: Any, message: str) ->
         nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 4, bias=False)), 0.5
     )
     with pytest.raises(regrow.RegrowError, match=message):
-        regrow.RigL(model, optimizer(model.parameters()), total_steps=100)
+        regrow.RigL(model, optimizer(model.parameters()), total_steps=100, stop_fraction=0.0)
     assert all(hook.driver is None for w in sparse_weights(model) if (hook := hook_of(w.parameter)))
 
 
@@ -75,7 +75,7 @@ def test_an_optimizer_made_before_sparsify() -> None:
     with pytest.raises(
         regrow.RegrowError, match=r"does not hold the sparse parameters \['0.weight', '2.weight'\].*made"
     ):
-        regrow.RigL(model, optimizer, total_steps=10)
+        regrow.RigL(model, optimizer, total_steps=10, stop_fraction=0.0)
 
 
 def test_a_method_for_every_step_refuses_compressed_storage() -> None:

@@ -304,4 +304,6 @@ def test_the_inverse_power_schedule() -> None:
     with pytest.raises(
         regrow.RegrowError, match="`grow_init` must be one of zeros, normal, uniform, got 'zero'.*`zeros`"
     ):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, grow_init="zero")
+        regrow.RigL(
+            model, SGD(model.parameters(), lr=0.1), total_steps=10, stop_fraction=0.0, grow_init="zero"
+        )

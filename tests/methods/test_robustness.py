@@ -68,13 +68,13 @@ def test_an_optimizer_that_calls_its_parents_step(method: type[regrow.Dynamic], 
 def test_one_optimizer_takes_one_method() -> None:
     a, b = two(), two()
     optimizer = SGD([*a.parameters(), *b.parameters()], lr=0.01)
-    method = regrow.RigL(a, optimizer, total_steps=10)
+    method = regrow.RigL(a, optimizer, total_steps=10, stop_fraction=0.0)
     with pytest.raises(
         regrow.RegrowError, match=r"`optimizer` is driven by a method already.*\n.*nn.ModuleList"
     ):
-        regrow.RigL(b, optimizer, total_steps=10)
+        regrow.RigL(b, optimizer, total_steps=10, stop_fraction=0.0)
     method.detach()
-    regrow.RigL(b, optimizer, total_steps=10)
+    regrow.RigL(b, optimizer, total_steps=10, stop_fraction=0.0)
 
 
 def test_parts_made_sparse_one_by_one_are_told_apart() -> None:
@@ -86,7 +86,7 @@ def test_parts_made_sparse_one_by_one_are_told_apart() -> None:
     with pytest.raises(
         regrow.RegrowError, match=r"several sparse weights called \['0.weight'\].*\n.*whole model"
     ):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10)
+        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, stop_fraction=0.0)
 
 
 @storages
@@ -98,7 +98,7 @@ def test_a_schedule_that_begins_at_zero_hides_no_optimizer(storage: str) -> None
     torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: min(1.0, t / 10))
     assert optimizer.param_groups[0]["lr"] == 0
     with pytest.raises(regrow.RegrowError, match="Muon cannot train sparse weights"):
-        regrow.RigL(model, optimizer, total_steps=10)
+        regrow.RigL(model, optimizer, total_steps=10, stop_fraction=0.0)
 
 
 @storages
@@ -236,14 +236,16 @@ def test_a_weight_that_is_unfrozen_later_evolves_then(storage: str) -> None:
 def test_schedules_out_of_range(schedule: Any) -> None:
     model = two()
     with pytest.raises(regrow.RegrowError, match="`schedule"):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, schedule=schedule)
+        regrow.RigL(
+            model, SGD(model.parameters(), lr=0.1), total_steps=10, stop_fraction=0.0, schedule=schedule
+        )
 
 
 @storages
 def test_densify_while_a_method_is_attached(storage: str) -> None:
     model = two(storage)
     optimizer = SGD(model.parameters(), lr=0.1)
-    method = regrow.RigL(model, optimizer, total_steps=10)
+    method = regrow.RigL(model, optimizer, total_steps=10, stop_fraction=0.0)
     with pytest.raises(regrow.RegrowError, match=r"`model` is driven by a method: RigL.*\nCall its detach"):
         regrow.densify(model)
     assert regrow.is_sparse(model)
@@ -294,7 +296,7 @@ def test_weights_initialised_after_sparsify_are_cut_with_a_warning() -> None:
         if isinstance(module, nn.Linear):
             module.reset_parameters()
     with pytest.warns(UserWarning, match="was written to where it has no connection"):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10)
+        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, stop_fraction=0.0)
     for weight in sparse_weights(model):
         assert not weight.parameter.detach()[~weight.mask()].any()
 
@@ -362,7 +364,7 @@ def test_a_deleted_run_frees_the_model_for_the_next() -> None:
     try:
         for _ in range(2):  # a notebook cell run twice
             optimizer = SGD(model.parameters(), lr=0.1)
-            method = regrow.RigL(model, optimizer, total_steps=10)
+            method = regrow.RigL(model, optimizer, total_steps=10, stop_fraction=0.0)
             del optimizer, method
     finally:
         gc.enable()

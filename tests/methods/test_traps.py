@@ -74,7 +74,7 @@ def test_an_optimizer_that_needs_two_gradients_a_step_is_refused(optimizer: type
     with pytest.raises(
         regrow.RegrowError, match=f"{optimizer.__name__} calls its closure more than once in a step"
     ):
-        regrow.RigL(model, optimizer(model.parameters(), lr=0.1), total_steps=100)
+        regrow.RigL(model, optimizer(model.parameters(), lr=0.1), total_steps=100, stop_fraction=0.0)
     assert all(torch.equal(mask, before[name]) for name, mask in regrow.masks(model).items())
 
 
@@ -236,7 +236,7 @@ def test_optimizer_state_of_another_length_is_an_error_that_says_to_load_the_mod
     model = regrow.densify(network("compressed"))
     regrow.sparsify(model, 0.5, storage="compressed")
     optimizer = OPTIMIZERS["SGD with momentum"](model.parameters())
-    regrow.RigL(model, optimizer, total_steps=100)
+    regrow.RigL(model, optimizer, total_steps=100, stop_fraction=0.0)
     with pytest.raises(
         regrow.RegrowError, match="optimizer state `momentum_buffer` of `3.weight`.*\n.*Load the model"
     ):

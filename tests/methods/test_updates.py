@@ -292,3 +292,41 @@ def test_options_that_are_not_allowed(options: dict[str, object], message: str) 
     model = eight("masked")
     with pytest.raises(regrow.RegrowError, match=message):
         regrow.RigL(model, SGD(model.parameters(), lr=0.1), **{"total_steps": 10, **options})  # type: ignore[arg-type]
+
+
+# --- a run without an update
+
+
+def test_a_run_without_an_update_is_told_when_the_method_is_attached() -> None:
+    """The default interval in a run of 60 steps: what `print(method)` would show, and nobody asked."""
+    model = regrow.sparsify(nn.Sequential(nn.Linear(8, 8)), 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for method in (regrow.RigL, regrow.SET, regrow.SNFS):
+        with pytest.warns(UserWarning, match="leaves no update") as caught:
+            attached = method(model, optimizer, total_steps=60)
+        (warning,) = caught
+        assert warning.filename == __file__
+        assert str(warning.message) == (
+            f"{method.__name__}: update_every=100 leaves no update within total_steps=60, since updates stop before "
+            "step 45.\nGive a smaller `update_every`, a larger `stop_fraction`, or the optimizer steps of the whole "
+            "run as `total_steps`; the method Static is for a topology that rests."
+        )
+        attached.detach()
+    regrow.RigL(model, optimizer, total_steps=60, stop_fraction=0.0).detach()  # on purpose
+    regrow.RigL(model, optimizer, total_steps=60, update_every=44)  # one update
+
+
+def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+    for _ in range(count):
+        optimizer.zero_grad()
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+
+
+def test_the_end_of_the_schedule_is_told_at_the_line_of_the_step() -> None:
+    model = regrow.sparsify(nn.Sequential(nn.Linear(8, 8)), 0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    regrow.SET(model, optimizer, total_steps=2, update_every=1)
+    with pytest.warns(UserWarning, match="SET: past total_steps=2 the topology rests") as caught:
+        steps(model, optimizer, 5)
+    assert [warning.filename for warning in caught] == [__file__]

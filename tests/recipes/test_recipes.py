@@ -23,7 +23,8 @@ def test_shipped_recipes_are_complete(name):
 
 def test_the_article_s_recipe():
     recipe = load("fashion-mlp")
-    assert recipe.sparsify == {"distribution": {"layers.0": 0.98, "layers.2": 0.882}, "seed": 0}
+    split = {"layers.0": 0.98, "layers.2": 0.882}
+    assert recipe.sparsify == {"distribution": split, "rescale": False, "seed": 0}
     assert (
         recipe.method.options
         | {

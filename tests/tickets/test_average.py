@@ -50,7 +50,7 @@ def run(storage: str, tickets_values: list[list[float | None]], **options: Any) 
     """What Sup-tickets superposes when the working model has these values at the boundaries."""
     model = layer(storage, tickets_values[0])
     optimizer = SGD(model.parameters(), lr=0.1)
-    method = regrow.SET(model, optimizer, total_steps=1)
+    method = regrow.SET(model, optimizer, total_steps=1, stop_fraction=0.0)
     cycles = len(tickets_values) - 1
     tickets = regrow.SupTickets(method, start=1, cycles=cycles, cycle_steps=1, explore=None, **options)
     found = []
@@ -242,7 +242,7 @@ def test_a_copy_leaves_behind_what_watches_the_model_and_nothing_else(storage: s
     model: Any = layer(storage, T0)
     optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
     model.method = method = regrow.RigL(
-        model, optimizer, total_steps=10
+        model, optimizer, total_steps=10, stop_fraction=0.0
     )  # a reference that would drag all along
     watcher = Watcher()
     model[0].register_forward_hook(watcher.see)

@@ -87,7 +87,7 @@ def test_the_rate_in_a_cycle_is_set_whatever_a_scheduler_does(kind: Any) -> None
     groups = [{"params": first.parameters(), "lr": kind(0.5)}, {"params": last.parameters()}]
     optimizer = SGD(groups, lr=kind(0.1))
     scheduler = StepLR(optimizer, 3, gamma=0.5)
-    method = regrow.RigL(network, optimizer, total_steps=4)
+    method = regrow.RigL(network, optimizer, total_steps=4, stop_fraction=0.0)
     tickets = regrow.SupTickets(method, start=4, cycles=2, cycle_steps=4, lr=(0.001, 0.005))
     rates: list[list[float]] = [[], []]
     for _ in range(12):
@@ -185,7 +185,7 @@ def test_phases_by_themselves() -> None:
 def test_arguments_that_are_refused_leave_the_optimizer_alone(options: dict[str, Any], message: str) -> None:
     network = model()
     optimizer = SGD(network.parameters(), lr=0.1)
-    method = regrow.RigL(network, optimizer, total_steps=4)
+    method = regrow.RigL(network, optimizer, total_steps=4, stop_fraction=0.0)
     with pytest.raises(regrow.RegrowError, match=message):
         regrow.SupTickets(method, **{"start": 4, "cycle_steps": 2, **options})
     regrow.SupTickets(method, start=4, cycle_steps=2)

@@ -45,7 +45,7 @@ def test_either_storage_and_another_count(saved: str, into: str, sparsity: float
     target.zero_grad()
     target(x).sum().backward()
     optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
-    regrow.RigL(target, optimizer, total_steps=10)
+    regrow.RigL(target, optimizer, total_steps=10, stop_fraction=0.0)
     optimizer.step()
 
 

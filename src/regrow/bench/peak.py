@@ -118,7 +118,7 @@ def train(
     begin = time.perf_counter()
     model = layer.random(connections, dtype)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
-    method = regrow.RigL(model, optimizer, total_steps=10**6, update_every=10**6) if update else None
+    method = regrow.RigL(model, optimizer, total_steps=10**6, update_every=10**5) if update else None
     x, gradient = (layer.laid_out(t) for t in layer.example(batch, dtype))
 
     def one() -> None:

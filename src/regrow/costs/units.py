@@ -10,7 +10,7 @@ from torch import nn
 
 from regrow import topology
 from regrow.errors import RegrowValueError, closest
-from regrow.layers import find_layers
+from regrow.layers import NOT_WEIGHTS, find_layers
 from regrow.weights import SparseWeight, views
 
 CONVENTIONS = ("clean", "rigl")
@@ -95,7 +95,7 @@ def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> li
         own = [key[1] for key in dense if key[0] == id(module)]
         for parameter_name in dict.fromkeys([*sparse, *own]):
             layer = dense.get((id(module), parameter_name))
-            if layer is not None and layer.dense_because in ("bias", "not the weight"):
+            if layer is not None and layer.dense_because in NOT_WEIGHTS:
                 continue
             weight = sparse.get(parameter_name)
             shape = weight.shape if weight is not None else getattr(module, parameter_name).shape

@@ -74,13 +74,13 @@ class Augment:
             return images
         count, random = len(images), generator(seed, "augment", step)
         if self.crop:
-            places = torch.randint(2 * self.crop + 1, (2, count), generator=random)
+            places = torch.randint(2 * self.crop + 1, (2, count), generator=random, device="cpu")
             images = _crop(images, self.crop, places.to(images.device))
         if self.resized_crop:
             boxes = self._boxes(count, images.shape[2] / images.shape[3], random).to(images.device)
             images = _resized(images, boxes, self.resized_crop)
         if self.flip:
-            mirrored = torch.rand(count, generator=random) < 0.5
+            mirrored = torch.rand(count, generator=random, device="cpu") < 0.5
             images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
         return images
 
@@ -96,7 +96,7 @@ class Augment:
 
         A part that would be longer than the image is as long as the image.
         """
-        draws = torch.rand(4, count, generator=random)
+        draws = torch.rand(4, count, generator=random, device="cpu")
         area = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]
         low, high = (math.log(value) for value in self.ratio)
         ratio = (

@@ -151,7 +151,7 @@ def read_python(path: Path, keys: list[str], count: int) -> tuple[Tensor, Tensor
             raise _error(path, f"has {len(labels):,} `{key}`", f"{count:,}, one an image")
         if not all(-(2**63) <= label < 2**63 for label in labels):
             raise _error(path, f"has `{key}` of more than 64 bits", "class numbers")
-    columns = torch.tensor([content[key] for key in keys], dtype=torch.int64).T
+    columns = torch.tensor([content[key] for key in keys], dtype=torch.int64, device="cpu").T
     return columns, torch.from_numpy(data.copy()).view(count, 3, 32, 32)
 
 
@@ -179,8 +179,8 @@ def _split(
     layout: _Layout, wanted: _Labels, place: Path, files: tuple[str, ...], count: int
 ) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, 3, 32, 32] and labels int64 [N] of all `files`, `count` each."""
-    images = torch.empty(len(files) * count, 3, 32, 32, dtype=torch.uint8)
-    targets = torch.empty(len(files) * count, dtype=torch.int64)
+    images = torch.empty(len(files) * count, 3, 32, 32, dtype=torch.uint8, device="cpu")
+    targets = torch.empty(len(files) * count, dtype=torch.int64, device="cpu")
     for number, name in enumerate(files):
         part = slice(number * count, (number + 1) * count)
         binary = (place / f"{layout.train[0]}.bin").is_file()

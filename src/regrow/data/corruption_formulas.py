@@ -28,7 +28,7 @@ class Draws:
         self.generators = generators
 
     def _filled(self, shape: tuple[int, ...], dtype: torch.dtype, fill: Callable[..., object]) -> Tensor:
-        out = torch.empty(len(self.generators), *shape, dtype=dtype)
+        out = torch.empty(len(self.generators), *shape, dtype=dtype, device="cpu")
         for row, generator in zip(out, self.generators, strict=True):
             fill(row, generator=generator)
         return out
@@ -88,10 +88,11 @@ def defocus_blur(x: Tensor, draws: Draws, radius: float, alias: float) -> Tensor
 def _disk(radius: float, alias: float) -> Tensor:
     """The kernel [K, K] of `defocus_blur`, K odd, without the zeros around it."""
     half, taps = (8, 3) if radius <= 8 else (int(radius), 5)
-    line = torch.arange(-half, half + 1, dtype=torch.float64)
+    line = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
     disk = (line[:, None] ** 2 + line**2 <= radius**2).double()
     bell = torch.exp(
-        -torch.arange(-(taps // 2), taps // 2 + 1, dtype=torch.float64).square() / (2 * alias**2)
+        -torch.arange(-(taps // 2), taps // 2 + 1, dtype=torch.float64, device="cpu").square()
+        / (2 * alias**2)
     )
     bell /= bell.sum()
     padded = F.pad((disk / disk.sum())[None, None], [taps // 2] * 4, mode="reflect")
@@ -116,8 +117,8 @@ def _scattered(pixels: Tensor, draws: Draws, delta: int) -> Tensor:
     """
     height, width = pixels.shape[2:]
     count = height * width
-    here = torch.arange(count).view(height, width)
-    inner = torch.zeros(height, width, dtype=torch.bool)
+    here = torch.arange(count, device="cpu").view(height, width)
+    inner = torch.zeros(height, width, dtype=torch.bool, device="cpu")
     inner[delta + 1 : height - delta + 1, delta + 1 : width - delta + 1] = True
     shift = draws.integers(-delta, delta, 2, height, width)
     source = torch.where(inner, here + shift[:, 0] * width + shift[:, 1], here)
@@ -141,7 +142,7 @@ def _streaked(x: Tensor, degrees: Tensor, radius: float, sigma: float) -> Tensor
 
     Pixels beyond the edge are as the edge.
     """
-    steps = torch.arange(2 * math.ceil(radius) + 1, dtype=torch.float64)
+    steps = torch.arange(2 * math.ceil(radius) + 1, dtype=torch.float64, device="cpu")
     bell = torch.exp(-steps.square() / (2 * sigma**2))
     weights = (bell / bell.sum()).tolist()
     angle = degrees.deg2rad()[:, None]
@@ -150,7 +151,7 @@ def _streaked(x: Tensor, degrees: Tensor, radius: float, sigma: float) -> Tensor
     padded = F.pad(x, [reach] * 4, mode="replicate")
     # every possible shift is a view, of which the index takes one an image
     shifts = padded.unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
-    each, out = torch.arange(len(x)), torch.zeros_like(x)
+    each, out = torch.arange(len(x), device="cpu"), torch.zeros_like(x)
     for step, weight in enumerate(weights):
         out.add_(shifts[each, :, reach + down[:, step], reach + right[:, step]], alpha=weight)
     return out
@@ -270,7 +271,7 @@ def elastic_transform(x: Tensor, draws: Draws, alpha: float, sigma: float, corne
     """
     height, width = x.shape[2:]
     side = min(height, width)
-    line = (torch.arange(size, dtype=torch.float64) for size in (height, width))
+    line = (torch.arange(size, dtype=torch.float64, device="cpu") for size in (height, width))
     place = torch.stack(torch.meshgrid(*line, indexing="ij")[::-1], dim=2)  # [H, W, 2]: x, y
     away = side // 3
     points = place.new_tensor([[1, 1], [1, -1], [-1, -1]]) * away + place.new_tensor(
@@ -302,16 +303,16 @@ def _smoothing(side: int, sigma: float, truncate: float, border: str) -> Tensor:
     """What blurs a line of `side` pixels, [side, side]; beyond its ends is the end pixel, or its mirror image."""
     reach = int(truncate * sigma + 0.5)
     if reach == 0:
-        return torch.eye(side, dtype=torch.float64)
-    steps = torch.arange(-reach, reach + 1)
+        return torch.eye(side, dtype=torch.float64, device="cpu")
+    steps = torch.arange(-reach, reach + 1, device="cpu")
     weights = torch.exp(-0.5 * (steps.double() / sigma) ** 2)
-    source = torch.arange(side)[:, None] + steps
+    source = torch.arange(side, device="cpu")[:, None] + steps
     if border == "nearest":
         source = source.clamp(0, side - 1)
     else:
         source = source.remainder(2 * side)
         source = torch.minimum(source, 2 * side - 1 - source)
-    matrix = torch.zeros(side, side, dtype=torch.float64)
+    matrix = torch.zeros(side, side, dtype=torch.float64, device="cpu")
     return matrix.scatter_add_(1, source, (weights / weights.sum()).expand_as(source))
 
 

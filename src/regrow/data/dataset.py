@@ -123,7 +123,7 @@ def check_dataset(data: object, where: str) -> Tensors:
 
 def order(seed: int, epoch: int, size: int) -> Tensor:
     """The order in which an epoch sees its examples, int64 [size]: a pure function of its arguments."""
-    return torch.randperm(size, generator=generator(seed, "data order", epoch))
+    return torch.randperm(size, generator=generator(seed, "data order", epoch), device="cpu")
 
 
 def spread(tensor: Tensor) -> Tensor:
@@ -140,11 +140,11 @@ def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     Raises:
         RegrowValueError: for a channel in which all pixels have one value.
     """
-    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64)
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.float64, device="cpu")
     for some in spread(images).split(2000):
         for channel in range(images.shape[1]):
             counts[channel] += torch.bincount(some[:, channel].flatten(), minlength=256)
-    values = torch.arange(256, dtype=torch.float64) / 255
+    values = torch.arange(256, dtype=torch.float64, device="cpu") / 255
     share = counts / counts.sum(1, keepdim=True)
     mean = share @ values
     std = (share @ values.square() - mean.square()).clamp(min=0).sqrt()

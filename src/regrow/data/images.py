@@ -88,9 +88,9 @@ def image_folder(
     return Dataset(
         root.resolve().name,
         images[: len(train.files)],
-        torch.tensor(train.targets),
+        torch.tensor(train.targets, device="cpu"),
         images[len(train.files) :],
-        torch.tensor(test.targets),
+        torch.tensor(test.targets, device="cpu"),
         len(classes),
         mean,
         std,

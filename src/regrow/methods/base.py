@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, warn
 from regrow.methods import checks, optimizers, processes
 from regrow.topology import generator
 from regrow.weights import GradientHook, NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
@@ -279,9 +278,7 @@ class Method:
             for call in list(self._update_hooks.values()):
                 call(record)
         if self.total_steps is not None and step == self.total_steps and not self.steered:
-            warnings.warn(
-                f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests", stacklevel=2
-            )
+            warn(f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests")
 
     def _update(self) -> bool:
         """Update the topology if this step is due. Returns whether it was."""
@@ -291,9 +288,7 @@ class Method:
         try:
             self._due = self.update(step, self._reached())
         except NonFiniteGradientError:
-            warnings.warn(
-                f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2
-            )
+            warn(f"the dense gradient at step {step} is not finite: the topology stays")
             return False
         return True
 

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow import schedules
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 
 if TYPE_CHECKING:
     from regrow.methods.base import Method
+    from regrow.methods.periodic import Periodic
 
 DRIVER = "_regrow_driver"
 """Attribute of an optimizer that refers, weakly, to the method that hooks it."""
@@ -55,6 +57,18 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient:
                 f"{name} needs the dense gradient at every step, and `{weight.name}` is stored compressed so that it "
                 "never exists.\nUse regrow.sparsify(..., storage='masked')."
             )
+
+
+def warn_of_no_update(method: Periodic) -> None:
+    """Warn of a run that will end with the topology that it began with, unless updates stop at step 0 on purpose."""
+    last = schedules.last_update(method.update_every, method.stop_step)
+    if method.stop_step > 0 and last is None and not method.steered:
+        warn(
+            f"{type(method).__name__}: update_every={method.update_every} leaves no update within "
+            f"total_steps={method.total_steps}, since updates stop before step {method.stop_step}.\n"
+            "Give a smaller `update_every`, a larger `stop_fraction`, or the optimizer steps of the whole run as "
+            "`total_steps`; the method Static is for a topology that rests."
+        )
 
 
 def living_driver(weight: SparseWeight) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.errors import RegrowValueError, closest
+from regrow.errors import RegrowValueError, closest, warn
 from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move
 from regrow.methods.registry import register
@@ -137,9 +136,8 @@ class GraNet(RigL):
         counts = [int(part.count_nonzero()) for part in goes.split(held)]
         for weight, before, gone in zip(group, held, counts, strict=True):
             if before and gone == before:
-                warnings.warn(
+                warn(
                     f"GraNet has pruned the last connection of `{weight.name}`: all its weights are smaller than those "
-                    "of other layers.\nscope='layer' prunes each layer by itself.",
-                    stacklevel=2,
+                    "of other layers.\nscope='layer' prunes each layer by itself."
                 )
         return dict(zip([weight.name for weight in group], counts, strict=True))

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from regrow import schedules
 from regrow.errors import require_count
+from regrow.methods import checks
 from regrow.methods.base import Method, UpdateRecord
 from regrow.methods.optimizers import PREFIX
 from regrow.weights import SparseWeight
@@ -62,6 +63,7 @@ class Periodic(Method):
             seed=seed,
             process_group=process_group,
         )
+        checks.warn_of_no_update(self)
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
         """What goes and what comes in each layer; nothing is changed yet."""

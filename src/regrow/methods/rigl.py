@@ -76,7 +76,7 @@ class RigL(Dynamic):
         """The columns to search, more where those drawn have fewer than `count` free positions; None for all."""
         rows, columns = as_matrix(weight.shape)
         number = self.searched(columns)
-        order = torch.randperm(columns, generator=generator) if number < columns else torch.empty(0)
+        order = torch.randperm(columns if number < columns else 0, generator=generator, device="cpu")
         while number < columns:
             among = Among(order[:number].sort().values.to(survivors.device), columns)
             if rows * number - len(among.narrow(survivors)) >= count:

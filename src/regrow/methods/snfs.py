@@ -76,7 +76,9 @@ class SNFS(Dynamic):
             return dropped
         shares = torch.stack([weight.take(self._average(weight)).abs().mean() for weight in weights]).double()
         room = torch.tensor(
-            [FULL * (w.numel - w.nnz + d) for w, d in zip(weights, dropped, strict=True)], dtype=torch.float64
+            [FULL * (w.numel - w.nnz + d) for w, d in zip(weights, dropped, strict=True)],
+            dtype=torch.float64,
+            device="cpu",
         ).floor()
         return apportion(sum(dropped), shares.cpu(), room)
 

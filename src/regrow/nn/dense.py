@@ -67,7 +67,7 @@ class TiledConv2d(nn.Conv2d):
 def _full_index(rows: int, columns: int) -> tuple[Tensor, ...]:
     """``crow, col, crow_t, row_t, order`` of a matrix with all its connections."""
     # kept for all: not for inference alone, nor what modes make of tensors
-    with torch.inference_mode(False), torch.device("cpu"), _disable_current_modes():
-        crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32)
-        col = torch.arange(columns, dtype=torch.int32).repeat(rows)
+    with torch.inference_mode(False), _disable_current_modes():
+        crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32, device="cpu")
+        col = torch.arange(columns, dtype=torch.int32, device="cpu").repeat(rows)
         return crow, col, *mirror(crow, col, columns)

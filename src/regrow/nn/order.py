@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from collections import Counter
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn import functional as F
+
+from regrow.errors import warn
 
 RELU = (F.relu, torch.relu, torch.relu_)
 PASSED = (F.max_pool2d, torch.max_pool2d, F.dropout)
@@ -39,10 +40,9 @@ class Calls:
             nodes = list(_Tracer().trace(module).nodes)
         except Exception as error:  # whatever the user's code raises on a proxy
             reason = (str(error).splitlines() or [""])[0]
-            warnings.warn(
+            warn(
                 f"`{name or type(module).__name__}` is left as it is, since its forward cannot be traced: {reason}",
                 RuntimeWarning,
-                stacklevel=4,
             )
             nodes = []
         return cls(module, nodes)

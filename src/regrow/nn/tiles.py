@@ -339,7 +339,7 @@ def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
 @lru_cache(maxsize=1024)  # numbers that are learned are new at each step
 def _keeps_zero(func: Any, numbers: tuple[Any, ...], kwargs: Any, dtype: torch.dtype) -> bool:
     """Whether `func` is 0 in the same dtype where its tensors (None in `numbers`) are."""
-    args = [torch.zeros(1, dtype=dtype) if x is None else x for x in numbers]
+    args = [torch.zeros(1, dtype=dtype, device="cpu") if x is None else x for x in numbers]
     result = func(*args, **dict(kwargs))
     return isinstance(result, Tensor) and result.dtype == dtype and bool(result == 0)
 

@@ -44,7 +44,7 @@ def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order:
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
     """Flat positions of the connections, ascending, int64 [nnz]; without those of the indices `drop`, if given."""
     if _native(crow) and col.dtype == torch.int32:
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
         found: Tensor = torch.ops.regrow_native.positions.default(
             crow, col, columns, none if drop is None else drop.contiguous()
         )
@@ -137,7 +137,8 @@ def rewire(
 def move(source: Tensor, *tensors: Tensor) -> None:
     """Move the entries of `tensors` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
     room = max((len(tensor) + 1) * tensor.element_size() for tensor in tensors)
-    scratch = torch.empty(room if _native(source) else 0, dtype=torch.uint8)  # for all of them, one by one
+    # for all of them, one by one
+    scratch = torch.empty(room if _native(source) else 0, dtype=torch.uint8, device="cpu")
     for tensor in tensors:
         if _native(tensor) and tensor.is_contiguous():
             torch.ops.regrow_native.move.default(source, tensor, scratch)

@@ -37,14 +37,16 @@ def _accept_beta() -> None:
     """CSR tensors warn once that they are beta: take that warning here, where it tells nobody anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1))
+        torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), device="cpu")
 
 
 def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
     """A `torch.sparse_csr` tensor [rows, columns] over the memory of its arguments; `values` is [nnz]."""
     _accept_beta()
     size = (len(crow) - 1, columns)
-    return torch.sparse_csr_tensor(crow, col[: len(values)], values, size, check_invariants=False)
+    return torch.sparse_csr_tensor(
+        crow, col[: len(values)], values, size, check_invariants=False, device=values.device
+    )
 
 
 def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor:

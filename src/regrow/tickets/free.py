@@ -8,14 +8,13 @@ checkpoint that scored best in it on held-out data. (The paper's DST ensemble is
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, warn
 from regrow.methods import Method
 from regrow.tickets.copying import copied, is_finite
 from regrow.tickets.ensemble import Ensemble
@@ -147,9 +146,7 @@ class FreeTickets:
             return False
         self._considered.add(window)
         if not (math.isfinite(score) and is_finite(self.method.model)):
-            warnings.warn(
-                f"step {self.step}: score or model holds inf or nan, which makes no ticket", stacklevel=2
-            )
+            warn(f"step {self.step}: score or model holds inf or nan, which makes no ticket")
             return False
         if window in self._best and score <= self._best[window][0]:
             return False

@@ -80,8 +80,10 @@ def expected_calibration_error(
     if edges is not None:
         bins = require_count("edges", edges, least=2) - 1
     confidence, predicted = probabilities.double().max(1)
-    inner = torch.linspace(0, 1, require_count("bins", bins) + 1, dtype=torch.float64)[1:-1]
-    place = torch.bucketize(confidence, inner.to(confidence.device))
+    inner = torch.linspace(
+        0, 1, require_count("bins", bins) + 1, dtype=torch.float64, device=confidence.device
+    )[1:-1]
+    place = torch.bucketize(confidence, inner)
     gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     gaps.index_add_(0, place, (predicted == targets).double() - confidence)
     return float(gaps.abs().sum() / len(targets))
@@ -138,7 +140,7 @@ def overlap(models: Sequence[nn.Module]) -> Tensor:
     sizes = [sum(len(positions) for positions in topology.values()) for topology in topologies]
     if not all(sizes):
         raise RegrowValueError(f"`models` must be sparse networks with connections, got {sizes} connections")
-    result = torch.eye(len(models), dtype=torch.float64)
+    result = torch.eye(len(models), dtype=torch.float64, device="cpu")
     for i, j in combinations(range(len(models)), 2):
         pairs = ((own, topologies[j][name].to(own.device)) for name, own in topologies[i].items())
         common = sum(_common(own, other) for own, other in pairs)

@@ -7,14 +7,13 @@ pruned back to the connections asked for, and its batch norms are estimated anew
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 from torch import nn
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, require_fraction
+from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, require_fraction, warn
 from regrow.methods import Method
 from regrow.tickets.average import DIVIDE, SCOPES, Average, Budget, blend, require_choice
 from regrow.tickets.copying import copied, is_finite
@@ -231,7 +230,7 @@ class SupTickets:
             )
         working = self.method.model
         if not is_finite(working):
-            warnings.warn(f"ticket {self._next} holds inf or nan and is left out", stacklevel=2)
+            warn(f"ticket {self._next} holds inf or nan and is left out")
             self.left_out.append(self._next)
         else:
             self._superpose(working, loader)

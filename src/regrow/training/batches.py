@@ -57,12 +57,12 @@ class Batches:
         held_out = None
         if recipe.validation is not None:
             share = max(1, round(count * recipe.validation))
-            shuffled = torch.randperm(count, generator=generator(0, "validation", count))
+            shuffled = torch.randperm(count, generator=generator(0, "validation", count), device="cpu")
             self._chosen = shuffled[share:]
             held_out = Examples("validation", self.inputs, self.targets, shuffled[:share].sort().values)
         if held_out is None or recipe.tested_on == "test":
             tested = _resident(data.test_inputs, data.test_targets, device)
-            self.final = Examples("test", *tested, torch.arange(len(data.test_inputs)))
+            self.final = Examples("test", *tested, torch.arange(len(data.test_inputs), device="cpu"))
         else:
             self.final = held_out
         self.during = held_out or self.final
@@ -72,7 +72,7 @@ class Batches:
             raise RegrowValueError(
                 f"`batch_size` must be at most the {self.examples} training examples, got {self.size}"
             )
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._order = -1, torch.empty(0, device="cpu")
 
     def train(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of `step`, on the run's device."""

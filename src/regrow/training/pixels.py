@@ -76,10 +76,11 @@ def _mean_image(data: Tensors) -> Tensor:
     """[H, W], over examples and channels, in the data's own unit."""
     some = spread(data.train_inputs)
     total = sum(part.float().sum(0).double() for part in some.split(1000))
-    mean = torch.as_tensor(total) / len(some)  # [C, H, W]
+    mean = torch.as_tensor(total, device="cpu") / len(some)  # [C, H, W]
     if some.dtype == torch.uint8:
         return mean.mean(0) / 255
     shift, scale = (
-        torch.as_tensor(getattr(data, *default)).view(-1, 1, 1) for default in (("mean", 0.0), ("std", 1.0))
+        torch.as_tensor(getattr(data, *default), device="cpu").view(-1, 1, 1)
+        for default in (("mean", 0.0), ("std", 1.0))
     )
     return (mean * scale + shift).mean(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from regrow.errors import warn
 from regrow.ops.listener import Operands
 
 if TYPE_CHECKING:
@@ -110,11 +110,10 @@ class GradientHook:
             return None
         if not self._told:
             self._told = True
-            warnings.warn(
+            warn(
                 f"a sparse weight of shape {tuple(gradient.shape)} is trained outside of the layer that sparsify saw: "
                 "its mask still holds for gradients, but regrow.summary, masks, save and methods do not see it.\n"
-                "Call regrow.sparsify after whatever replaces layers (prepare_qat), with init='magnitude'.",
-                stacklevel=2,
+                "Call regrow.sparsify after whatever replaces layers (prepare_qat), with init='magnitude'."
             )
         return gradient.where(self._mask.to(gradient.device), 0)
 

@@ -9,8 +9,6 @@ serve `load_state_dict` on a part of the model.
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from regrow.errors import RegrowValueError
+from regrow.errors import RegrowValueError, warn
 from regrow.ops import index
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
@@ -114,25 +112,15 @@ def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
         elif nonzero < ZEROS_TELL * dense.numel():
             other.append(base)
     if averaged:
-        warnings.warn(
+        warn(
             f"the state dict holds values outside the topology it gives for {averaged}, and they are cut: "
-            "an average of two topologies, or weights written past their masks",
-            stacklevel=_level_of_caller(),
+            "an average of two topologies, or weights written past their masks"
         )
     if other:
-        warnings.warn(
+        warn(
             f"the state dict holds a sparse network in dense form, and the present topology, another one, cuts {other}."
-            "\nLoad it into the dense model, then regrow.sparsify(model, init={name: mask}) by its zeros.",
-            stacklevel=_level_of_caller(),
+            "\nLoad it into the dense model, then regrow.sparsify(model, init={name: mask}) by its zeros."
         )
-
-
-def _level_of_caller() -> int:
-    """The `stacklevel`, in the function that asks, of the line outside torch and regrow that called."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("torch", "regrow"):
-        frame, level = frame.f_back, level + 1
-    return level
 
 
 def after_load(module: nn.Module, incompatible: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from regrow.errors import warn
 from regrow.ops.outside import outside
 from regrow.ops.select import top
 from regrow.weights.among import Among
@@ -130,10 +130,9 @@ class MaskedWeight(SparseWeight):
                 self.record.follows = True
             elif self.cut() and not self.record.told:
                 self.record.told = True
-                warnings.warn(
+                warn(
                     f"`{self.name}` was written to where it has no connection: such values are cut, now and later.\n"
-                    "Write before sparsify, or densify the model and sparsify it again with init='magnitude'.",
-                    stacklevel=2,
+                    "Write before sparsify, or densify the model and sparsify it again with init='magnitude'."
                 )
 
     def _takes_from(self, other: SparseWeight) -> bool:

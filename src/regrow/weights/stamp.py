@@ -90,9 +90,10 @@ def is_whole(values: Tensor, code: tuple[float, float]) -> bool:
     if layout is None or not values.is_contiguous():
         return False
     size = layout.size
-    scale, first, second, _ = layout.unpack(
-        string_at(values.data_ptr() + (len(values) - SIZE) * size // SIZE, size)
+    entries: tuple[float, ...] = layout.unpack(
+        string_at(values.data_ptr() + (len(values) - SIZE) * (size // SIZE), size)
     )
+    scale, first, second, _ = entries
     return (
         SCALE / ROOM < scale < SCALE * ROOM
         and abs(first - scale * code[0]) <= DRIFT * scale
