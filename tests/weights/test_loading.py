@@ -325,7 +325,7 @@ def test_assign_takes_over_the_tensors_and_trains(saved: str, into: str, sparsit
 def test_assign_under_a_method_says_what_to_do(storage: str) -> None:
     target, x = model(storage), torch.randn(5, 12)
     optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
-    method = regrow.RigL(target, optimizer, total_steps=10)
+    method = regrow.RigL(target, optimizer, total_steps=10, update_every=2)
     target.load_state_dict(model(storage, seed=1).state_dict(), assign=True)
     target(x).sum().backward()
     with pytest.raises(

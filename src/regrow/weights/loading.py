@@ -63,6 +63,7 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
 def save_topology(module: nn.Module, state: State, prefix: str, _: Any) -> None:
     """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there."""
     for weight in views(module):
+        weight.settle(thorough=True)
         for name in weight.saved:
             state[f"{prefix}{name}"] = weight.topology[name].clone()
 
