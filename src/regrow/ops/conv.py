@@ -10,16 +10,14 @@ A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index, native
+from regrow.ops import flops, index, native, twice
 from regrow.ops.listener import tell
 from regrow.ops.tiles import TILE, Geometry, reborder, tile, untile
 from regrow.ops.window import Window, borders
@@ -104,7 +102,7 @@ def forward(
     `residual`, a buffer as the output, is added to it.
     """
     if native.serves(values):
-        _count_kernels()
+        flops.count_conv_kernels()
         border = max(geometry.border, borders(window, geometry)[0])
         output: Tensor = torch.ops.regrow_native.conv_forward.default(
             reborder(buffer, geometry, border),
@@ -320,6 +318,30 @@ def _(
     )
 
 
+def bilinear(
+    buffer: Tensor,
+    geometry: Geometry,
+    out_border: int,
+    values: Tensor,
+    index_: tuple[Tensor, ...],
+    window: Window,
+) -> twice.Bilinear:
+    """The convolution of `buffer` without a bias, from buffer to buffer."""
+    crow, col, crow_t, row_t, order = index_
+    some_buffer, some_values = buffer.detach(), values.detach()  # where only the shape is wanted
+
+    def back(gradient: Tensor, buffer: Tensor, values: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
+        rest = (values, crow, col, crow_t, row_t, order, window, *needs)
+        return backward(gradient.contiguous(), out_border, buffer, geometry, *rest)  # type: ignore[arg-type]
+
+    return twice.Bilinear(
+        lambda x, v: forward(x.contiguous(), geometry, v, None, crow, col, window, out_border),
+        lambda g, v: back(g, some_buffer, v, True, False, False)[0],
+        lambda g, x: back(g, x.contiguous(), some_values, False, True, False)[1],
+        crow,
+    )
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     buffer, *geometry, values, bias, crow, col, crow_t, row_t, order = inputs[:12]
     ctx.save_for_backward(buffer, values, crow, col, crow_t, row_t, order)
@@ -330,40 +352,22 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[5], ctx.needs_input_grad[6] and ctx.has_bias)
     buffer, values, *index_ = ctx.saved_tensors
-    found = sparse_conv2d_backward(
-        gradient, ctx.out_border, buffer, *ctx.geometry, values, *index_, *ctx.window, *needed
-    )
+    found: tuple[Tensor | None, ...]
+    if torch.is_grad_enabled():
+        geometry, window = Geometry(*ctx.geometry), Window(*map(tuple, ctx.window))
+        layer = bilinear(buffer, geometry, ctx.out_border, values, tuple(index_), window)
+        found = (
+            twice.of_input(layer, gradient, values) if needed[0] else None,
+            twice.of_values(layer, gradient, buffer) if needed[1] else None,
+            gradient.sum((0, 2, 3)) if needed[2] else None,
+        )
+    else:
+        found = sparse_conv2d_backward(
+            gradient, ctx.out_border, buffer, *ctx.geometry, values, *index_, *ctx.window, *needed
+        )
     input_gradient, *rest = (g if need else None for g, need in zip(found, needed, strict=True))
     return (input_gradient, *[None] * 4, *rest, *[None] * 10)
 
 
 sparse_conv2d.register_autograd(_gradients, setup_context=_save)
-
-
-def _flops(values: Any, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
-    """Two for each connection, image and pixel of the output, in each product."""
-    output = Window(*window).output(Geometry(*geometry))
-    return 2 * int(values[0]) * output.images * output.height * output.width * products
-
-
-@register_flop_formula(torch.ops.regrow.sparse_conv2d)
-def _(*args: Any, **_: Any) -> int:
-    return _flops(args[5], args[1:5], args[12:16], 1)
-
-
-@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)
-def _(*args: Any, **_: Any) -> int:
-    return _flops(args[7], args[3:7], args[13:17], args[17] + args[18])
-
-
-@cache
-def _count_kernels() -> None:
-    """Let FLOP counters see the kernels themselves, once they are loaded."""
-
-    @register_flop_formula(torch.ops.regrow_native.conv_forward)
-    def _(*args: Any, **_: Any) -> int:
-        return _flops(args[5], args[1:5], args[9:13], 1)
-
-    @register_flop_formula(torch.ops.regrow_native.conv_backward)
-    def _(*args: Any, **_: Any) -> int:
-        return _flops(args[7], args[3:7], args[11:15], args[15] + args[16])
+flops.count_conv_operators()
