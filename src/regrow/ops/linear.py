@@ -12,6 +12,7 @@ A weight of shape [rows, columns] is given by `values` [capacity, 1] with `crow`
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from regrow.ops import flops, native, reference, twice
 from regrow.ops.apply import apply
 from regrow.ops.listener import tell
 from regrow.ops.products import Products
-from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
+from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -214,6 +215,15 @@ def sparse_linear(
     return output.reshape(shape), kept.reshape(shape) if keep else kept
 
 
+def _symbolic(like: Tensor, features: int) -> Tensor:
+    """`empty` for a compiler: nothing is asked about the batch that would hold for some batches only."""
+    *lead, _ = like.shape
+    strides = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
+    batch = math.prod(lead)
+    lines = (batch + ROUND - 1) // ROUND * ROUND
+    return like.new_empty_strided((*lead, features), (*strides, torch.sym_ite(batch < ROUND, batch, lines)))
+
+
 @sparse_linear.register_fake
 def _(
     input: Tensor,
@@ -228,7 +238,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
     rows = len(crow) - 1
-    return empty(input, rows), empty(input, rows) if _keeps_input(activation) else input.new_empty(0)
+    return _symbolic(input, rows), _symbolic(input, rows) if _keeps_input(activation) else input.new_empty(0)
 
 
 @torch.library.custom_op("regrow::sparse_linear_backward", mutates_args=())
@@ -279,7 +289,7 @@ def _(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        empty(input, input.shape[-1]) if need_input else input.new_empty(0),
+        _symbolic(input, input.shape[-1]) if need_input else input.new_empty(0),
         torch.empty_like(values) if need_values else values.new_empty(0),
         input.new_empty(gradient.shape[-1] if need_bias else 0),
     )
@@ -404,7 +414,8 @@ def linear(
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     if watched or not native.serves(values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
-        return output
+        # where the batch is innermost, a program that is exported for any batch could not be run on one of 1
+        return output.contiguous() if torch.compiler.is_exporting() else output
     flat = _flat(input)
     if values.requires_grad and not is_laid_out(flat):
         flat = apply(_LaidOut, flat) if flat.requires_grad else torch.ops.regrow_native.lay_out.default(flat)
