@@ -223,7 +223,6 @@ def _unregister(module: nn.Module) -> None:
     for hooks, own in (
         (module._load_state_dict_pre_hooks, before_load),
         (module._load_state_dict_post_hooks, after_load),
-        (module._forward_pre_hooks, before_forward_of_reader),
     ):
         for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
             del hooks[key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from regrow.ops.select import top
 from regrow.weights.among import Among
 from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.weights.hook import hook_of
 
 
 class MaskedWeight(SparseWeight):
@@ -20,8 +22,7 @@ class MaskedWeight(SparseWeight):
 
     @property
     def parameter(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.module._parameters[self.parameter_name]  # type: ignore[assignment]
-        return parameter
+        return self.owned(self.parameter_name)
 
     @property
     def _mask(self) -> Tensor:
@@ -48,9 +49,37 @@ class MaskedWeight(SparseWeight):
             self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)
         )
 
+    def cut_of(self, given: Tensor) -> Tensor:
+        """What stands in for the weight in one pass, with zeros at whatever is not an active connection."""
+        cut = self.restrict(given)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return cut
+        if given.detach().masked_fill(self._mask, 0).any():
+            warnings.warn(
+                f"`{self.name}` was given values outside its topology (torch.func.functional_call): they are left out",
+                stacklevel=2,
+            )
+        if cut.requires_grad:
+            cut.register_hook(self._withheld)
+        return cut
+
+    def _withheld(self, gradient: Tensor) -> None:
+        """Leave what a cut keeps from the parameter with the parameter's hook: connections are grown by it."""
+        hook = hook_of(self.parameter)
+        if hook is not None and hook.recording:
+            withheld = gradient.detach().masked_fill(self._mask, 0)
+            hook.pending.append((torch._C._current_graph_task_id(), withheld))
+
     def note(self, gradient: Tensor) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-        return exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
+        exact = exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
+        hook = hook_of(self.parameter)
+        if hook is not None and hook.pending:
+            for number, withheld in hook.pending:
+                if number == torch._C._current_graph_task_id():
+                    exact += withheld
+            hook.pending.clear()
+        return exact
 
     def add(self, before: Tensor, noted: Tensor) -> Tensor:
         return before.add_(noted)
