@@ -12,7 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
-from regrow.nn.order import is_watched
+from regrow.nn.order import is_traced, is_watched, leaf
 from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
 from regrow.ops import index, native, twice
@@ -158,6 +158,8 @@ class SparseConv2d(SparseModule):
         return torch.sparse_coo_tensor(where, values, shape, is_coalesced=True, check_invariants=False)
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_traced(input):
+            return leaf(self, input)
         with without_dispatch(input):
             return self._forward(input)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.nn.order import is_watched
+from regrow.nn.order import is_traced, is_watched, leaf
 from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, plain_of, to_tiles, without_dispatch
 from regrow.ops.apply import apply
@@ -216,6 +216,8 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Output (N, C, H, W) of `input` and `residual`, both of that shape."""
+        if is_traced(input):
+            return leaf(self, input) if residual is None else leaf(self, input, residual)
         if (
             self.tiled
             and not isinstance(input, BatchTiles)

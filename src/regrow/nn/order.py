@@ -11,6 +11,8 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from regrow.errors import RegrowRuntimeError
+
 RELU = (F.relu, torch.relu, torch.relu_)
 PASSED = (F.max_pool2d, torch.max_pool2d, F.dropout)
 SUM = (operator.add, torch.add, "add")
@@ -22,6 +24,23 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
+
+
+def is_traced(input: Any) -> bool:
+    """Whether torch.fx has a module called; `leaf` is then what it returns."""
+    return isinstance(input, fx.Proxy)
+
+
+def leaf(module: nn.Module, *args: Any) -> Any:
+    """The call of `module` as torch.fx is to see it: one call, as that of torch's own layers."""
+    tracer: Any = next(x.tracer for x in args if isinstance(x, fx.Proxy))
+    path = tracer.path_of_module(module)
+    if not path:
+        raise RegrowRuntimeError(
+            f"{type(module).__name__} is a single call to torch.fx, which has no graph of its own.\n"
+            "Trace the model that it is part of, or nn.Sequential(layer)."
+        )
+    return tracer.create_proxy("call_module", path, args, {})
 
 
 class Calls:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.weights.base import RECORDS, Record, SparseWeight
-from regrow.weights.compressed import CompressedWeight
+from regrow.weights.compressed import CompressedWeight, unseen
 from regrow.weights.hook import GradientHook, driver_of, hook_of, remove_hook
 from regrow.weights.masked import MaskedWeight
 
@@ -77,6 +77,9 @@ def refuse_driven(model: nn.Module) -> None:
 def ensure_hooks(module: nn.Module) -> None:
     """Attach the gradient hooks that are missing, after checking that nobody has changed a topology."""
     if torch.compiler.is_exporting():
+        for weight in views(module):
+            if weight.storage == CompressedWeight.storage and torch.onnx.is_in_onnx_export():
+                raise unseen(weight.name)
         return
     for weight in views(module):
         parameter = weight.parameter
@@ -120,13 +123,14 @@ def cut_substituted(module: nn.Module, caller: nn.Module) -> None:
             caller.register_forward_hook(after_forward, always_call=True)
 
 
-def before_forward(module: nn.Module, args: Any) -> None:
+def before_forward(self: nn.Module, args: tuple[Tensor]) -> None:
     """Forward pre-hook of a module with a masked weight: a plain function, so that copies keep it.
 
     `regrow.nn.base.SparseModule` does the same in its own forward pass: torch takes longer to call a hook.
     """
-    ensure_hooks(module)
-    cut_substituted(module, module)
+    if not torch.jit.is_scripting():  # torch.jit.script compiles hooks too, and asks for just these types
+        ensure_hooks(self)
+        cut_substituted(self, self)
 
 
 def before_forward_of_reader(module: nn.Module, args: Any) -> None:
