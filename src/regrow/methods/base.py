@@ -77,7 +77,7 @@ class Method:
     ) -> None:
         self.model = unwrapped(model)
         """The model itself, without the wrappers of torch."""
-        self.optimizer = optimizers.unwrap(optimizer)
+        self._optimizer = weakref.ref(optimizers.unwrap(optimizer))  # which has this method
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
         self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
         self.seed = require_count("seed", seed, least=0)
@@ -151,6 +151,20 @@ class Method:
         return hooks
 
     # --- where it stands
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer that the method is attached to, without wrappers; it keeps the method, not the other way round.
+
+        Raises:
+            RegrowRuntimeError: it is gone.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise RegrowRuntimeError(
+                f"the optimizer of {type(self).__name__} is gone.\nKeep it as long as the method is used."
+            )
+        return optimizer
 
     @property
     def step(self) -> int:

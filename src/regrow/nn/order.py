@@ -8,7 +8,7 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from regrow.errors import RegrowRuntimeError
@@ -31,8 +31,8 @@ def is_traced(input: Any) -> bool:
     return isinstance(input, fx.Proxy)
 
 
-def leaf(module: nn.Module, *args: Any) -> Any:
-    """The call of `module` as torch.fx is to see it: one call, as that of torch's own layers."""
+def leaf(module: nn.Module, *args: Any) -> Tensor:
+    """The output of `module` as torch.fx is to see it, a proxy: of one call, as that of torch's own layers."""
     tracer: Any = next(x.tracer for x in args if isinstance(x, fx.Proxy))
     path = tracer.path_of_module(module)
     if not path:
@@ -40,7 +40,8 @@ def leaf(module: nn.Module, *args: Any) -> Any:
             f"{type(module).__name__} is a single call to torch.fx, which has no graph of its own.\n"
             "Trace the model that it is part of, or nn.Sequential(layer)."
         )
-    return tracer.create_proxy("call_module", path, args, {})
+    output: Tensor = tracer.create_proxy("call_module", path, args, {})
+    return output
 
 
 class Calls:
@@ -54,8 +55,9 @@ class Calls:
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Calls:
         """The calls of `module`; none, with a warning that tells its `name`, where it cannot be traced."""
+        tracer = _Tracer()
         try:
-            nodes = list(_Tracer().trace(module).nodes)
+            nodes = list(tracer.trace(module).nodes)
         except Exception as error:  # whatever the user's code raises on a proxy
             reason = (str(error).splitlines() or [""])[0]
             warnings.warn(
@@ -64,6 +66,8 @@ class Calls:
                 stacklevel=4,
             )
             nodes = []
+        finally:
+            vars(tracer).clear()  # torch leaves it in a cycle of references, and the model with it
         return cls(module, nodes)
 
     @classmethod

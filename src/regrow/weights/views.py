@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._jit_internal import is_scripting
 
 from regrow.errors import RegrowRuntimeError
 from regrow.weights.base import RECORDS, Record, SparseWeight
@@ -128,7 +129,7 @@ def before_forward(self: nn.Module, args: tuple[Tensor]) -> None:
 
     `regrow.nn.base.SparseModule` does the same in its own forward pass: torch takes longer to call a hook.
     """
-    if not torch.jit.is_scripting():  # torch.jit.script compiles hooks too, and asks for just these types
+    if not is_scripting():  # torch.jit.script compiles hooks too, and asks for just these types
         ensure_hooks(self)
         cut_substituted(self, self)
 
