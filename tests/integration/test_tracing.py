@@ -171,3 +171,60 @@ def test_onnx(build: Callable[[], nn.Module], shape: tuple[int, ...], dynamo: bo
     for fit in (regrow.densify(copy.deepcopy(model)), network(build, "masked").eval()):
         torch.onnx.export(fit, (x,), file, dynamo=dynamo, verbose=False)
         onnx.checker.check_model(file)
+
+
+@CASES
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+def test_dynamic_batches_are_compiled_twice(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], fused: bool, storage: str
+) -> None:
+    torch._dynamo.reset()
+    model = network(build, storage, fused)
+    graphs: list[fx.GraphModule] = []
+
+    def backend(graph: fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    aot_eager = torch._dynamo.lookup_backend("aot_eager")
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for batch in (4, 5, 15, 16, 17, 33):
+        x = torch.randn(batch, *shape)
+        y = compiled(x)
+        expected = copy.deepcopy(model)(x)
+        assert torch.allclose(y, expected, atol=1e-5)
+        y.sum().backward()
+    assert len(graphs) == 2  # one for the first batch, one for all others, as dense
+
+
+@CASES
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+def test_marked_dynamic_batches_are_compiled_once(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], storage: str
+) -> None:
+    torch._dynamo.reset()
+    model = network(build, storage).eval()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for batch in (4, 16, 40):
+        x = torch.randn(batch, *shape)
+        torch._dynamo.mark_dynamic(x, 0)
+        assert torch.allclose(compiled(x), model(x), atol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@CASES
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+def test_exported_for_any_batch(
+    build: Callable[[], nn.Module], shape: tuple[int, ...], fused: bool, storage: str, tmp_path: Any
+) -> None:
+    model = network(build, storage, fused).eval()
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(model, (torch.randn(8, *shape),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "model.pt2")
+    loaded = torch.export.load(tmp_path / "model.pt2").module()
+    for size in (1, 2, 15, 16, 17, 64):
+        x = torch.randn(size, *shape)
+        assert torch.allclose(loaded(x), model(x), atol=1e-5)

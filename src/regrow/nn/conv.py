@@ -14,11 +14,12 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
 from regrow.nn.order import is_traced, is_watched, leaf
 from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, plain_of, to_tiles, without_dispatch
 from regrow.ops import index, native, twice
 from regrow.ops.apply import apply
-from regrow.ops.conv import backward, bilinear, forward, sparse_conv2d
-from regrow.ops.tiles import BORDER, Geometry, tile, untile
+from regrow.ops.conv import backward, bilinear, forward
+from regrow.ops.images import sparse_conv2d
+from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
 
 Size = int | tuple[int, int]
@@ -182,9 +183,8 @@ class SparseConv2d(SparseModule):
             tiles = to_tiles(input, operation="SparseConv2d")
             later = self.summed and not is_watched(self)
             return on_tiles(tiles, values, bias, self._index, window, later)
-        geometry = Geometry(input.shape[0], *size, BORDER)
-        buffer = sparse_conv2d(tile(input), *geometry, values, bias, *self._index, *window, BORDER)
-        return untile(buffer, window.output(geometry))
+        output: Tensor = sparse_conv2d(plain_of(input, "SparseConv2d"), values, bias, *self._index, *window)
+        return output
 
     def extra_repr(self) -> str:
         parts = [

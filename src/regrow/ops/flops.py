@@ -54,20 +54,22 @@ def _conv(values: Any, geometry: Sequence[int], window: Sequence[Any], products:
 
 
 def count_conv_operators() -> None:
-    """Register the operators of `regrow.ops.conv`."""
+    """Register the operators of `regrow.ops.images`."""
 
     @register_flop_formula(torch.ops.regrow.sparse_conv2d)
     def _(*args: Any, **_: Any) -> int:
-        return _conv(args[5], args[1:5], args[12:16], 1)
+        (images, _, *size), values = args[:2]
+        return _conv(values, (images, *size, 0), args[8:12], 1)
 
     @register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)
     def _(*args: Any, **_: Any) -> int:
-        return _conv(args[7], args[3:7], args[13:17], args[17] + args[18])
+        (images, _, *size), values = args[1:3]
+        return _conv(values, (images, *size, 0), args[8:12], args[12] + args[13])
 
 
 @cache
 def count_conv_kernels() -> None:
-    """Register its kernels, once they are loaded."""
+    """Register the kernels of `regrow.ops.conv`, once they are loaded."""
 
     @register_flop_formula(torch.ops.regrow_native.conv_forward)
     def _(*args: Any, **_: Any) -> int:
