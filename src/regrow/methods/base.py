@@ -94,7 +94,7 @@ class Method:
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._attach()
-        self.optimizer.param_groups[0].setdefault(STEP, 0)
+        self._group.setdefault(STEP, 0)
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
 
@@ -153,6 +153,14 @@ class Method:
     # --- where it stands
 
     @property
+    def _group(self) -> dict[str, Any]:
+        """The optimizer's first group, where counts are kept; as last seen where the optimizer is gone."""
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self._last_group: dict[str, Any] = optimizer.param_groups[0]
+        return self._last_group
+
+    @property
     def optimizer(self) -> Optimizer:
         """The optimizer that the method is attached to, without wrappers; it keeps the method, not the other way round.
 
@@ -169,7 +177,7 @@ class Method:
     @property
     def step(self) -> int:
         """Optimizer steps counted so far."""
-        return int(self.optimizer.param_groups[0].get(STEP, 0))
+        return int(self._group.get(STEP, 0))
 
     @property
     def next_update(self) -> int | None:
@@ -289,7 +297,7 @@ class Method:
         for hook in self._hooks():
             hook.reset()
         step = self.step
-        self.optimizer.param_groups[0][STEP] = step + 1
+        self._group[STEP] = step + 1
         record, self._due = self._due, None
         if record is not None:
             for call in list(self._update_hooks.values()):
