@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from regrow.fuse import unfuse
 from regrow.nn.order import Calls, is_shared
-from regrow.weights.views import before_forward, before_forward_of_reader
+from regrow.weights.views import after_forward, before_forward, before_forward_of_reader
 
 NORMS = (
     nn.BatchNorm1d,
@@ -52,8 +52,10 @@ def fold(model: nn.Module) -> nn.Module:
 
 def _is_watched(module: nn.Module) -> bool:
     """Whether it has hooks of others, which may compute its weight or see its output."""
-    own = (before_forward, before_forward_of_reader)
-    return bool(module._forward_hooks) or any(h not in own for h in module._forward_pre_hooks.values())
+    own = (before_forward, before_forward_of_reader, after_forward)
+    return any(
+        h not in own for hooks in (module._forward_hooks, module._forward_pre_hooks) for h in hooks.values()
+    )
 
 
 def _is_tied(layer: nn.Module, model: nn.Module) -> bool:

@@ -228,7 +228,6 @@ def _unregister(module: nn.Module) -> None:
         (module._load_state_dict_pre_hooks, before_load),
         (module._load_state_dict_post_hooks, after_load),
         (module._state_dict_hooks, save_topology),
-        (module._forward_pre_hooks, before_forward_of_reader),
     ):
         for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
             del hooks[key]

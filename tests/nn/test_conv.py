@@ -239,11 +239,3 @@ def test_kernels_of_which_no_block_fits_a_cache() -> None:
     regrow.densify(dense)
     x = torch.randn(3, 3, 32, 32)
     assert torch.allclose(model(x).to_dense_layout(), dense(x), atol=1e-5)
-
-
-def test_a_second_derivative_is_refused() -> None:
-    model = regrow.sparsify(nn.Sequential(nn.Conv2d(3, 4, 3)), 0.5, storage="compressed")
-    x = torch.randn(2, 3, 6, 6, requires_grad=True)
-    (gradient,) = torch.autograd.grad(model(x).pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiate twice"):
-        gradient.pow(2).sum().backward()

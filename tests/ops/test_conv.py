@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from regrow.ops import index, native
-from regrow.ops.conv import backward, forward, sparse_conv2d
+from regrow.ops.conv import backward, forward
+from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import Geometry, tile, untile
 from regrow.ops.window import Window
 from regrow.topology import generator
@@ -167,13 +168,20 @@ def test_activations_larger_than_the_caches(
 
 
 def problem(window: Window, dtype: torch.dtype = torch.float64) -> tuple[Geometry, list[Any]]:
-    """What `sparse_conv2d` is given, differentiable."""
+    """What the kernels are given, differentiable, with their index mirrored and not."""
     geometry = Geometry(2, 5, 6, 1)
     _, _, values, parts = compressed((4, 3, *window.kernel), 0.4, dtype, 3)
     x = torch.randn(2, 3, 5, 6, dtype=dtype, generator=generator(0, "x"))
     bias = torch.randn(4, dtype=dtype, generator=generator(0, "bias"))
     leaves = [t.requires_grad_() for t in (tile(x), values, bias)]
     return geometry, [leaves[0], *geometry, *leaves[1:], *parts, *window, 1]
+
+
+def images_problem(window: Window, dtype: torch.dtype = torch.float64) -> list[Any]:
+    """What `sparse_conv2d` is given, differentiable."""
+    _, arguments = problem(window, dtype)
+    x = torch.randn(2, 3, 5, 6, dtype=dtype, generator=generator(0, "x")).requires_grad_()
+    return [x, *arguments[5:16]]
 
 
 @pytest.mark.parametrize(
@@ -184,22 +192,15 @@ def problem(window: Window, dtype: torch.dtype = torch.float64) -> tuple[Geometr
     ],
 )
 def test_gradcheck(window: Window) -> None:
-    geometry, arguments = problem(window)
-    images = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
-
-    def function(x: Tensor, values: Tensor, bias: Tensor) -> Tensor:
-        with using("reference"):  # which torch differentiates
-            buffer = tile(x)
-        result: Tensor = sparse_conv2d(buffer, *geometry, values, bias, *arguments[7:])
-        with using("reference"):
-            return untile(result, window.output(geometry))
-
-    assert torch.autograd.gradcheck(function, (images, arguments[5], arguments[6]))
+    arguments = images_problem(window)
+    leaves = [argument for argument in arguments[:3] if isinstance(argument, Tensor)]
+    assert torch.autograd.gradcheck(lambda *some: sparse_conv2d(*some, *arguments[3:]), leaves)
+    assert torch.autograd.gradgradcheck(lambda *some: sparse_conv2d(*some, *arguments[3:]), leaves)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(dtype: torch.dtype) -> None:
-    _, arguments = problem(Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), dtype)
+    arguments = images_problem(Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1)), dtype)
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(sparse_conv2d, arguments, test_utils=checks)
     if dtype == torch.float32:
@@ -225,10 +226,10 @@ def test_the_number_of_threads_changes_nothing(images: int, density: float) -> N
 
 
 def test_flops_follow_the_connections() -> None:
-    geometry, arguments = problem(Window((3, 3), (2, 1), (1, 1, 1, 1), (1, 1)), torch.float32)
+    arguments = images_problem(Window((3, 3), (2, 1), (1, 1, 1, 1), (1, 1)), torch.float32)
     with FlopCounterMode(display=False) as counter:
         sparse_conv2d(*arguments).sum().backward()
-    once = 2 * len(arguments[5]) * geometry.images * 3 * 6
+    once = 2 * len(arguments[1]) * 2 * 3 * 6
     assert counter.get_total_flops() == 3 * once
 
 

@@ -76,7 +76,7 @@ class Method:
     ) -> None:
         self.model = unwrapped(model)
         """The model itself, without the wrappers of torch."""
-        self.optimizer = optimizers.unwrap(optimizer)
+        self._optimizer = weakref.ref(optimizers.unwrap(optimizer))  # which has this method
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
         self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
         self.seed = require_count("seed", seed, least=0)
@@ -93,7 +93,7 @@ class Method:
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._attach()
-        self.optimizer.param_groups[0].setdefault(STEP, 0)
+        self._group.setdefault(STEP, 0)
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
 
@@ -150,9 +150,31 @@ class Method:
     # --- where it stands
 
     @property
+    def _group(self) -> dict[str, Any]:
+        """The optimizer's first group, where counts are kept; as last seen where the optimizer is gone."""
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self._last_group: dict[str, Any] = optimizer.param_groups[0]
+        return self._last_group
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer that the method is attached to, without wrappers; it keeps the method, not the other way round.
+
+        Raises:
+            RegrowRuntimeError: it is gone.
+        """
+        optimizer = self._optimizer()
+        if optimizer is None:
+            raise RegrowRuntimeError(
+                f"the optimizer of {type(self).__name__} is gone.\nKeep it as long as the method is used."
+            )
+        return optimizer
+
+    @property
     def step(self) -> int:
         """Optimizer steps counted so far."""
-        return int(self.optimizer.param_groups[0].get(STEP, 0))
+        return int(self._group.get(STEP, 0))
 
     @property
     def next_update(self) -> int | None:
@@ -272,7 +294,7 @@ class Method:
         for hook in self._hooks():
             hook.reset()
         step = self.step
-        self.optimizer.param_groups[0][STEP] = step + 1
+        self._group[STEP] = step + 1
         record, self._due = self._due, None
         if record is not None:
             for call in list(self._update_hooks.values()):

@@ -85,7 +85,7 @@ class Dynamic(Periodic):
             process_group=process_group,
         )
         for entry in (EXPLORE, EVOLVE):
-            self.optimizer.param_groups[0].setdefault(entry, NEVER)
+            self._group.setdefault(entry, NEVER)
 
     # --- the parts of a method
 
@@ -140,7 +140,7 @@ class Dynamic(Periodic):
 
     def _ask(self, entry: str, fraction: float) -> None:
         group, wanted, before = (
-            self.optimizer.param_groups[0],
+            self._group,
             self.wants_dense_gradient(),
             self._asked(entry),
         )
@@ -153,7 +153,7 @@ class Dynamic(Periodic):
             )
 
     def _asked(self, entry: str) -> float:
-        return float(self.optimizer.param_groups[0].get(entry, NEVER))
+        return float(self._group.get(entry, NEVER))
 
     def _under_way(self) -> bool:
         """Whether the coming step has accumulated gradients already; those set to zero since do not count."""
@@ -199,7 +199,7 @@ class Dynamic(Periodic):
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         record = super().update(step, weights)
         if self._asked(EXPLORE) > 0:
-            self.optimizer.param_groups[0][EXPLORE] = 0.0
+            self._group[EXPLORE] = 0.0
         return record
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
+from regrow.weights.compressed import unseen
 from regrow.weights.loading import to_csr
 from regrow.weights.pretrained import wrap_savers
-from regrow.weights.views import ensure_hooks
+from regrow.weights.views import ensure_hooks, views
 
 LIMIT = 2**31 - 1
 INDEX = ("weight_crow", "weight_col", "weight_crow_t", "weight_row_t", "weight_order")
@@ -115,6 +116,9 @@ class SparseModule(nn.Module):
             "nn.DataParallel copies the model in every pass, and what a backward pass leaves with a copy is lost.\n"
             "Use torch.nn.parallel.DistributedDataParallel."
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise unseen(next(views(self)).name)
 
     @property
     def _index(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

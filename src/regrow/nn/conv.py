@@ -8,18 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.utils import _pair
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
-from regrow.nn.order import is_watched
+from regrow.nn.order import is_traced, is_watched, leaf
 from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, to_tiles, without_dispatch
-from regrow.ops import native
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, plain_of, to_tiles, without_dispatch
+from regrow.ops import native, twice
 from regrow.ops.apply import apply
-from regrow.ops.conv import backward, forward, sparse_conv2d
-from regrow.ops.tiles import BORDER, Geometry, tile, untile
+from regrow.ops.conv import backward, bilinear, forward
+from regrow.ops.images import sparse_conv2d
+from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
 
 Size = int | tuple[int, int]
@@ -149,6 +149,8 @@ class SparseConv2d(SparseModule):
         return conv
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_traced(input):
+            return leaf(self, input)
         with without_dispatch(input):
             return self._forward(input)
 
@@ -171,9 +173,8 @@ class SparseConv2d(SparseModule):
             tiles = to_tiles(input, operation="SparseConv2d")
             later = self.summed and not is_watched(self)
             return on_tiles(tiles, values, bias, self._index, window, later)
-        geometry = Geometry(input.shape[0], *size, BORDER)
-        buffer = sparse_conv2d(tile(input), *geometry, values, bias, *self._index, *window, BORDER)
-        return untile(buffer, window.output(geometry))
+        output: Tensor = sparse_conv2d(plain_of(input, "SparseConv2d"), values, bias, *self._index, *window)
+        return output
 
     def extra_repr(self) -> str:
         parts = [
@@ -222,7 +223,7 @@ class _OnTiles(torch.autograd.Function):
         window: Window,
         pending: Callable[[Callable[[], Tensor]], Pending] | None,
     ) -> BatchTiles:
-        ctx.save_for_backward(tiles.buffer, values, *index_)
+        ctx.save_for_backward(tiles, values, *index_)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
         ctx.set_materialize_grads(False)
         added = None if residual is None else buffer_of(residual, ctx.output, "add")
@@ -236,19 +237,46 @@ class _OnTiles(torch.autograd.Function):
         return BatchTiles.later(pending(compute), len(crow) - 1, tiles.buffer, ctx.output)
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, passed = gradients[0], gradient_left(ctx)
         if gradient is None:
             return passed, *[None] * 6
-        buffer, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _differentiable_gradients(ctx, gradient)
+        tiles, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
+        buffer = buffer_of(tiles, ctx.geometry, "input of SparseConv2d")
         above = buffer_of(gradient, ctx.output, "gradient of SparseConv2d")
         more = None if passed is None else buffer_of(passed, ctx.geometry, "gradient of SparseConv2d")
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         index_ = (crow, col, crow_t, row_t, order)
         found = backward(above, BORDER, buffer, ctx.geometry, values, *index_, ctx.window, *needs, more)
         input_gradient, *rest = (g if need else None for g, need in zip(found, needs, strict=True))
-        tiles = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
+        into = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
         # itself, so that autograd sees who else has it
         residual = gradient if isinstance(gradient, BatchTiles) else BatchTiles(above, ctx.output)
-        return (tiles, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 3)
+        return (into, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 3)
+
+
+def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """What `_OnTiles.backward` finds, to be differentiated again."""
+    tiles, values, *index_ = ctx.saved_tensors
+    geometry, output, needs = ctx.geometry, ctx.output, ctx.needs_input_grad
+    buffer = buffer_of(tiles, geometry, "input of SparseConv2d")
+    inner = bilinear(buffer, geometry, BORDER, values, tuple(index_), ctx.window)
+
+    def above(images: Tensor) -> Tensor:
+        return buffer_of(images, output, "gradient of SparseConv2d")
+
+    layer = twice.Bilinear(
+        lambda x, v: BatchTiles(inner.output(buffer_of(x, geometry, "SparseConv2d"), v), output),
+        lambda g, v: BatchTiles(inner.of_input(above(g), v), geometry),
+        lambda g, x: inner.of_values(above(g), buffer_of(x, geometry, "SparseConv2d")),
+        inner.watched,
+    )
+    return (
+        twice.of_input(layer, gradient, values) if needs[0] else None,
+        twice.of_values(layer, gradient, tiles) if needs[1] else None,
+        gradient.sum((0, 2, 3)) if needs[2] else None,
+        gradient if needs[3] else None,
+        *[None] * 3,
+    )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from regrow.nn.conv import on_tiles
+from regrow.nn.order import is_traced, leaf
 from regrow.nn.tiles import to_tiles, without_dispatch
 from regrow.ops.index import mirror
 from regrow.ops.tiles import BORDER, serves
@@ -50,6 +51,8 @@ class TiledConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Output (N, out_channels, H', W') of `input` (N, in_channels, H, W)."""
+        if is_traced(input):
+            return leaf(self, input)
         weight, padding = self.weight, (int(p) for p in self.padding for _ in range(2))
         window = Window(self.kernel_size, self.stride, tuple(padding), self.dilation)
         fits = input.dim() == 4 and input.shape[1] == self.in_channels

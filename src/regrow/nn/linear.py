@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import SparseModule
+from regrow.nn.order import is_traced, leaf
 from regrow.ops.linear import linear
 from regrow.ops.reference import ACTIVATIONS
 
@@ -70,6 +71,8 @@ class SparseLinear(SparseModule):
         return linear
 
     def forward(self, input: Tensor) -> Tensor:
+        if is_traced(input):
+            return leaf(self, input)
         if input.shape[-1] != self.in_features:
             raise RegrowRuntimeError(
                 f"`input` must have {self.in_features} as its last dimension, got shape {tuple(input.shape)}"

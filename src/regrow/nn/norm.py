@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from regrow.nn.order import is_watched
+from regrow.nn.order import is_traced, is_watched, leaf
 from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, to_tiles, without_dispatch
+from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, plain_of, to_tiles, without_dispatch
 from regrow.ops.apply import apply
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
+from regrow.ops.twice import gradients_of
 
 
 class _Norm(torch.autograd.Function):
@@ -59,21 +59,24 @@ class _Norm(torch.autograd.Function):
             output = BatchTiles(compute(), geometry)
         else:
             output = BatchTiles.later(pending(compute), buffer.shape[1], buffer, geometry)
-        ctx.save_for_backward(buffer, output.buffer if relu and residual is not None else None, weight, bias)
+        ctx.save_for_backward(input, output.buffer if relu and residual is not None else None, weight, bias)
         ctx.statistics, ctx.geometry, ctx.training, ctx.relu = statistics, geometry, training, relu
+        ctx.eps = eps
         ctx.added = residual is not None
         ctx.set_materialize_grads(False)
         return output
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, left = gradients[0], gradient_left(ctx)
         if gradient is None:
             return left, *[None] * 10
+        if torch.is_grad_enabled():
+            return _differentiable_gradients(ctx, gradient)
         given = buffer_of(gradient, ctx.geometry, "gradient of batch_norm")
         passed = None if left is None else buffer_of(left, ctx.geometry, "gradient of batch_norm")
-        buffer, gate, weight, bias = ctx.saved_tensors
+        input, gate, weight, bias = ctx.saved_tensors
+        buffer = buffer_of(input, ctx.geometry, "input of batch_norm")
         mean, invstd = ctx.statistics
         into, residual, into_weight, into_bias = norm_backward(
             given, buffer, ctx.geometry, gate, passed, weight, bias, mean, invstd, ctx.training, ctx.relu
@@ -87,6 +90,33 @@ class _Norm(torch.autograd.Function):
             None if bias is None else into_bias,
             *[None] * 7,
         )
+
+
+def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """What `_Norm.backward` finds, to be differentiated again: by torch's own batch norm, on plain images."""
+    input, gate, weight, bias = ctx.saved_tensors
+    if gate is not None:  # after the sum
+        gradient = gradient * BatchTiles((gate > 0).to(gate.dtype), ctx.geometry)
+    affine = [x for x in (weight, bias) if x is not None]
+
+    def normed(images: Tensor, *affine: Tensor) -> Tensor:
+        own = iter(affine)
+        scale, offset = (None if x is None else next(own) for x in (weight, bias))
+        if ctx.training:
+            output = F.batch_norm(images, None, None, scale, offset, True, 0.0, ctx.eps)
+        else:
+            mean, invstd = (x[:, None, None] for x in ctx.statistics)
+            output = (images - mean) * invstd
+            output = output if scale is None else output * scale[:, None, None]
+            output = output if offset is None else output + offset[:, None, None]
+        return F.relu(output) if ctx.relu and gate is None else output
+
+    operation = "second derivative of batch_norm"
+    images, above = (plain_of(x, operation) for x in (input, gradient))
+    into, *rest = gradients_of(normed, [images, *affine], above)
+    found = iter(rest)
+    of_affine = [None if x is None else next(found) for x in (weight, bias)]
+    return (into, gradient if ctx.added else None, *of_affine, *[None] * 7)
 
 
 @native(F.batch_norm)
@@ -186,6 +216,8 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Output (N, C, H, W) of `input` and `residual`, both of that shape."""
+        if is_traced(input):
+            return leaf(self, input) if residual is None else leaf(self, input, residual)
         if (
             self.tiled
             and not isinstance(input, BatchTiles)

@@ -7,10 +7,10 @@ from collections import Counter
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from regrow.errors import warn
+from regrow.errors import RegrowRuntimeError, warn
 
 RELU = (F.relu, torch.relu, torch.relu_)
 PASSED = (F.max_pool2d, torch.max_pool2d, F.dropout)
@@ -25,6 +25,24 @@ class _Tracer(fx.Tracer):
         return True
 
 
+def is_traced(input: Any) -> bool:
+    """Whether torch.fx has a module called; `leaf` is then what it returns."""
+    return isinstance(input, fx.Proxy)
+
+
+def leaf(module: nn.Module, *args: Any) -> Tensor:
+    """The output of `module` as torch.fx is to see it, a proxy: of one call, as that of torch's own layers."""
+    tracer: Any = next(x.tracer for x in args if isinstance(x, fx.Proxy))
+    path = tracer.path_of_module(module)
+    if not path:
+        raise RegrowRuntimeError(
+            f"{type(module).__name__} is a single call to torch.fx, which has no graph of its own.\n"
+            "Trace the model that it is part of, or nn.Sequential(layer)."
+        )
+    output: Tensor = tracer.create_proxy("call_module", path, args, {})
+    return output
+
+
 class Calls:
     """The calls that a module makes in one forward pass: of its children, and of functions."""
 
@@ -36,8 +54,9 @@ class Calls:
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Calls:
         """The calls of `module`; none, with a warning that tells its `name`, where it cannot be traced."""
+        tracer = _Tracer()
         try:
-            nodes = list(_Tracer().trace(module).nodes)
+            nodes = list(tracer.trace(module).nodes)
         except Exception as error:  # whatever the user's code raises on a proxy
             reason = (str(error).splitlines() or [""])[0]
             warn(
@@ -45,6 +64,8 @@ class Calls:
                 RuntimeWarning,
             )
             nodes = []
+        finally:
+            vars(tracer).clear()  # torch leaves it in a cycle of references, and the model with it
         return cls(module, nodes)
 
     @classmethod

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from regrow.nn.tiles import BatchTiles, buffer_of, native
+from regrow.nn.tiles import BatchTiles, buffer_of, native, plain_of
 from regrow.ops.pool import (
     Window,
     average_pool,
@@ -20,22 +19,25 @@ from regrow.ops.pool import (
     max_pool_backward,
 )
 from regrow.ops.tiles import BORDER, Geometry, serves
+from regrow.ops.twice import gradients_of
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: BatchTiles, output: Geometry, window: Window) -> BatchTiles:
         pooled = max_pool(input.buffer, input.geometry, output, window)
-        ctx.save_for_backward(input.buffer, pooled)
+        ctx.save_for_backward(input, pooled)
         ctx.geometries, ctx.window = (input.geometry, output), window
         return BatchTiles(pooled, output)
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         geometry, output = ctx.geometries
+        input, pooled = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return *_again(ctx, F.max_pool2d, gradients[0], plain_of(input, AGAIN)), None, None
         gradient = buffer_of(gradients[0], output, "gradient of max_pool2d")
-        buffer, pooled = ctx.saved_tensors
+        buffer = buffer_of(input, geometry, "input of max_pool2d")
         into = max_pool_backward(gradient, buffer, pooled, geometry, output, ctx.window)
         return BatchTiles(into, geometry), None, None
 
@@ -47,9 +49,15 @@ class _AveragePool(torch.autograd.Function):
         return BatchTiles(average_pool(input.buffer, input.geometry, output, window), output)
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         geometry, output = ctx.geometries
+        if torch.is_grad_enabled():
+            divided = (ctx.window.count_pad, ctx.window.divisor or None)
+            return (
+                *_again(ctx, F.avg_pool2d, gradients[0], _zeros(gradients[0], geometry), *divided),
+                None,
+                None,
+            )
         gradient = buffer_of(gradients[0], output, "gradient of avg_pool2d")
         into = average_pool_backward(gradient, geometry, output, ctx.window)
         return BatchTiles(into, geometry), None, None
@@ -62,9 +70,35 @@ class _ImageMeans(torch.autograd.Function):
         return image_means(input.buffer, input.geometry)
 
     @staticmethod
-    @once_differentiable  # a second derivative is refused, not left out in silence
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            images = _zeros(gradients[0], ctx.geometry)
+            return gradients_of(lambda x: x.mean((2, 3)), [images], gradients[0])[0]
         return BatchTiles(image_means_backward(gradients[0], ctx.geometry), ctx.geometry)
+
+
+AGAIN = "second derivative of a pooling"
+
+
+def _zeros(gradient: Tensor, geometry: Geometry) -> Tensor:
+    """Plain images: where the pooling is linear, they are as good as any."""
+    return gradient.new_zeros(geometry.images, gradient.shape[1], geometry.height, geometry.width)
+
+
+def _again(ctx: Any, pool: Any, gradient: Tensor, images: Tensor, *divided: Any) -> tuple[Tensor, ...]:
+    """The gradient of the input, to be differentiated again: by torch's own pooling, on plain images."""
+    (geometry, output), window = ctx.geometries, ctx.window
+    places = (window[0:2], window[2:4], window[4:6])
+    ceil_mode = window.output(geometry, False, BORDER) != output
+
+    def pooled(images: Tensor) -> Tensor:
+        if not divided:
+            found: Tensor = pool(images, *places, ceil_mode=ceil_mode)
+        else:
+            found = pool(images, *places, ceil_mode, *divided)
+        return found
+
+    return gradients_of(pooled, [images], plain_of(gradient, AGAIN))
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -7,6 +7,7 @@ the same tiles waits with it.
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -24,8 +25,9 @@ def read(tiles: BatchTiles) -> BatchTiles:
     """
     if tiles.reader is None or tiles.grad_fn is None or not torch.is_grad_enabled():
         return tiles
-    (node, version), tiles.reader = tiles.reader, None
-    if version != tiles.buffer._version:
+    (reader, version), tiles.reader = tiles.reader, None
+    node = reader()
+    if node is None or version != tiles.buffer._version:
         return tiles
     again: BatchTiles = apply(_Again, tiles, node)
     return again
@@ -36,7 +38,7 @@ def is_reader(output: BatchTiles, tiles: BatchTiles) -> None:
     node: Any = output.grad_fn
     if node is not None and tiles.grad_fn is not None:
         node.left = {}
-        tiles.reader = node, tiles.buffer._version
+        tiles.reader = weakref.ref(node), tiles.buffer._version  # which has saved `tiles`
 
 
 def gradient_left(ctx: Any) -> Tensor | None:

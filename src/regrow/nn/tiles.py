@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
@@ -61,7 +62,7 @@ class BatchTiles(Tensor):
     """The version of `buffer` that a ReLU to come finds done; only that ReLU may have this tensor."""
     pending: Pending | None
     """Where `buffer` was not yet asked for."""
-    reader: tuple[Any, int] | None
+    reader: tuple[weakref.ref[Any], int] | None
     """The node of who has read this last, and the version of `buffer` that it read; see `regrow.nn.sums`."""
     _buffer: Tensor
 
@@ -176,6 +177,11 @@ def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
     if isinstance(images, BatchTiles):
         return reborder(images.buffer, images.geometry, geometry.border)
     return _told(operation, images.shape, lambda: tile(images, geometry.border))
+
+
+def plain_of(images: Tensor, operation: str) -> Tensor:
+    """`images`, plain or in tiles, as a plain tensor; differentiable."""
+    return images.to_dense_layout(operation=operation) if isinstance(images, BatchTiles) else images
 
 
 def _told(operation: str, shape: torch.Size, convert: Callable[[], Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Two-dimensional convolutions with a compressed weight, as torch operators on batch tiles.
+"""Two-dimensional convolutions with a compressed weight, on batch tiles.
 
 Activations are buffers [T, C, P, 16] as `regrow.ops.tiles` describes them. The kernels (`regrow.ops.native`) do the
 work where there are some; elsewhere the reference does, torch's own convolution with the weight made dense.
@@ -10,18 +10,15 @@ A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.flop_counter import register_flop_formula
 
-from regrow.errors import RegrowRuntimeError
-from regrow.ops import index, native
+from regrow.ops import flops, index, native, twice
 from regrow.ops.listener import tell
-from regrow.ops.tiles import TILE, Geometry, reborder, tile, untile
+from regrow.ops.tiles import Geometry, reborder, tile, untile
 from regrow.ops.window import Window, borders
 
 
@@ -99,12 +96,12 @@ def forward(
     out_border: int,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """`sparse_conv2d` without the operator around it, for those who differentiate it themselves.
+    """The convolution of a buffer [T, in, P, 16]: a buffer [T, out, P', 16] with `out_border`.
 
     `residual`, a buffer as the output, is added to it.
     """
     if native.serves(values):
-        _count_kernels()
+        flops.count_conv_kernels()
         border = max(geometry.border, borders(window, geometry)[0])
         output: Tensor = torch.ops.regrow_native.conv_forward.default(
             reborder(buffer, geometry, border),
@@ -144,7 +141,7 @@ def backward(
     need_bias: bool,
     passed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`sparse_conv2d_backward` without the operator around it.
+    """Gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out], empty where not needed.
 
     `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
     """
@@ -188,182 +185,30 @@ def backward(
     )
 
 
-def _check(buffer: Tensor, kernel: Sequence[int], crow_t: Tensor) -> None:
-    """Refuse activations whose channels are not those of the weight."""
-    channels = (len(crow_t) - 1) // (kernel[0] * kernel[1])
-    if buffer.dim() != 4 or buffer.shape[1] != channels:
-        raise RegrowRuntimeError(f"`buffer` must be [T, {channels}, P, 16], got {list(buffer.shape)}")
-
-
 def _unpadded(images: Tensor, window: Window, geometry: Geometry) -> Tensor:
     top, _, left, _ = window.padding
     return images[:, :, top : top + geometry.height, left : left + geometry.width]
 
 
-@torch.library.custom_op("regrow::sparse_conv2d", mutates_args=())
-def sparse_conv2d(
+def bilinear(
     buffer: Tensor,
-    images: int,
-    height: int,
-    width: int,
-    border: int,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    geometry: Geometry,
     out_border: int,
-) -> Tensor:
-    """A convolution: buffer [T, in, P, 16] of images in `Geometry` -> buffer [T, out, P', 16] with `out_border`.
-
-    `kernel`, `stride`, `padding` and `dilation` are those of a `Window`; index as in the module's docstring.
-    """
-    _check(buffer, kernel, crow_t)
-    window = Window(*map(tuple, (kernel, stride, padding, dilation)))
-    geometry = Geometry(images, height, width, border)
-    return forward(buffer, geometry, values, bias, crow, col, window, out_border)
-
-
-@sparse_conv2d.register_fake
-def _(
-    buffer: Tensor,
-    images: int,
-    height: int,
-    width: int,
-    border: int,
     values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    out_border: int,
-) -> Tensor:
-    window = Window(kernel, stride, padding, dilation)
-    output = window.output(Geometry(images, height, width, border), out_border)
-    return buffer.new_empty(buffer.shape[0], len(crow) - 1, output.plane, TILE)
+    index_: tuple[Tensor, ...],
+    window: Window,
+) -> twice.Bilinear:
+    """The convolution of `buffer` without a bias, from buffer to buffer."""
+    crow, col, crow_t, row_t, order = index_
+    some_buffer, some_values = buffer.detach(), values.detach()  # where only the shape is wanted
 
+    def back(gradient: Tensor, buffer: Tensor, values: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
+        rest = (values, crow, col, crow_t, row_t, order, window, *needs)
+        return backward(gradient.contiguous(), out_border, buffer, geometry, *rest)  # type: ignore[arg-type]
 
-@torch.library.custom_op("regrow::sparse_conv2d_backward", mutates_args=())
-def sparse_conv2d_backward(
-    gradient: Tensor,
-    out_border: int,
-    buffer: Tensor,
-    images: int,
-    height: int,
-    width: int,
-    border: int,
-    values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out], empty where not needed.
-
-    Opaque to compilers, so that it can hand its operands to a listener.
-    """
-    _check(buffer, kernel, crow_t)
-    window = Window(*map(tuple, (kernel, stride, padding, dilation)))
-    geometry = Geometry(images, height, width, border)
-    index_ = (crow, col, crow_t, row_t, order)
-    needs = (need_input, need_values, need_bias)
-    return backward(gradient.contiguous(), out_border, buffer, geometry, values, *index_, window, *needs)
-
-
-@sparse_conv2d_backward.register_fake
-def _(
-    gradient: Tensor,
-    out_border: int,
-    buffer: Tensor,
-    images: int,
-    height: int,
-    width: int,
-    border: int,
-    values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(buffer) if need_input else buffer.new_empty(0),
-        torch.empty_like(values) if need_values else values.new_empty(0, 1),
-        buffer.new_empty(len(crow) - 1 if need_bias else 0),
+    return twice.Bilinear(
+        lambda x, v: forward(x.contiguous(), geometry, v, None, crow, col, window, out_border),
+        lambda g, v: back(g, some_buffer, v, True, False, False)[0],
+        lambda g, x: back(g, x.contiguous(), some_values, False, True, False)[1],
+        crow,
     )
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    buffer, *geometry, values, bias, crow, col, crow_t, row_t, order = inputs[:12]
-    ctx.save_for_backward(buffer, values, crow, col, crow_t, row_t, order)
-    ctx.geometry, ctx.window, ctx.out_border = geometry, inputs[12:16], inputs[16]
-    ctx.has_bias = bias is not None
-
-
-def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    needed = (ctx.needs_input_grad[0], ctx.needs_input_grad[5], ctx.needs_input_grad[6] and ctx.has_bias)
-    buffer, values, *index_ = ctx.saved_tensors
-    found = sparse_conv2d_backward(
-        gradient, ctx.out_border, buffer, *ctx.geometry, values, *index_, *ctx.window, *needed
-    )
-    input_gradient, *rest = (g if need else None for g, need in zip(found, needed, strict=True))
-    return (input_gradient, *[None] * 4, *rest, *[None] * 10)
-
-
-sparse_conv2d.register_autograd(_gradients, setup_context=_save)
-
-
-def _flops(values: Any, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
-    """Two for each connection, image and pixel of the output, in each product."""
-    output = Window(*window).output(Geometry(*geometry))
-    return 2 * int(values[0]) * output.images * output.height * output.width * products
-
-
-@register_flop_formula(torch.ops.regrow.sparse_conv2d)
-def _(*args: Any, **_: Any) -> int:
-    return _flops(args[5], args[1:5], args[12:16], 1)
-
-
-@register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)
-def _(*args: Any, **_: Any) -> int:
-    return _flops(args[7], args[3:7], args[13:17], args[17] + args[18])
-
-
-@cache
-def _count_kernels() -> None:
-    """Let FLOP counters see the kernels themselves, once they are loaded."""
-
-    @register_flop_formula(torch.ops.regrow_native.conv_forward)
-    def _(*args: Any, **_: Any) -> int:
-        return _flops(args[5], args[1:5], args[9:13], 1)
-
-    @register_flop_formula(torch.ops.regrow_native.conv_backward)
-    def _(*args: Any, **_: Any) -> int:
-        return _flops(args[7], args[3:7], args[11:15], args[15] + args[16])

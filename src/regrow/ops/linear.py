@@ -12,20 +12,18 @@ A weight of shape [rows, columns] is given by `values` [capacity, 1] with `crow`
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.function import once_differentiable
-from torch.utils.flop_counter import register_flop_formula
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops import native, reference
+from regrow.ops import flops, native, reference, twice
 from regrow.ops.apply import apply
 from regrow.ops.listener import tell
 from regrow.ops.products import Products
-from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH, empty
+from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -108,6 +106,43 @@ def _backward(
     )
 
 
+def _differentiable_gradients(
+    gradient: Tensor,
+    input: Tensor,
+    output: Tensor | None,
+    values: Tensor,
+    bias: Tensor | None,
+    index: tuple[Tensor, ...],
+    activation: str,
+    needs: tuple[bool, bool, bool],
+) -> tuple[Tensor | None, ...]:
+    """What `_backward` finds, to be differentiated again; `output` is wanted of a ReLU."""
+    flops.count_linear_kernels()
+    crow, col, crow_t, row_t, order = index
+
+    def back(gradient: Tensor, input: Tensor, values: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
+        rest = (values, crow, col, crow_t, row_t, order, "none", *needs)
+        return _backward(gradient, input, None, *rest)  # type: ignore[arg-type]
+
+    layer = twice.Bilinear(
+        lambda x, v: _forward(x, v, None, crow, col, "none", False)[0],
+        lambda g, v: back(g, input.detach(), v, True, False, False)[0],
+        lambda g, x: back(g, x, values.detach(), False, True, False)[1],
+        crow,
+    )
+    if _keeps_input(activation):
+        before = twice.output(layer, input, values)
+        before = before if bias is None else before + bias
+        (gradient,) = twice.gradients_of(ACTIVATIONS[activation], [before], gradient)
+    elif output is not None:
+        gradient = THROUGH[activation](gradient, output)
+    return (
+        twice.of_input(layer, gradient, values) if needs[0] else None,
+        twice.of_values(layer, gradient, input) if needs[1] else None,
+        gradient.sum(0) if needs[2] else None,
+    )
+
+
 def _products(gradient: Tensor, input: Tensor, kept: Tensor | None, activation: str) -> Products:
     before = gradient.clone() if kept is None else THROUGH[activation](gradient, kept)
     return Products(input.clone(), before)
@@ -180,6 +215,15 @@ def sparse_linear(
     return output.reshape(shape), kept.reshape(shape) if keep else kept
 
 
+def _symbolic(like: Tensor, features: int) -> Tensor:
+    """`empty` for a compiler: nothing is asked about the batch that would hold for some batches only."""
+    *lead, _ = like.shape
+    strides = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
+    batch = math.prod(lead)
+    lines = (batch + ROUND - 1) // ROUND * ROUND
+    return like.new_empty_strided((*lead, features), (*strides, torch.sym_ite(batch < ROUND, batch, lines)))
+
+
 @sparse_linear.register_fake
 def _(
     input: Tensor,
@@ -194,7 +238,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
     rows = len(crow) - 1
-    return empty(input, rows), empty(input, rows) if _keeps_input(activation) else input.new_empty(0)
+    return _symbolic(input, rows), _symbolic(input, rows) if _keeps_input(activation) else input.new_empty(0)
 
 
 @torch.library.custom_op("regrow::sparse_linear_backward", mutates_args=())
@@ -245,7 +289,7 @@ def _(
     need_bias: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        empty(input, input.shape[-1]) if need_input else input.new_empty(0),
+        _symbolic(input, input.shape[-1]) if need_input else input.new_empty(0),
         torch.empty_like(values) if need_values else values.new_empty(0),
         input.new_empty(gradient.shape[-1] if need_bias else 0),
     )
@@ -256,45 +300,27 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     result, before = output
     ctx.mark_non_differentiable(before)
     kept = before if _keeps_input(activation) else result if activation == "relu" else None
-    ctx.save_for_backward(input, kept, values, *index)
-    ctx.has_bias, ctx.activation = bias is not None, activation
+    ctx.save_for_backward(input, kept, values, *index, bias)
+    ctx.activation = activation
 
 
 def _gradients(ctx: Any, gradient: Tensor, _before: Tensor | None) -> tuple[Tensor | None, ...]:
+    input, kept, values, *index, bias = ctx.saved_tensors
     need_input, need_values, need_bias, *_ = ctx.needs_input_grad
-    needed = (need_input, need_values, need_bias and ctx.has_bias)
-    found = sparse_linear_backward(gradient, *ctx.saved_tensors, ctx.activation, *needed)
+    needed = (need_input, need_values, need_bias and bias is not None)
+    if torch.is_grad_enabled():
+        flat = (_flat(gradient), _flat(input), None if kept is None else _flat(kept))
+        again = _differentiable_gradients(*flat, values, bias, tuple(index), ctx.activation, needed)
+        of_input = None if again[0] is None else again[0].reshape(input.shape)
+        return (of_input, *again[1:], *[None] * 6)
+    found = sparse_linear_backward(gradient, input, kept, values, *index, ctx.activation, *needed)
     return (*(g if need else None for g, need in zip(found, needed, strict=True)), *[None] * 6)
 
 
 sparse_linear.register_autograd(_gradients, setup_context=_save)
 
 
-def _product_flops(input: Tensor, values: Tensor, crow: Tensor) -> int:
-    """A multiplication and an addition for each connection and example; where `crow` has no data, for each place."""
-    connections = len(values) if isinstance(crow, FakeTensor) or crow.is_meta else int(crow[-1])
-    return int(2 * connections * input.shape[:-1].numel())
-
-
-@register_flop_formula(torch.ops.regrow.sparse_linear, get_raw=True)
-def _forward_flops(
-    input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *_: Any, **__: Any
-) -> int:
-    return _product_flops(input, values, crow)
-
-
-@register_flop_formula(torch.ops.regrow.sparse_linear_backward, get_raw=True)
-def _backward_flops(
-    gradient: Tensor,
-    input: Tensor,
-    kept: Tensor | None,
-    values: Tensor,
-    crow: Tensor,
-    *rest: Any,
-    **__: Any,
-) -> int:
-    *_, need_input, need_values, _ = rest
-    return int(need_input + need_values) * _product_flops(input, values, crow)
+flops.count_linear_operators()
 
 
 class _Direct(torch.autograd.Function):
@@ -312,51 +338,59 @@ class _Direct(torch.autograd.Function):
         index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
         activation: str,
     ) -> Tensor:
-        needed = ctx.needs_input_grad
-        if needed[1] and not is_laid_out(input):
-            input = torch.ops.regrow_native.lay_out.default(input)  # once for both passes
-        keep = _keeps_input(activation) and any(needed)
+        keep = _keeps_input(activation) and any(ctx.needs_input_grad)
         output, before = _forward(input, values, bias, index[0], index[1], activation, keep)
         kept = before if keep else output if activation == "relu" else None
-        ctx.save_for_backward(input, kept, values, index[0])
+        ctx.save_for_backward(input, kept, values, index[0], bias if keep else None)
         ctx.index, ctx.activation = index, activation
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        # a second derivative is refused, not left out in silence
-        return (_once if torch.is_grad_enabled() else _direct_gradients)(ctx, gradient)
+        need_input, need_values, need_bias, *_ = ctx.needs_input_grad
+        input, kept, values, crow, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            needs = (need_input, need_values, need_bias)
+            again = _differentiable_gradients(
+                gradient, input, kept, values, bias, ctx.index, ctx.activation, needs
+            )
+            return (*again, None, None)
+        _, col, crow_t, row_t, order = ctx.index
+        of_input, of_values, of_bias = _backward(
+            gradient,
+            input,
+            kept,
+            values,
+            crow,
+            col,
+            crow_t,
+            row_t,
+            order,
+            ctx.activation,
+            need_input,
+            need_values,
+            need_bias,
+        )
+        return (
+            of_input if need_input else None,
+            of_values if need_values else None,
+            of_bias if need_bias else None,
+            None,
+            None,
+        )
 
 
-def _direct_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    need_input, need_values, need_bias, *_ = ctx.needs_input_grad
-    input, kept, values, crow = ctx.saved_tensors
-    _, col, crow_t, row_t, order = ctx.index
-    of_input, of_values, of_bias = _backward(
-        gradient,
-        input,
-        kept,
-        values,
-        crow,
-        col,
-        crow_t,
-        row_t,
-        order,
-        ctx.activation,
-        need_input,
-        need_values,
-        need_bias,
-    )
-    return (
-        of_input if need_input else None,
-        of_values if need_values else None,
-        of_bias if need_bias else None,
-        None,
-        None,
-    )
+class _LaidOut(torch.autograd.Function):
+    """An input [batch, columns] as the kernels read it: once for both passes of the layer."""
 
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        found: Tensor = torch.ops.regrow_native.lay_out.default(input)
+        return found
 
-_once = once_differentiable(_direct_gradients)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def is_laid_out(input: Tensor) -> bool:
@@ -380,6 +414,10 @@ def linear(
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     if watched or not native.serves(values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
-        return output
-    flat: Tensor = apply(_Direct, _flat(input), values, bias, index, activation)
-    return flat if input.dim() == 2 else flat.reshape(*input.shape[:-1], len(crow) - 1)
+        # where the batch is innermost, a program that is exported for any batch could not be run on one of 1
+        return output.contiguous() if torch.compiler.is_exporting() else output
+    flat = _flat(input)
+    if values.requires_grad and not is_laid_out(flat):
+        flat = apply(_LaidOut, flat) if flat.requires_grad else torch.ops.regrow_native.lay_out.default(flat)
+    found: Tensor = apply(_Direct, flat, values, bias, index, activation)
+    return found if input.dim() == 2 else found.reshape(*input.shape[:-1], len(crow) - 1)

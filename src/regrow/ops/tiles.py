@@ -59,7 +59,8 @@ def serves(buffer: Tensor, *others: Tensor | None) -> bool:
     """Whether there are kernels for these operands, which are of one dtype: float32 or float64."""
     same = all(other is None or other.dtype == buffer.dtype for other in others)
     exact = buffer.dtype in (torch.float32, torch.float64)
-    return same and exact and not torch.compiler.is_compiling() and native.serves(buffer)
+    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return same and exact and not traced and native.serves(buffer)
 
 
 def tile(images: Tensor, border: int = BORDER) -> Tensor:

@@ -96,6 +96,29 @@ class SparseWeight(ABC):
         """The parameter that the optimizer sees."""
 
     @property
+    def is_there(self) -> bool:
+        """Whether the module still holds the parameter itself."""
+        try:
+            return self.parameter is not None
+        except RegrowRuntimeError:
+            return False
+
+    def owned(self, name: str) -> nn.Parameter:
+        """The module's parameter `name`.
+
+        Raises:
+            RegrowRuntimeError: something has been put in its place.
+        """
+        try:
+            return self.module._parameters[name]  # type: ignore[return-value]
+        except KeyError:
+            raise RegrowRuntimeError(
+                f"`{self.name}` is no parameter of its module any more: a parametrisation (spectral_norm, weight_norm, "
+                "prune ...) or a wrapper was put on after `sparsify`.\n"
+                "Put it on first and call `sparsify` then, which leaves such a weight dense."
+            ) from None
+
+    @property
     @abstractmethod
     def topology(self) -> dict[str, Tensor]:
         """The tensors that hold the topology, by attribute name."""

@@ -54,8 +54,7 @@ class CompressedWeight(SparseWeight):
 
     @property
     def parameter(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.module._parameters[f"{self.parameter_name}_values"]  # type: ignore[assignment]
-        return parameter
+        return self.owned(f"{self.parameter_name}_values")
 
     @property
     def topology(self) -> dict[str, Tensor]:
@@ -91,6 +90,8 @@ class CompressedWeight(SparseWeight):
         return gradient  # the backward operator leaves what is no connection at zero
 
     def prepare(self) -> None:
+        if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+            raise unseen(self.name)
         hook = hook_of(self.parameter)
         if hook is not None:
             listen(self._part("crow"), hook)
@@ -302,6 +303,14 @@ class CompressedWeight(SparseWeight):
                 )
             self.remember(other.record.fingerprint)
         return True
+
+
+def unseen(name: str) -> RegrowRuntimeError:
+    """The error where `name` is to be run by what does not see through the kernels."""
+    return RegrowRuntimeError(
+        f"`{name}` is in compressed storage, which transforms of torch.func (grad, vmap, jvp), torch.jit and ONNX "
+        "cannot run.\nUse sparsify(..., storage='masked'), or a dense copy: regrow.densify(copy.deepcopy(model))"
+    )
 
 
 def _between(positions: Tensor, first: int, end: int) -> Tensor:

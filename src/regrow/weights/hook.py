@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from regrow.errors import warn
-from regrow.ops.listener import Operands
 
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
@@ -56,8 +55,8 @@ class GradientHook:
         """The dense gradient of the last backward pass, until it is accumulated."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
-        self.pending: list[tuple[int, Operands]] = []
-        """Operands that a backward operator has left for the stash (`regrow.ops.listener`)."""
+        self.pending: list[tuple[int, Any]] = []
+        """What a running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
 
     @property
     def driving(self) -> Driver | None:

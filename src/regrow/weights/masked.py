@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import warn
+from regrow.errors import RegrowRuntimeError, warn
 from regrow.ops.outside import outside
 from regrow.ops.select import top
 from regrow.weights.among import Among
 from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.weights.hook import hook_of
 
 
 class MaskedWeight(SparseWeight):
@@ -22,14 +23,13 @@ class MaskedWeight(SparseWeight):
 
     @property
     def parameter(self) -> nn.Parameter:
-        parameter: nn.Parameter = self.module._parameters[self.parameter_name]  # type: ignore[assignment]
-        return parameter
+        return self.owned(self.parameter_name)
 
     @property
     def _mask(self) -> Tensor:
         own, name = self.module.__dict__, f"{self.parameter_name}_mask"
         mask: Tensor = own[name]
-        device = self.module._parameters[self.parameter_name].device  # type: ignore[union-attr]
+        device = self.parameter.device
         if mask.device != device:  # the module was moved, and torch moves parameters and buffers alone
             mask = own[name] = mask.to(device)
         return mask
@@ -62,9 +62,52 @@ class MaskedWeight(SparseWeight):
             self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)
         )
 
+    def cut_of(self, given: Tensor) -> Tensor:
+        """What stands in for the weight in one pass, with zeros at whatever is not an active connection."""
+        if any(torch._C._functorch.is_batchedtensor(level) for level in _levels(given)):
+            return self._one_of_many(given)
+        cut = self.restrict(given)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            return cut
+        if given.detach().masked_fill(self._mask, 0).any():
+            warn(
+                f"`{self.name}` was given values outside its topology (torch.func.functional_call): they are left out"
+            )
+        if cut.requires_grad:
+            cut.register_hook(self._withheld)
+        return cut
+
+    def _one_of_many(self, given: Tensor) -> Tensor:
+        """What stands in for the weights of an ensemble, whose other members have masks that are not here.
+
+        Raises:
+            RegrowRuntimeError: gradients are asked for, which nothing would restrict.
+        """
+        if any(torch._C._functorch.is_gradtrackingtensor(level) for level in _levels(given)):
+            raise RegrowRuntimeError(
+                f"`{self.name}` is one of several stacked weights (torch.vmap over an ensemble), and the masks of the "
+                "others are not known here, so that gradients would leave their topologies.\n"
+                "Train the members one by one; predictions of a stacked ensemble work."
+            )
+        return given
+
+    def _withheld(self, gradient: Tensor) -> None:
+        """Leave what a cut keeps from the parameter with the parameter's hook: connections are grown by it."""
+        hook = hook_of(self.parameter)
+        if hook is not None and hook.recording:
+            withheld = gradient.detach().masked_fill(self._mask, 0)
+            hook.pending.append((torch._C._current_graph_task_id(), withheld))
+
     def note(self, gradient: Tensor) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
-        return exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
+        exact = exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
+        hook = hook_of(self.parameter)
+        if hook is not None and hook.pending:
+            for number, withheld in hook.pending:
+                if number == torch._C._current_graph_task_id():
+                    exact += withheld
+            hook.pending.clear()
+        return exact
 
     def add(self, before: Tensor, noted: Tensor) -> Tensor:
         return before.add_(noted)
@@ -155,3 +198,11 @@ class MaskedWeight(SparseWeight):
         dense[positions] = values.to(dense)
         self.parameter.detach().copy_(dense.view(self.shape))
         self.remember()
+
+
+def _levels(tensor: Tensor) -> Iterator[Tensor]:
+    """A tensor and what it wraps, as transforms of torch.func nest them."""
+    yield tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+        yield tensor

@@ -83,8 +83,9 @@ class Record:
             return made
         made.belong_to(module)
         weight = self.view(owner, self.parameter_name)
-        made._hook(copy.deepcopy(weight.parameter, memo), copy.deepcopy(weight.mask_alone, memo))
-        weight.part()
+        if weight.is_there:
+            made._hook(copy.deepcopy(weight.parameter, memo), copy.deepcopy(weight.mask_alone, memo))
+            weight.part()
         return made
 
     def _hook(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
@@ -100,9 +101,9 @@ class Record:
             f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "owner", "told")
         }
         owner = self.owner()
-        if self.view is None or owner is None:
+        weight = None if self.view is None or owner is None else self.view(owner, self.parameter_name)
+        if weight is None or not weight.is_there:
             return _revive, (plain, None, None, None)
-        weight = self.view(owner, self.parameter_name)
         return _revive, (plain, owner, weight.parameter, weight.mask_alone)
 
 

@@ -1,0 +1,165 @@
+"""Convolutions with a compressed weight as torch operators on plain images: what compilers and exporters see.
+
+Batch tiles stay inside the operators: a graph that held them would ask how many there are, and so about the batch.
+The weight is given as in `regrow.ops.conv`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.errors import RegrowRuntimeError
+from regrow.ops import flops, twice
+from regrow.ops.conv import backward, bilinear, forward
+from regrow.ops.tiles import BORDER, geometry_of, tile, untile
+from regrow.ops.window import Window
+
+
+def _window(kernel: Sequence[int], *rest: Sequence[int]) -> Window:
+    return Window(*map(tuple, (kernel, *rest)))
+
+
+@torch.library.custom_op("regrow::sparse_conv2d", mutates_args=())
+def sparse_conv2d(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """A convolution: input [N, in, H, W] -> [N, out, H', W'].
+
+    `kernel`, `stride`, `padding` and `dilation` are those of a `Window`.
+    """
+    channels = (len(crow_t) - 1) // (kernel[0] * kernel[1])
+    if input.dim() != 4 or input.shape[1] != channels:
+        raise RegrowRuntimeError(f"`input` must be [N, {channels}, H, W], got {list(input.shape)}")
+    window, geometry = _window(kernel, stride, padding, dilation), geometry_of(input, BORDER)
+    buffer = forward(tile(input), geometry, values, bias, crow, col, window, BORDER)
+    return untile(buffer, window.output(geometry))
+
+
+@sparse_conv2d.register_fake
+def _(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    window = Window(kernel, stride, padding, dilation)
+    images, _, height, width = input.shape
+    return input.new_empty(images, len(crow) - 1, window.size(0, height), window.size(1, width))
+
+
+@torch.library.custom_op("regrow::sparse_conv2d_backward", mutates_args=())
+def sparse_conv2d_backward(
+    gradient: Tensor,
+    input: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_input: bool,
+    need_values: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input [N, in, H, W], values [capacity, 1] and bias [out], empty where not needed.
+
+    Opaque to compilers, so that it can hand its operands to a listener.
+    """
+    window, geometry = _window(kernel, stride, padding, dilation), geometry_of(input, BORDER)
+    index_ = (crow, col, crow_t, row_t, order)
+    needs = (need_input, need_values, need_bias)
+    buffers = (tile(gradient), BORDER, tile(input))
+    into, *rest = backward(*buffers, geometry, values, *index_, window, *needs)
+    return (untile(into, geometry) if need_input else into, *rest)  # type: ignore[return-value]
+
+
+@sparse_conv2d_backward.register_fake
+def _(
+    gradient: Tensor,
+    input: Tensor,
+    values: Tensor,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    need_input: bool,
+    need_values: bool,
+    need_bias: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        input.new_empty(input.shape) if need_input else input.new_empty(0),
+        torch.empty_like(values) if need_values else values.new_empty(0, 1),
+        input.new_empty(len(crow) - 1 if need_bias else 0),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, values, bias, *index_ = inputs[:8]
+    ctx.save_for_backward(input, values, *index_)
+    ctx.window, ctx.has_bias = inputs[8:], bias is not None
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    need_input, need_values, need_bias, *_ = ctx.needs_input_grad
+    needed = (need_input, need_values, need_bias and ctx.has_bias)
+    input, values, *index_ = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        return *_differentiable_gradients(ctx, gradient, needed), *[None] * 9
+    found = sparse_conv2d_backward(gradient, input, values, *index_, *ctx.window, *needed)
+    return *(g if need else None for g, need in zip(found, needed, strict=True)), *[None] * 9
+
+
+def _differentiable_gradients(
+    ctx: Any, gradient: Tensor, needs: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, ...]:
+    """What `sparse_conv2d_backward` finds, to be differentiated again."""
+    input, values, *index_ = ctx.saved_tensors
+    window, geometry = _window(*ctx.window), geometry_of(input, BORDER)
+    inner = bilinear(tile(input.detach()), geometry, BORDER, values, tuple(index_), window)
+    layer = twice.Bilinear(
+        lambda x, v: untile(inner.output(tile(x), v), window.output(geometry)),
+        lambda g, v: untile(inner.of_input(tile(g), v), geometry),
+        lambda g, x: inner.of_values(tile(g), tile(x)),
+        inner.watched,
+    )
+    return (
+        twice.of_input(layer, gradient, values) if needs[0] else None,
+        twice.of_values(layer, gradient, input) if needs[1] else None,
+        gradient.sum((0, 2, 3)) if needs[2] else None,
+    )
+
+
+sparse_conv2d.register_autograd(_gradients, setup_context=_save)
+flops.count_conv_operators()
