@@ -128,7 +128,7 @@ def test_weight_shows_the_dense_one() -> None:
         torch.device("cpu"),
     )
     assert torch.equal(weight.to_dense(), dense.weight)
-    with pytest.raises(AttributeError):
+    with pytest.raises(RegrowRuntimeError, match="`weight` of a layer in compressed storage is read-only"):
         sparse.weight = torch.zeros(8, 3, 3, 2)  # type: ignore[misc]
 
 

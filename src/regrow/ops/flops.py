@@ -16,10 +16,14 @@ from regrow.ops.tiles import Geometry
 from regrow.ops.window import Window
 
 
+def _connections(values: Tensor, crow: Tensor) -> int:
+    """How many there are; where `crow`, of the matrix or its transpose, has no data, the places for them."""
+    return len(values) if isinstance(crow, FakeTensor) or crow.is_meta else int(crow[-1])
+
+
 def _product(input: Tensor, values: Tensor, crow: Tensor) -> int:
-    """A multiplication and an addition for each connection and example; where `crow` has no data, for each place."""
-    connections = len(values) if isinstance(crow, FakeTensor) or crow.is_meta else int(crow[-1])
-    return int(2 * connections * input.shape[:-1].numel())
+    """A multiplication and an addition for each connection and example."""
+    return int(2 * _connections(values, crow) * input.shape[:-1].numel())
 
 
 def _linear(input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *_: Any, **__: Any) -> int:
@@ -47,34 +51,34 @@ def count_linear_kernels() -> None:
         register_flop_formula(torch.ops.regrow_native.linear_backward, get_raw=True)(_linear_backward)
 
 
-def _conv(values: Any, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
+def _conv(connections: int, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
     """Two for each connection, image and pixel of the output, in each product."""
     output = Window(*window).output(Geometry(*geometry))
-    return 2 * int(values[0]) * output.images * output.height * output.width * products
+    return 2 * connections * output.images * output.height * output.width * products
 
 
 def count_conv_operators() -> None:
     """Register the operators of `regrow.ops.images`."""
 
-    @register_flop_formula(torch.ops.regrow.sparse_conv2d)
-    def _(*args: Any, **_: Any) -> int:
-        (images, _, *size), values = args[:2]
-        return _conv(values, (images, *size, 0), args[8:12], 1)
+    @register_flop_formula(torch.ops.regrow.sparse_conv2d, get_raw=True)
+    def _(input: Tensor, values: Tensor, bias: Any, crow: Tensor, *rest: Any, **_: Any) -> int:
+        images, _channels, *size = input.shape
+        return _conv(_connections(values, crow), (images, *size, 0), rest[4:8], 1)
 
-    @register_flop_formula(torch.ops.regrow.sparse_conv2d_backward)
-    def _(*args: Any, **_: Any) -> int:
-        (images, _, *size), values = args[1:3]
-        return _conv(values, (images, *size, 0), args[8:12], args[12] + args[13])
+    @register_flop_formula(torch.ops.regrow.sparse_conv2d_backward, get_raw=True)
+    def _(gradient: Tensor, input: Tensor, values: Tensor, crow: Tensor, *rest: Any, **_: Any) -> int:
+        images, _channels, *size = input.shape
+        return _conv(_connections(values, crow), (images, *size, 0), rest[4:8], rest[8] + rest[9])
 
 
 @cache
 def count_conv_kernels() -> None:
     """Register the kernels of `regrow.ops.conv`, once they are loaded."""
 
-    @register_flop_formula(torch.ops.regrow_native.conv_forward)
+    @register_flop_formula(torch.ops.regrow_native.conv_forward, get_raw=True)
     def _(*args: Any, **_: Any) -> int:
-        return _conv(args[5], args[1:5], args[9:13], 1)
+        return _conv(_connections(args[5], args[7]), args[1:5], args[9:13], 1)
 
-    @register_flop_formula(torch.ops.regrow_native.conv_backward)
+    @register_flop_formula(torch.ops.regrow_native.conv_backward, get_raw=True)
     def _(*args: Any, **_: Any) -> int:
-        return _conv(args[7], args[3:7], args[11:15], args[15] + args[16])
+        return _conv(_connections(args[7], args[8]), args[3:7], args[11:15], args[15] + args[16])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowRuntimeError, warn
+from regrow.errors import warn
 from regrow.ops.outside import outside
 from regrow.ops.select import top
 from regrow.weights.among import Among
@@ -64,8 +64,8 @@ class MaskedWeight(SparseWeight):
 
     def cut_of(self, given: Tensor) -> Tensor:
         """What stands in for the weight in one pass, with zeros at whatever is not an active connection."""
-        if any(torch._C._functorch.is_batchedtensor(level) for level in _levels(given)):
-            return self._one_of_many(given)
+        if not torch.compiler.is_compiling() and _is_stacked(given):
+            return given.where(given.detach() != 0, 0)  # an ensemble's, whose masks are not here
         cut = self.restrict(given)
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return cut
@@ -76,20 +76,6 @@ class MaskedWeight(SparseWeight):
         if cut.requires_grad:
             cut.register_hook(self._withheld)
         return cut
-
-    def _one_of_many(self, given: Tensor) -> Tensor:
-        """What stands in for the weights of an ensemble, whose other members have masks that are not here.
-
-        Raises:
-            RegrowRuntimeError: gradients are asked for, which nothing would restrict.
-        """
-        if any(torch._C._functorch.is_gradtrackingtensor(level) for level in _levels(given)):
-            raise RegrowRuntimeError(
-                f"`{self.name}` is one of several stacked weights (torch.vmap over an ensemble), and the masks of the "
-                "others are not known here, so that gradients would leave their topologies.\n"
-                "Train the members one by one; predictions of a stacked ensemble work."
-            )
-        return given
 
     def _withheld(self, gradient: Tensor) -> None:
         """Leave what a cut keeps from the parameter with the parameter's hook: connections are grown by it."""
@@ -200,9 +186,11 @@ class MaskedWeight(SparseWeight):
         self.remember()
 
 
-def _levels(tensor: Tensor) -> Iterator[Tensor]:
-    """A tensor and what it wraps, as transforms of torch.func nest them."""
-    yield tensor
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-        yield tensor
+def _is_stacked(tensor: Tensor) -> bool:
+    """Whether `torch.vmap` runs over a dimension of the tensor."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
