@@ -22,12 +22,16 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
-from regrow.methods import checks, optimizers, processes
+from regrow.methods import checks, gradients, moments, optimizers, processes
+from regrow.methods.probe import Found, probe
+from regrow.methods.state import PREFIX, companions, own
+from regrow.methods.wrappers import unwrap
 from regrow.topology import generator
 from regrow.weights import GradientHook, NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
+from regrow.weights.hook import driver_of
 from regrow.weights.views import ensure_hooks, unwrapped
 
-STEP = f"{optimizers.PREFIX}step"
+STEP = f"{PREFIX}step"
 UpdateRecord = dict[str, Any]
 """Plain numbers about one topology update."""
 
@@ -77,19 +81,21 @@ class Method:
     ) -> None:
         self.model = unwrapped(model)
         """The model itself, without the wrappers of torch."""
-        self.optimizer = optimizers.unwrap(optimizer)
+        self.optimizer = unwrap(optimizer)
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
         self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
         self.seed = require_count("seed", seed, least=0)
         self.process_group = process_group
+        checks.check_whole(model)
         self.weights = self._drivable(model)
         self._check(model)
-        self._stateful = optimizers.probe(self.optimizer, self.weights)
-        self._parameters = [w.parameter for w in self.weights]
-        self._shapes = [p.shape for p in self._parameters]
+        self._found = Found()
+        self._take_up(self.weights)
         self._followers: list[weakref.ref[nn.Module]] = []
         self._update_hooks: OrderedDict[int, Callable[[UpdateRecord], None]] = OrderedDict()
         self._open = False  # inside a step that counts
+        self._loaded_state = False  # the optimizer's state was loaded since the last step
+        self._ended: int | None = None  # the step at which it was detached
         self._ran: list[bool] = []  # of each weight: has it a gradient in this step?
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
@@ -97,6 +103,39 @@ class Method:
         self.optimizer.param_groups[0].setdefault(STEP, 0)
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
+
+    def _take_up(self, weights: list[SparseWeight]) -> None:
+        """Make the optimizer known with `weights`, which are among those that are driven."""
+        self._found |= probe(self.optimizer, weights, skips=self.skip_step and self.needs_gradient != "never")
+        self._parameters = [w.parameter for w in self.weights]
+        self._shapes = [p.shape for p in self._parameters]
+        driven = {id(p) for p in self._parameters}
+        self._others = [w for w in sparse_weights(self.model) if id(w.parameter) not in driven]
+        self._held = self._count_held()
+
+    def _count_held(self) -> int:
+        return sum(len(group["params"]) for group in self.optimizer.param_groups)
+
+    def _adopt_late(self) -> None:
+        """Drive what is trained since the method was attached: unfrozen, added to the optimizer or to the model."""
+        held = self._count_held()
+        if held == self._held and not any(w.parameter.requires_grad for w in self._others):
+            return
+        self._held = held
+        driven = {id(p) for p in self._parameters}
+        trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        candidates = [w for w in sparse_weights(self.model) if id(w.parameter) in trained - driven]
+        late = [w for w in candidates if checks.living_driver(w) is None]
+        if not late:
+            return
+        names = [weight.name for weight in late]
+        checks.check_weights(self.model, late, self)
+        ids = driven | {id(w.parameter) for w in late}
+        self.weights = [w for w in sparse_weights(self.model) if id(w.parameter) in ids]
+        checks.check_names(self.weights)
+        self._take_up(late)
+        self._hooks()
+        logging.getLogger("regrow").info("%s drives %s too from step %d on", self, names, self.step)
 
     def _drivable(self, model: nn.Module) -> list[SparseWeight]:
         """The sparse weights that are trained now, or that the optimizer holds for later."""
@@ -107,7 +146,7 @@ class Method:
         return [w for w in weights if w.parameter.requires_grad or id(w.parameter) in held]
 
     def _check(self, model: nn.Module) -> None:
-        checks.check_weights(model, self.weights, self.needs_gradient, type(self).__name__)
+        checks.check_weights(model, self.weights, self)
         optimizers.check_holds(self.optimizer, self.weights)
         self._check_state()
         if self.distributed:
@@ -119,11 +158,13 @@ class Method:
 
     def _check_state(self) -> None:
         for weight in self.weights:
-            optimizers.companions(self.optimizer, weight)
+            companions(self.optimizer, weight)
 
     def _loaded(self, *_: Any) -> None:
         """State of another step has been loaded: what was seen of the present one is void."""
         self._check_state()
+        self._loaded_state = True
+        gradients.note_counted(self.weights)
         for weight in self.weights:  # not `_hooks`: the model may be loaded only after this
             if hook := hook_of(weight.parameter):
                 hook.reset()
@@ -168,9 +209,14 @@ class Method:
         return None
 
     def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._ended is not None:
+            return f"{name}(detached at step {self._ended})"
+        if self._replacement() is not None:
+            return f"{name}(replaced by another method at step {self.step})"
         level = sum(w.nnz for w in self.weights) / sum(w.numel for w in self.weights)
         return (
-            f"{type(self).__name__}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
+            f"{name}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
             f"last update {self.last_update}, sparsity {1 - level:.4f})"
         )
 
@@ -212,15 +258,28 @@ class Method:
 
     def _begin(self) -> None:
         """The gradients are there, the weights have not moved yet."""
+        if not self._open:
+            self._adopt_late()
+            self._settle_loads()
         hooks = [hook_of(weight.parameter) for weight in self.weights]
         ran = [
             hook is not None and hook.has_gradient(w.parameter)
             for hook, w in zip(hooks, self.weights, strict=True)
         ]
+        by_hand = [
+            not self._open and not passed and gradients.is_put_by_hand(w.parameter.grad)
+            for w, passed in zip(self.weights, ran, strict=True)
+        ]
+        ran = [passed or put for passed, put in zip(ran, by_hand, strict=True)]
         if not any(ran) and (self._open or not (self.distributed and self._reached_elsewhere())):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
         self._check_parameters()
+        for weight, hook, put in zip(self.weights, hooks, by_hand, strict=True):
+            if put and hook is not None and self.wants_dense_gradient():
+                gradients.note_put_by_hand(weight, hook)
+            gradients.clean(weight, hook)
+        gradients.note_counted(self.weights)
         found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
         for hook in hooks:
             if hook is not None:
@@ -241,7 +300,32 @@ class Method:
         """Whether another process has reached a sparse weight: its gradient, averaged, is here too."""
         return any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
 
+    def _settle_loads(self) -> None:
+        """State of connections that a loaded model has changed goes, unless the optimizer was loaded as well."""
+        changed = moments.carry_over(self.optimizer, self.weights, loaded=self._loaded_state)
+        self._loaded_state = False
+        if changed:
+            warnings.warn(
+                f"the model was loaded in another topology and the optimizer was not: connections of {changed} that "
+                "are new start without its state.\nLoad what was saved with the model too: "
+                "optimizer.load_state_dict(...)",
+                stacklevel=2,
+            )
+
+    def _replacement(self) -> Any:
+        """The method that has taken over a weight that this one drives, or None."""
+        for parameter in self._parameters:
+            driver = driver_of(parameter)
+            if driver is not None and driver is not self:
+                return driver
+        return None
+
     def _check_parameters(self) -> None:
+        if (other := self._replacement()) is not None:
+            raise RegrowRuntimeError(
+                f"`optimizer` makes a step with weights that another method drives by now: {other!r}\n"
+                "Use the optimizer that was made with that one, or call its detach() first."
+            )
         for weight, parameter in zip(self.weights, self._parameters, strict=True):
             weight.check_unchanged()
             if weight.parameter is not parameter:
@@ -274,6 +358,7 @@ class Method:
         self._open = False
         for hook in self._hooks():
             hook.reset()
+        gradients.note_counted(self.weights)
         step = self.step
         self.optimizer.param_groups[0][STEP] = step + 1
         record, self._due = self._due, None
@@ -290,8 +375,12 @@ class Method:
         step = self.step
         if not self.is_update(step):
             return False
+        weights = self._reached(self._goes_by)
+        if not weights:
+            warnings.warn(f"the dense gradient at step {step} is zero: the topology stays", stacklevel=2)
+            return False
         try:
-            self._due = self.update(step, self._reached())
+            self._due = self.update(step, weights)
         except NonFiniteGradientError:
             warnings.warn(
                 f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2
@@ -299,9 +388,14 @@ class Method:
             return False
         return True
 
-    def _reached(self) -> list[SparseWeight]:
-        """The weights that a backward pass has reached in this step, on any process."""
-        ran = torch.tensor(self._ran, dtype=torch.float32, device=self._parameters[0].device)
+    def _goes_by(self, weight: SparseWeight) -> bool:
+        """Whether the dense gradient of a weight says anything: one that is zero moves nothing."""
+        return self.needs_gradient == "never" or not weight.is_zero(weight.stashed)
+
+    def _reached(self, counts: Callable[[SparseWeight], bool] = lambda weight: True) -> list[SparseWeight]:
+        """The weights that a backward pass has reached in this step and that count, on any process."""
+        own = [ran and counts(weight) for ran, weight in zip(self._ran, self.weights, strict=True)]
+        ran = torch.tensor(own, dtype=torch.float32, device=self._parameters[0].device)
         if self.distributed:
             dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
         reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]
@@ -347,7 +441,12 @@ class Method:
                     "Load the copy too, or make it anew and call follow."
                 )
             copy.update(drop.to(copy.parameter.device), grow.to(copy.parameter.device))
-        return weight.update(drop, grow, optimizers.companions(self.optimizer, weight))
+        return weight.update(drop, grow, list(companions(self.optimizer, weight).values()))
+
+    def copies_of(self, weight: SparseWeight) -> list[Tensor]:
+        """State of the optimizer that is a copy of a weight's values: slow weights, schedule-free's z."""
+        state = own(self.optimizer.state.get(weight.parameter, {}))
+        return [tensor for key, tensor, _ in state if key in self._found.copies]
 
     def _copies(self, name: str) -> list[SparseWeight]:
         models = [model for follower in self._followers if (model := follower()) is not None]
@@ -362,7 +461,7 @@ class Method:
         """Keep a tensor of the method's own with the optimizer's state of a weight; `key` starts with ``regrow_``."""
         state = self.optimizer.state
         # Adam takes a state that is not empty for one that is complete: its own comes first
-        if not self._stateful or state.get(weight.parameter):
+        if not self._found.stateful or state.get(weight.parameter):
             state[weight.parameter][key] = tensor
 
     def follow(self, copy: nn.Module) -> None:
@@ -391,13 +490,17 @@ class Method:
 
     def detach(self) -> None:
         """End the method: the topology rests from now on, and another method may be attached."""
+        if self._ended is not None:
+            return
+        self._ended = self.step
         for handle in self._handles:
             handle.remove()
         for weight in self.weights:
-            if hook := hook_of(weight.parameter):
+            hook = hook_of(weight.parameter)
+            if hook is not None and hook.driving in (self, None):
                 hook.driver = None
                 hook.reset()
         self.optimizer.__dict__.pop(checks.DRIVER, None)
         for entries in (*self.optimizer.param_groups, *self.optimizer.state.values()):
-            for key in [key for key in entries if isinstance(key, str) and key.startswith(optimizers.PREFIX)]:
+            for key in [key for key in entries if isinstance(key, str) and key.startswith(PREFIX)]:
                 del entries[key]

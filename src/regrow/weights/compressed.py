@@ -84,6 +84,23 @@ class CompressedWeight(SparseWeight):
     def restrict(self, gradient: Tensor) -> Tensor:
         return gradient  # the backward operator leaves the padding at zero
 
+    def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
+        gradient.detach()[self.nnz :] = 0
+
+    def is_zero(self, noted: list[Operands]) -> bool:
+        rows, columns = as_matrix(self.shape)
+        height = max(1, TILE // columns)
+        exact = torch.promote_types(self.parameter.dtype, torch.float32)
+        memory = torch.empty(min(height, rows), columns, dtype=exact, device=self.parameter.device)
+        some = torch.arange(0, rows, max(1, rows // 16), device=self.parameter.device)[: len(memory)]
+        few = [each.in_rows(some) for each in noted]  # nearly always enough
+        if self._dense_gradient(few, 0, len(some), None, memory).any():
+            return False
+        return not any(
+            self._dense_gradient(noted, start, min(start + height, rows), None, memory).any()
+            for start in range(0, rows, height)
+        )
+
     def prepare(self) -> None:
         hook = hook_of(self.parameter)
         if hook is not None:
@@ -220,8 +237,9 @@ class CompressedWeight(SparseWeight):
             return super().explored(before, positions)
         return index.explored(self._buffer("crow"), self._buffer("col"), as_matrix(self.shape)[1], before)
 
-    def fill(self, positions: Tensor, values: Tensor) -> None:
-        self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
+    def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
+        into = self.parameter.detach() if tensor is None else tensor
+        into[torch.searchsorted(self.positions(), positions), 0] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         if len(positions) != self.capacity:

@@ -17,6 +17,7 @@ from regrow.errors import RegrowValueError
 from regrow.ops import index
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
+from regrow.weights.hook import hook_of
 from regrow.weights.masked import MaskedWeight
 from regrow.weights.views import ensure_hooks, views
 
@@ -35,6 +36,8 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
             base = f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name
             found = read(state, base, weight)
             if found is not None:
+                if hook := hook_of(weight.parameter):
+                    hook.before_load(weight)
                 padded = state.get(
                     f"{base}_values"
                 )  # optimizer state has its length, beyond the connections too

@@ -48,6 +48,15 @@ class MaskedWeight(SparseWeight):
             self._mask, gradient, torch.zeros((), dtype=gradient.dtype, device=gradient.device)
         )
 
+    def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
+        every = gradient.numel() // 512 | 1  # writing through ``.data`` leaves no trace but the values
+        some, outside = (t.detach().reshape(-1)[::every] for t in (gradient, ~self._mask))
+        if edited or some[outside].any():
+            gradient.detach().masked_fill_(~self._mask, 0)
+
+    def is_zero(self, noted: Tensor) -> bool:
+        return not noted.any()
+
     def note(self, gradient: Tensor) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         return exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
@@ -105,8 +114,8 @@ class MaskedWeight(SparseWeight):
         self.parameter.detach().masked_fill_(~self._mask, 0)
         return True
 
-    def fill(self, positions: Tensor, values: Tensor) -> None:
-        self.parameter.detach()[self._places(positions)] = values
+    def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
+        (self.parameter.detach() if tensor is None else tensor)[self._places(positions)] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         self._mask.zero_()[self._places(positions)] = True
