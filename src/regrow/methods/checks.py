@@ -16,7 +16,7 @@ from regrow.weights import MaskedWeight, SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 
 if TYPE_CHECKING:
-    from regrow.methods.base import Method
+    from regrow.methods.attached import Attached
 
 DRIVER = "_regrow_driver"
 """Attribute of an optimizer that refers, weakly, to the method that hooks it."""
@@ -60,7 +60,7 @@ def check_names(weights: list[SparseWeight]) -> None:
         )
 
 
-def check_weights(model: nn.Module, weights: list[SparseWeight], method: Method) -> None:
+def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attached) -> None:
     """Refuse a model whose `weights` cannot be driven by `method`.
 
     A method that drives no others, with an optimizer of its own, is replaced: its optimizer makes no more steps.
@@ -94,8 +94,8 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Method)
             )
         if method.needs_gradient == "always" and weight.storage == "compressed":
             raise RegrowValueError(
-                f"{type(method).__name__} needs the dense gradient at every step, and `{weight.name}` is stored compressed so that it "
-                "never exists.\nUse regrow.sparsify(..., storage='masked')."
+                f"{type(method).__name__} needs the dense gradient at every step, and `{weight.name}` is stored "
+                "compressed so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
             )
 
 
@@ -117,7 +117,7 @@ def living_driver(weight: SparseWeight) -> Any:
     return driver_of(weight.parameter)
 
 
-def claim(optimizer: Optimizer, method: Method) -> None:
+def claim(optimizer: Optimizer, method: Attached) -> None:
     """Note that `method` hooks `optimizer`.
 
     Raises:

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from regrow import criteria, schedules
 from regrow.errors import RegrowRuntimeError, require_count, require_fraction
 from regrow.methods.base import UpdateRecord
-from regrow.methods.state import PREFIX
 from regrow.methods.periodic import Move, Periodic
+from regrow.methods.state import PREFIX
 from regrow.ops.select import top
 from regrow.topology import whole_share
 from regrow.weights import SparseWeight, hook_of

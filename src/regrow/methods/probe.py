@@ -74,9 +74,7 @@ def probe(optimizer: Optimizer, weights: list[SparseWeight], *, skips: bool = Fa
 def _try_shapes(optimizer: Optimizer, group: dict[str, Any], held: list[nn.Parameter], skips: bool) -> None:
     """Two steps, one without gradients, and another, on a weight of each shape."""
     shapes = {(_cut(p.shape), p.dtype, p.device) for p in held if p.numel()}
-    masks = [
-        (torch.arange(shape.numel(), device=device) % 3 != 1).view(shape) for shape, _, device in shapes
-    ]
+    masks = [(torch.arange(shape.numel(), device=device) % 3 != 1).view(shape) for shape, _, device in shapes]
     weights = [nn.Parameter(m.to(dtype)) for m, (_, dtype, _) in zip(masks, shapes, strict=True)]
     trial = Trial(optimizer, group, weights)
     for _ in range(2):
@@ -113,7 +111,7 @@ def _try_small(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> Fou
     loud[1] = False
     for _ in range(AFTER):
         trial.step([loud])
-    trial.check([moved & ~(~mask & ~loud)], "it brings back connections that are gone")
+    trial.check([moved & (mask | loud)], "it brings back connections that are gone")
     return Found(bool(trial.state(weight)), frozenset(key for key, close in copies.items() if close))
 
 
@@ -130,7 +128,9 @@ class Trial:
         self.name = type(optimizer).__name__
         self.weights = weights
         self.made = self._tried(lambda: _made(optimizer, group, weights))
-        if callable(train := getattr(self.made, "train", None)):  # schedule-free: steps are made in train mode
+        if callable(
+            train := getattr(self.made, "train", None)
+        ):  # schedule-free: steps are made in train mode
             self._tried(train)
         parameters = inspect.signature(self.made.step).parameters.values()
         self.takes_closure = any(p.name == "closure" or p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -145,14 +145,17 @@ class Trial:
         def closure() -> Tensor:
             nonlocal calls
             calls += 1
-            for weight, mask in zip(self.weights, masks, strict=True):
-                weight.grad = mask * (1 + weight.detach().cos())
+            backward()
             return torch.stack([weight.detach().sum().cpu() for weight in self.weights]).sum()
 
+        def backward() -> None:
+            for weight, mask in zip(self.weights, masks, strict=True):
+                weight.grad = mask * (1 + weight.detach().cos())
+
+        backward()  # not all that take a closure call it
         if self.takes_closure:
-            self._tried(lambda: self.made.step(closure))  # type: ignore[arg-type,func-returns-value]
+            self._tried(lambda: self.made.step(closure))
         else:
-            closure()
             self._tried(self.made.step)
         if calls > 1:
             raise RegrowValueError(f"`optimizer`: {self.name} {TWICE}")
@@ -205,17 +208,22 @@ class Trial:
 def _made(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Parameter]) -> Optimizer:
     cls = type(optimizer)
     names = list(inspect.signature(cls).parameters)[1:]
-    known = {**vars(optimizer), **group}  # what is no setting of a group is an attribute, often of the same name
+    known = {
+        **vars(optimizer),
+        **group,
+    }  # what is no setting of a group is an attribute, often of the same name
     settings = {name: known[name] for name in names if name in group or _is_plain(known.get(name))}
     if "lr" in settings:  # a schedule may begin at 0, where nothing shows
         settings["lr"] = torch.full_like(group["lr"], 0.1) if isinstance(group["lr"], Tensor) else 0.1
     try:
-        trial = cls(weights, **settings)  # type: ignore[arg-type]
+        trial = cls(weights, **settings)
     except TypeError:  # the constructor wants what the group does not tell: as pickle does it, then
         trial = object.__new__(cls)
         plain = {key: value for key, value in vars(optimizer).items() if _is_plain(value)}
         groups = [{**group, **settings, "params": weights}]
-        hooks = {name: OrderedDict() for name in vars(optimizer) if name.startswith("_optimizer_")}
+        hooks: dict[str, Any] = {
+            name: OrderedDict() for name in vars(optimizer) if name.startswith("_optimizer_")
+        }
         trial.__setstate__(
             {
                 **plain,
@@ -249,4 +257,5 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     """Optimizers that compile their step with torch.compile do not for a trial."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

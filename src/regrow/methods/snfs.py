@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from regrow import criteria
 from regrow.errors import require_fraction
 from regrow.methods.dynamic import Dynamic
-from regrow.methods.state import PREFIX
 from regrow.methods.registry import register
+from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight
 
 AVERAGE = f"{PREFIX}average"

@@ -18,6 +18,8 @@ from regrow.weights import SparseWeight
 
 PREFIX = "regrow_"
 """Keys of `param_groups[0]` and of `state[p]` that are a method's own."""
+SLOW = "lookahead_slow_buff"
+"""State that timm's Lookahead leaves in that of the optimizer inside: a copy of the values."""
 DEPTH = 5  # containers within containers
 PLAIN = (Tensor, nn.Parameter)
 
@@ -79,7 +81,7 @@ def unmovable(tensor: Tensor, inside: bool, shape: torch.Size) -> str | None:
     if tensor.numel() <= 1 and type(tensor) in PLAIN:
         return None
     if type(tensor) not in PLAIN:
-        return f"is a {type(tensor).__name__}, whose entries cannot move one by one"
+        return f"is of type {type(tensor).__name__}, whose entries cannot move one by one"
     if tensor.shape != shape:
         return f"has shape {tuple(tensor.shape)} for a parameter of {tuple(shape)}"
     return "is inside an object that regrow does not know" if inside else None

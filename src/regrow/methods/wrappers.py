@@ -16,8 +16,13 @@ STATELESS = {
     "pytorch_lightning": "LightningOptimizer",
 }
 """Packages, and their wrappers that hand each step on and remember nothing of a weight."""
-TWO_PASSES = ("SAM", "GSAM", "WSAM")
-"""What is left of them after a step is the step of the optimizer inside."""
+SOUND = {
+    "SAM": "whose step is the one that counts",
+    "GSAM": "whose step is the one that counts",
+    "WSAM": "whose step is the one that counts",
+    "timm.optim.lookahead.Lookahead": "in whose state its slow weights are",
+}
+"""Wrappers inside which a method works, and why."""
 
 
 def unwrap(optimizer: Any) -> Optimizer:
@@ -65,9 +70,10 @@ def _refuse(cls: type, attribute: str, inner: str) -> None:
             "`optimizer` is a ZeroRedundancyOptimizer, which leaves each process the state of other weights, so that "
             f"it cannot move with connections.\nUse {inner} itself."
         )
-    if name in TWO_PASSES:
+    why = SOUND.get(name, SOUND.get(f"{cls.__module__}.{name}"))
+    if why is not None:
         raise RegrowValueError(
-            f"`optimizer` is a {name} around {inner}, whose step is the one that counts.\n"
+            f"`optimizer` is a {name} around {inner}, {why}.\n"
             f"Attach the method to that: method(model, optimizer.{attribute}, ...). Go on calling {name}'s own step."
         )
     raise RegrowValueError(
