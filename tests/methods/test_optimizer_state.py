@@ -172,7 +172,10 @@ class KeepsElsewhere(SGD):
     [
         (KeepsAttribute, r"KeepsAttribute keeps a tensor of a sparse weight's shape in `slow"),
         (MakesLater, r"MakesLater keeps a tensor of a sparse weight's shape in `kept\[0\]`"),
-        (KeepsElsewhere, "KeepsElsewhere cannot train sparse weights: it brings back connections that are gone"),
+        (
+            KeepsElsewhere,
+            "KeepsElsewhere cannot train sparse weights: it brings back connections that are gone",
+        ),
     ],
 )
 def test_weights_kept_outside_of_the_state_are_refused(cls: type[Optimizer], message: str) -> None:
@@ -242,7 +245,9 @@ class Both:
 )
 def test_optimizers_around_optimizers_are_refused(wrap: Any, place: str) -> None:
     model = two()
-    message = rf"`optimizer` is a {wrap.__name__} around SGD: what it keeps.*\n.*Use SGD alone.*`optimizer.{place}`"
+    message = (
+        rf"`optimizer` is a {wrap.__name__} around SGD: what it keeps.*\n.*Use SGD alone.*`optimizer.{place}`"
+    )
     with pytest.raises(regrow.RegrowError, match=f"(?s){message}"):
         regrow.RigL(model, wrap(SGD(model.parameters(), lr=0.1)), total_steps=100)
 
@@ -312,7 +317,9 @@ class SAM(Optimizer):
 
 def test_sam_says_where_to_attach() -> None:
     model = two()
-    with pytest.raises(regrow.RegrowError, match=r"is a SAM around SGD.*\n.*optimizer.base_optimizer, \.\.\."):
+    with pytest.raises(
+        regrow.RegrowError, match=r"is a SAM around SGD.*\n.*optimizer.base_optimizer, \.\.\."
+    ):
         regrow.RigL(model, SAM(model.parameters(), SGD, lr=0.1), total_steps=100)
 
 
@@ -443,7 +450,9 @@ class NeedsGradients(SGD):
 def test_an_optimizer_that_needs_gradients_at_each_step() -> None:
     model = two()
     optimizer = NeedsGradients(model.parameters(), lr=0.1)
-    with pytest.raises(regrow.RegrowError, match=r"NeedsGradients cannot make a step without.*\n.*skip_step=False"):
+    with pytest.raises(
+        regrow.RegrowError, match=r"NeedsGradients cannot make a step without.*\n.*skip_step=False"
+    ):
         regrow.RigL(model, optimizer, total_steps=100, update_every=3)
     method = regrow.RigL(model, optimizer, total_steps=100, update_every=3, skip_step=False)
     train(model, optimizer, 10)
@@ -463,7 +472,9 @@ def options() -> Iterator[Any]:
 
 @storages
 @pytest.mark.parametrize(("cls", "flags"), list(options()))
-def test_the_trial_leaves_no_trace_and_takes_no_momentum_for_a_copy(cls: Any, flags: Any, storage: str) -> None:
+def test_the_trial_leaves_no_trace_and_takes_no_momentum_for_a_copy(
+    cls: Any, flags: Any, storage: str
+) -> None:
     model = two(storage)
     optimizer = cls(model.parameters(), lr=torch.tensor(0.1) if "fused" in flags else 0.1, **flags)
     groups = [dict(group) for group in optimizer.param_groups]
@@ -475,3 +486,44 @@ def test_the_trial_leaves_no_trace_and_takes_no_momentum_for_a_copy(cls: Any, fl
     for p, value in zip(model.parameters(), values, strict=True):
         assert p.grad is None
         assert torch.equal(p, value)
+
+
+class TimmLookahead(Optimizer):
+    """As timm's: its slow weights are in the state of the optimizer inside."""
+
+    def __init__(self, base_optimizer: Optimizer) -> None:
+        self._base_optimizer, self.count = base_optimizer, 0
+        self.param_groups = base_optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        self._base_optimizer.step(closure)
+        self.count += 1
+        if self.count % 4 == 0:
+            for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+                slow = self._base_optimizer.state[p].setdefault("lookahead_slow_buff", p.detach().clone())
+                slow.add_(p - slow, alpha=0.5)
+                p.copy_(slow)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self._base_optimizer.zero_grad(set_to_none)
+
+
+@pytest.mark.parametrize("grow_init", ["zeros", "normal"])
+def test_timms_lookahead_works_inside(grow_init: str) -> None:
+    cls = _module("timm.optim.lookahead", TimmLookahead)
+    cls.__name__ = "Lookahead"
+    runs = []
+    for storage in ("masked", "compressed"):
+        model = two(storage)
+        optimizer = cls(SGD(model.parameters(), lr=0.1, momentum=0.9))
+        with pytest.raises(
+            regrow.RegrowError, match=r"Lookahead around SGD, in whose state.*\n.*_base_optimizer"
+        ):
+            regrow.RigL(model, optimizer, total_steps=100)
+        regrow.RigL(model, optimizer._base_optimizer, total_steps=100, update_every=3, grow_init=grow_init)
+        train(model, optimizer, 30)
+        assert not any(strays(weight) for weight in sparse_weights(model))
+        runs.append([weight.to_dense() for weight in sparse_weights(model)])
+    for one, other in zip(*runs, strict=True):
+        torch.testing.assert_close(one, other)

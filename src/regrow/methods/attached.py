@@ -82,11 +82,15 @@ class Attached:
     def _count_held(self) -> int:
         return sum(len(group["params"]) for group in self.optimizer.param_groups)
 
-    def _adopt_late(self) -> None:
-        """Drive what is trained since the method was attached: unfrozen, added to the optimizer or to the model."""
+    def _adopt_late(self) -> set[int]:
+        """Drive what is trained since the method was attached: unfrozen, added to the optimizer or to the model.
+
+        Returns:
+            Addresses of the parameters that are new, whose backward pass nobody has seen yet.
+        """
         held = self._count_held()
         if held == self._held and not any(w.parameter.requires_grad for w in self._others):
-            return
+            return set()
         self._held = held
         driven = {id(p) for p in self._parameters}
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
@@ -94,7 +98,7 @@ class Attached:
         late = [w for w in candidates if checks.living_driver(w) is None]
         if not late:  # it is held that makes a weight trained, and that is counted
             self._others = [w for w in self._others if not w.parameter.requires_grad]
-            return
+            return set()
         names = [weight.name for weight in late]
         checks.check_weights(self.model, late, self)
         ids = driven | {id(w.parameter) for w in late}
@@ -104,6 +108,7 @@ class Attached:
         self._take_up(late)
         self._hooks()
         logging.getLogger("regrow").info("%s drives %s too from step %d on", self, names, self.step)
+        return ids - driven
 
     def _drivable(self, model: nn.Module) -> list[SparseWeight]:
         """The sparse weights that are trained now, or that the optimizer holds for later."""

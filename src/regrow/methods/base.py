@@ -141,8 +141,9 @@ class Method(Attached):
 
     def _begin(self) -> None:
         """The gradients are there, the weights have not moved yet."""
+        late: set[int] = set()
         if not self._open:
-            self._adopt_late()
+            late = self._adopt_late()
             self._settle_loads()
         hooks = [hook_of(weight.parameter) for weight in self.weights]
         ran = [
@@ -167,7 +168,7 @@ class Method(Attached):
         for hook in hooks:
             if hook is not None:
                 hook.consume()
-        self._ran = ran
+        self._ran = [passed and id(p) not in late for passed, p in zip(ran, self._parameters, strict=True)]
         self._open = not (found_inf is not None and bool(found_inf))
         if self._open and self.skip_step and self._update():
             self._hidden = [
