@@ -275,12 +275,11 @@ def test_only_wrappers_that_are_known_to_keep_nothing_are_seen_through() -> None
         regrow.RigL(model, AcceleratedOptimizer(SGD(model.parameters(), lr=0.1)), total_steps=100)
 
 
-def test_lightnings_and_accelerates_own_wrappers() -> None:
-    accelerate = pytest.importorskip("accelerate")
+def test_lightnings_own_wrappers() -> None:
     from lightning.fabric.wrappers import _FabricOptimizer
     from lightning.pytorch.core.optimizer import LightningOptimizer
 
-    for wrap in (LightningOptimizer, _strategy(_FabricOptimizer), accelerate.Accelerator(cpu=True).prepare):
+    for wrap in (LightningOptimizer, _strategy(_FabricOptimizer)):
         model = two()
         inner = SGD(model.parameters(), lr=0.1)
         assert regrow.RigL(model, wrap(inner), total_steps=100).optimizer is inner

@@ -91,21 +91,25 @@ class Attached:
         held = self._count_held()
         if held == self._held and not any(w.parameter.requires_grad for w in self._others):
             return set()
-        self._held = held
         driven = {id(p) for p in self._parameters}
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         candidates = [w for w in sparse_weights(self.model) if id(w.parameter) in trained - driven]
         late = [w for w in candidates if checks.living_driver(w) is None]
         if not late:  # it is held that makes a weight trained, and that is counted
             self._others = [w for w in self._others if not w.parameter.requires_grad]
+            self._held = held
             return set()
         names = [weight.name for weight in late]
         checks.check_weights(self.model, late, self)
         ids = driven | {id(w.parameter) for w in late}
-        self.weights = [w for w in sparse_weights(self.model) if id(w.parameter) in ids]
-        checks.check_names(self.weights)
-        self._check_late()
-        self._take_up(late)
+        before, self.weights = self.weights, [w for w in sparse_weights(self.model) if id(w.parameter) in ids]
+        try:
+            checks.check_names(self.weights)
+            self._check_late()
+            self._take_up(late)
+        except Exception:
+            self.weights = before
+            raise
         self._hooks()
         logging.getLogger("regrow").info("%s drives %s too from step %d on", self, names, self.step)
         return ids - driven

@@ -28,11 +28,12 @@ def check_whole(model: nn.Module) -> None:
     Raises:
         RegrowRuntimeError: naming the first of them.
     """
+    sharded = any(c.__name__ == "FullyShardedDataParallel" for m in model.modules() for c in type(m).__mro__)
     for weight in sparse_weights(model):
         own = {**weight.module._parameters, **weight.module._buffers}
         values = own.get(f"{weight.parameter_name}{'_values' if weight.storage == 'compressed' else ''}")
         whole = values is not None and (weight.storage == "compressed" or tuple(values.shape) == weight.shape)
-        if not whole or type(values) not in (nn.Parameter, Tensor):
+        if sharded or not whole or type(values) not in (nn.Parameter, Tensor):
             raise RegrowRuntimeError(
                 f"`{weight.name}` is not whole in this process (FSDP, DTensor): each process must hold all connections "
                 "of a sparse weight.\nUse DistributedDataParallel, or keep sparse layers out of the sharding."
