@@ -263,6 +263,24 @@ def test_one_row_with_a_gradient_is_enough(storage: str) -> None:
     assert moved[37]
 
 
+@storages
+def test_a_convolution_whose_gradient_is_zero_rests(storage: str) -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList(nn.Conv2d(3, 8, 3, padding=1) for _ in range(3))
+    regrow.sparsify(model, 0.5, "uniform", include="*", storage=storage)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.RigL(model, optimizer, total_steps=100, update_every=2)
+    before = [weight.mask() for weight in sparse_weights(model)]
+    for _ in range(6):
+        x = torch.randn(4, 3, 8, 8)
+        optimizer.zero_grad()
+        loss = model[0](x).square().mean() + 0.0 * model[1](x).sum() + model[2](0 * x).sum()
+        loss.backward()
+        optimizer.step()
+    moved = [bool((w.mask() != b).any()) for w, b in zip(sparse_weights(model), before, strict=True)]
+    assert moved == [True, False, False]
+
+
 def test_snfs_rests_where_its_average_is_zero() -> None:
     model = three()
     optimizer = SGD(model.parameters(), lr=0.1)

@@ -88,11 +88,14 @@ class CompressedWeight(SparseWeight):
         gradient.detach()[self.nnz :] = 0
 
     def is_zero(self, noted: list[Operands]) -> bool:
+        noted = [each for each in noted if each.gradient.any() and each.input.any()]
+        if not noted:
+            return True
         rows, columns = as_matrix(self.shape)
-        height = max(1, TILE // columns)
+        height = min(rows, max(16, TILE // columns))
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        memory = torch.empty(min(height, rows), columns, dtype=exact, device=self.parameter.device)
-        some = torch.arange(0, rows, max(1, rows // 16), device=self.parameter.device)[: len(memory)]
+        memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
+        some = noted[0].gradient.transpose(0, 1).flatten(1).any(1).nonzero().view(-1)[:16]
         few = [each.in_rows(some) for each in noted]  # nearly always enough
         if self._dense_gradient(few, 0, len(some), None, memory).any():
             return False

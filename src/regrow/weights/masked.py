@@ -50,8 +50,8 @@ class MaskedWeight(SparseWeight):
 
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
         every = gradient.numel() // 512 | 1  # writing through ``.data`` leaves no trace but the values
-        some, outside = (t.detach().reshape(-1)[::every] for t in (gradient, ~self._mask))
-        if edited or some[outside].any():
+        some, active = (t.detach().reshape(-1)[::every] for t in (gradient, self._mask))
+        if edited or some[~active].any():
             gradient.detach().masked_fill_(~self._mask, 0)
 
     def is_zero(self, noted: Tensor) -> bool:

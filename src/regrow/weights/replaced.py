@@ -35,7 +35,7 @@ def _look(optimizer: Optimizer, *_: Any) -> None:
     Raises:
         RegrowRuntimeError: it holds a parameter that has been replaced, and not the one that took its place.
     """
-    if not _replaced or torch.compiler.is_compiling() or optimizer in _seen:
+    if torch.compiler.is_compiling() or not _replaced or optimizer in _seen:
         return
     held = {id(p): p for group in optimizer.param_groups for p in group["params"]}
     former = [
