@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import warnings
 import weakref
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from torch.optim import Optimizer
 from regrow.errors import RegrowRuntimeError
 from regrow.methods import checks, gradients, moments, optimizers, processes
 from regrow.methods.probe import Found, probe
+from regrow.methods.saying import warn
 from regrow.methods.state import PREFIX, companions
 from regrow.methods.wrappers import unwrap
 from regrow.weights import GradientHook, SparseWeight, hook_of, sparse_weights
@@ -184,11 +184,10 @@ class Attached:
         changed = moments.carry_over(self.optimizer, self.weights, loaded=self._loaded_state)
         self._loaded_state = False
         if changed:
-            warnings.warn(
+            warn(
                 f"the model was loaded in another topology and the optimizer was not: connections of {changed} that "
                 "are new start without its state.\nLoad what was saved with the model too: "
-                "optimizer.load_state_dict(...)",
-                stacklevel=2,
+                "optimizer.load_state_dict(...)"
             )
 
     def _replacement(self) -> Any:

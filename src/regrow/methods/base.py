@@ -8,7 +8,6 @@ All numbers that a method must remember are entries of ``optimizer.param_groups[
 from __future__ import annotations
 
 import inspect
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
 from regrow.methods import gradients, optimizers
 from regrow.methods.attached import STEP, Attached
+from regrow.methods.saying import warn
 from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
@@ -212,9 +212,7 @@ class Method(Attached):
             for call in list(self._update_hooks.values()):
                 call(record)
         if self.total_steps is not None and step == self.total_steps and not self.steered:
-            warnings.warn(
-                f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests", stacklevel=2
-            )
+            warn(f"{type(self).__name__}: past total_steps={self.total_steps} the topology rests")
 
     def _update(self) -> bool:
         """Update the topology if this step is due. Returns whether it was."""
@@ -223,14 +221,12 @@ class Method(Attached):
             return False
         weights = self._reached(self._goes_by)
         if not weights:
-            warnings.warn(f"the dense gradient at step {step} is zero: the topology stays", stacklevel=2)
+            warn(f"the dense gradient at step {step} is zero: the topology stays")
             return False
         try:
             self._due = self.update(step, weights)
         except NonFiniteGradientError:
-            warnings.warn(
-                f"the dense gradient at step {step} is not finite: the topology stays", stacklevel=2
-            )
+            warn(f"the dense gradient at step {step} is not finite: the topology stays")
             return False
         return True
 

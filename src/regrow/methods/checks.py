@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import warnings
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.methods.saying import warn
 from regrow.weights import MaskedWeight, SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 
@@ -104,9 +104,8 @@ def cut_inactive(weights: list[SparseWeight]) -> None:
     """Set what is no connection to zero, with a warning where it was not (a model initialised after `sparsify`)."""
     for weight in weights:
         if isinstance(weight, MaskedWeight) and weight.cut():
-            warnings.warn(
-                f"`{weight.name}` had values where it has no connection (initialised after sparsify?): they are cut",
-                stacklevel=5,
+            warn(
+                f"`{weight.name}` had values where it has no connection (initialised after sparsify?): they are cut"
             )
 
 

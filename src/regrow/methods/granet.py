@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move
 from regrow.methods.registry import register
 from regrow.methods.rigl import RigL
+from regrow.methods.saying import warn
 from regrow.ops.select import top
 from regrow.schedules import DropSchedule
 from regrow.topology import whole_share
@@ -144,9 +144,8 @@ class GraNet(RigL):
         counts = [int(part.count_nonzero()) for part in goes.split(held)]
         for weight, before, gone in zip(group, held, counts, strict=True):
             if before and gone == before:
-                warnings.warn(
+                warn(
                     f"GraNet has pruned the last connection of `{weight.name}`: all its weights are smaller than those "
-                    "of other layers.\nscope='layer' prunes each layer by itself.",
-                    stacklevel=2,
+                    "of other layers.\nscope='layer' prunes each layer by itself."
                 )
         return dict(zip([weight.name for weight in group], counts, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from regrow import criteria
 from regrow.errors import RegrowValueError
 from regrow.methods.registry import register
 from regrow.methods.rigl import RigL
+from regrow.methods.saying import warn
 from regrow.schedules import DropSchedule, last_update
 from regrow.weights import SparseWeight
 
@@ -66,10 +66,9 @@ class ITOP(RigL):
             **options,
         )
         if self.stop_fraction and last_update(self.update_every, self.stop_step) is None:
-            warnings.warn(
+            warn(
                 f"{type(self).__name__}: update_every={update_every} leaves no update within "
-                f"total_steps={self.total_steps}",
-                stacklevel=2,
+                f"total_steps={self.total_steps}"
             )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from regrow.errors import RegrowRuntimeError
+from regrow.methods.saying import warn
 from regrow.weights import SparseWeight, views
 
 
@@ -51,8 +51,7 @@ def warn_of_broadcasts(model: nn.Module) -> None:
         for buffer in weight.topology_buffers
     }
     if topology - set(model.parameters_to_ignore):
-        warnings.warn(
+        warn(
             "DistributedDataParallel broadcasts the topology before every forward pass, which is slow.\n"
-            "Call regrow.sparsify on the very module that DistributedDataParallel wraps.",
-            stacklevel=5,
+            "Call regrow.sparsify on the very module that DistributedDataParallel wraps."
         )
