@@ -27,6 +27,10 @@ from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 
+PASSED, BY_HAND = (
+    2,
+    1,
+)  # where a gradient comes from: a backward pass has left it, or somebody has put it there
 UpdateRecord = dict[str, Any]
 """Plain numbers about one topology update."""
 
@@ -74,7 +78,7 @@ class Method(Attached):
         self._followers: list[weakref.ref[nn.Module]] = []
         self._update_hooks: OrderedDict[int, Callable[[UpdateRecord], None]] = OrderedDict()
         self._open = False  # inside a step that counts
-        self._ran: list[bool] = []  # of each weight: has it a gradient in this step?
+        self._ran: list[int] = []  # of each weight: has it a gradient in this step, and where from?
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         super().__init__(model, optimizer, skip_step, process_group)
@@ -154,8 +158,7 @@ class Method(Attached):
             not self._open and not passed and gradients.is_put_by_hand(w.parameter.grad)
             for w, passed in zip(self.weights, ran, strict=True)
         ]
-        ran = [passed or put for passed, put in zip(ran, by_hand, strict=True)]
-        if not any(ran) and (self._open or not (self.distributed and self._reached_elsewhere())):
+        if not any(ran + by_hand) and (self._open or not (self.distributed and self._reached_elsewhere())):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
         self._check_parameters()
@@ -168,7 +171,10 @@ class Method(Attached):
         for hook in hooks:
             if hook is not None:
                 hook.consume()
-        self._ran = [passed and id(p) not in late for passed, p in zip(ran, self._parameters, strict=True)]
+        self._ran = [
+            0 if id(p) in late else PASSED if passed else BY_HAND if put else 0
+            for passed, put, p in zip(ran, by_hand, self._parameters, strict=True)
+        ]
         self._open = not (found_inf is not None and bool(found_inf))
         if self._open and self.skip_step and self._update():
             self._hidden = [
@@ -235,15 +241,21 @@ class Method(Attached):
         return self.needs_gradient == "never" or not weight.is_zero(weight.stashed)
 
     def _reached(self, counts: Callable[[SparseWeight], bool] = lambda weight: True) -> list[SparseWeight]:
-        """The weights that a backward pass has reached in this step and that count, on any process."""
-        counted = [ran and counts(weight) for ran, weight in zip(self._ran, self.weights, strict=True)]
+        """The weights that a backward pass has reached in this step and that count, on any process.
+
+        DistributedDataParallel puts the gradient of other processes into ``.grad``, as a hand would.
+        """
+        counted = [
+            0 if ran == PASSED and not counts(weight) else ran
+            for ran, weight in zip(self._ran, self.weights, strict=True)
+        ]
         ran = torch.tensor(counted, dtype=torch.float32, device=self._parameters[0].device)
         if self.distributed:
             dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
         reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]
-        for weight, here in zip(self.weights, self._ran, strict=True):
+        for weight, here, flag in zip(self.weights, self._ran, ran, strict=True):
             hook = hook_of(weight.parameter)
-            if not here and hook is not None:  # reached on another process only
+            if (not here or here < flag) and hook is not None:  # reached on another process only
                 hook.stash = weight.nothing()
         return reached
 
