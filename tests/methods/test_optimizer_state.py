@@ -152,7 +152,7 @@ class MakesLater(SGD):
         return super().step(closure)
 
 
-SLOW: dict[int, Tensor] = {}
+SLOW: dict[Tensor, Tensor] = {}
 
 
 class KeepsElsewhere(SGD):
@@ -161,7 +161,7 @@ class KeepsElsewhere(SGD):
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         result = super().step(closure)
         for p in (p for group in self.param_groups for p in group["params"]):
-            slow = SLOW.setdefault(id(p), p.detach().clone())
+            slow = SLOW.setdefault(p, p.detach().clone())
             slow.lerp_(p.detach(), 0.5)
             p.data.copy_(slow)
         return result
