@@ -14,6 +14,7 @@ from regrow.layers import Layer, why_not_compressed
 from regrow.nn import compressed_form
 from regrow.sparsify import register
 from regrow.weights import MaskedWeight, stamp, views
+from regrow.weights.replaced import note_replaced
 from regrow.weights.views import adopt, refuse_driven, release
 
 
@@ -59,6 +60,7 @@ def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: O
     release(dense)
     parent, _, child = layer.name.rpartition(".")
     model.get_submodule(parent).register_module(child, module)
+    note_replaced(old, module.weight_values, record.name)
     adopt(module, layer.parameter_name, replace(record, storage="compressed", reason=""))
     register(module)
     if optimizer is None:

@@ -28,6 +28,7 @@ from regrow.trained import looks_trained
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.loading import after_load, before_load, save_topology
 from regrow.weights.record import RECORDS
+from regrow.weights.replaced import note_replaced
 from regrow.weights.views import (
     adopt,
     before_forward_of_reader,
@@ -159,6 +160,7 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
         module = compressed_form(module, plan.positions, drawn)
         module.weight_values.detach().mul_(scale)
         parent.register_module(layer.name.rpartition(".")[2], module)
+        note_replaced(layer.parameter, module.weight_values, layer.weight_name)
     else:
         weight.mul_(scale)
         mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
@@ -215,7 +217,9 @@ def densify(model: nn.Module) -> nn.Module:
                 del module.__dict__[f"{weight.parameter_name}_mask"]
             elif isinstance(weight, CompressedWeight) and isinstance(module, SparseModule):
                 parent, _, child = name.rpartition(".")
-                model.get_submodule(parent).register_module(child, dense_form(module, weight.to_dense()))
+                dense = dense_form(module, weight.to_dense())
+                model.get_submodule(parent).register_module(child, dense)
+                note_replaced(weight.parameter, dense.get_parameter(weight.parameter_name), weight.name)
             else:
                 raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
         _unregister(module)

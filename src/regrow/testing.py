@@ -20,7 +20,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from regrow.errors import RegrowError
 from regrow.methods import Method
-from regrow.methods.optimizers import companions
+from regrow.methods.state import companions
 from regrow.sparsify import densify, masks, sparsify
 from regrow.weights import SparseWeight, sparse_weights
 
@@ -165,7 +165,7 @@ def _tensors(run: Run, weight: SparseWeight) -> list[Tensor]:
     gradient, weight.parameter.grad = weight.parameter.grad, None
     state = companions(run.optimizer, weight)
     weight.parameter.grad = gradient
-    return [weight.parameter.detach(), *state]
+    return [weight.parameter.detach(), *state.values()]
 
 
 def _snapshot(run: Run) -> dict[int, list[Tensor]]:

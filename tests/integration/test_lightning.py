@@ -149,3 +149,36 @@ def test_a_checkpoint_is_loaded_weights_only(tmp_path: Path) -> None:
     other.load_state_dict(checkpoint["state_dict"])
     for name, mask in regrow.masks(task.network).items():
         assert torch.equal(mask, regrow.masks(other.network)[name])
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_second_fit_of_one_module(storage: str, tmp_path: Path) -> None:
+    """Its `configure_optimizers` makes a new method, while the old one and its optimizer are still there."""
+    task = Task(storage, "rigl", "sgd", "configure_optimizers", epochs=1)
+    for _ in range(2):
+        trainer(tmp_path, max_epochs=1, enable_checkpointing=False).fit(task, loader())
+        assert task.method.step == STEPS
+
+    model = network(storage)
+    for _ in range(2):
+        optimizer = OPTIMIZERS["sgd"](model)
+        method = METHODS["rigl"](model, optimizer, total_steps=STEPS, **UPDATES)
+        plain(model, optimizer, method, batches(EPOCH), accumulate=ACCUMULATE)
+    for one, two in zip(task.network.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_search_for_the_learning_rate_before_the_fit(tmp_path: Path) -> None:
+    task = Task("masked", "rigl", "sgd", "configure_optimizers")
+    task.lr = 0.1
+    before = regrow.masks(task.network)
+    run = trainer(tmp_path, max_epochs=2, enable_checkpointing=False)
+    found = lightning.pytorch.tuner.Tuner(run).lr_find(
+        task, loader(), num_training=STEPS, early_stop_threshold=None
+    )
+    assert found is not None
+    for name, mask in regrow.masks(task.network).items():
+        assert torch.equal(mask, before[name])  # Lightning brings the model back to where it was
+    assert task.method.step == 0
+    run.fit(task, loader())
+    assert task.method.step == task.total_steps

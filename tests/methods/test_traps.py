@@ -55,9 +55,9 @@ class TwiceSGD(SGD):
 
 
 class SecondCallLater(SGD):
-    """Calls its closure twice, from the third step on."""
+    """Calls its closure twice, from the fifth step on once it has been tried."""
 
-    steps = 0
+    steps = -1000
 
     def step(self, closure: Any = None) -> Any:  # type: ignore[override]
         type(self).steps += 1

@@ -8,11 +8,10 @@ All numbers that a method must remember are entries of ``optimizer.param_groups[
 from __future__ import annotations
 
 import inspect
-import logging
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,17 +20,21 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, warn
-from regrow.methods import checks, optimizers, processes
+from regrow.methods import gradients, optimizers
+from regrow.methods.attached import STEP, Attached
+from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
-from regrow.weights import GradientHook, NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
-from regrow.weights.views import ensure_hooks, unwrapped
+from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 
-STEP = f"{optimizers.PREFIX}step"
+PASSED, BY_HAND = (
+    2,
+    1,
+)  # where a gradient comes from: a backward pass has left it, or somebody has put it there
 UpdateRecord = dict[str, Any]
 """Plain numbers about one topology update."""
 
 
-class Method:
+class Method(Attached):
     """Base of all methods: counts steps, sees gradients, and calls `update` at update steps.
 
     Args:
@@ -47,11 +50,6 @@ class Method:
         RegrowRuntimeError: a model that is not sparse, an optimizer that does not hold its parameters, a second
             method on one model, processes that disagree about the topology.
     """
-
-    needs_gradient: ClassVar[str] = "never"
-    """When the dense gradient is needed: ``never``, at each ``update``, or ``always``."""
-    skips_step: ClassVar[bool] = False
-    """Whether the weights rest at an update step, as in RigL's Algorithm 1."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Show all arguments of a constructor that hands ``**options`` on, for help, recipes and checks."""
@@ -74,107 +72,17 @@ class Method:
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
-        self.model = unwrapped(model)
-        """The model itself, without the wrappers of torch."""
-        self._optimizer = weakref.ref(optimizers.unwrap(optimizer))  # which has this method
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
-        self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
         self.seed = require_count("seed", seed, least=0)
-        self.process_group = process_group
-        self.weights = self._drivable(model)
-        self._check(model)
-        self._stateful = optimizers.probe(self.optimizer, self.weights)
-        self._parameters = [w.parameter for w in self.weights]
-        self._shapes = [p.shape for p in self._parameters]
         self._followers: list[weakref.ref[nn.Module]] = []
         self._update_hooks: OrderedDict[int, Callable[[UpdateRecord], None]] = OrderedDict()
         self._open = False  # inside a step that counts
-        self._ran: list[bool] = []  # of each weight: has it a gradient in this step?
+        self._ran: list[int] = []  # of each weight: has it a gradient in this step, and where from?
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
-        self._attach()
-        self._group.setdefault(STEP, 0)
-        if self.step:
-            logging.getLogger("regrow").info("continuing at step %d", self.step)
-
-    def _drivable(self, model: nn.Module) -> list[SparseWeight]:
-        """The sparse weights that are trained now, or that the optimizer holds for later."""
-        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
-        weights = sparse_weights(model)
-        if not any(weight.parameter.requires_grad for weight in weights):
-            return []
-        return [w for w in weights if w.parameter.requires_grad or id(w.parameter) in held]
-
-    def _check(self, model: nn.Module) -> None:
-        checks.check_weights(model, self.weights, self.needs_gradient, type(self).__name__)
-        optimizers.check_holds(self.optimizer, self.weights)
-        self._check_state()
-        if self.distributed:
-            plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
-            settings = {"method": type(self).__name__, "step": self.step, **plain}
-            processes.check_agreement(settings, self.weights, self.process_group)
-
-    def _check_state(self) -> None:
-        for weight in self.weights:
-            optimizers.companions(self.optimizer, weight)
-
-    def _loaded(self, *_: Any) -> None:
-        """State of another step has been loaded: what was seen of the present one is void."""
-        self._check_state()
-        for weight in self.weights:  # not `_hooks`: the model may be loaded only after this
-            if hook := hook_of(weight.parameter):
-                hook.reset()
-
-    def _attach(self) -> None:
-        checks.claim(self.optimizer, self)
-        self._hooks()
-        # a compiled optimizer.step would otherwise trace the hooks and recompile at every count
-        before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
-        self._handles: list[Any] = [
-            self.optimizer.register_step_pre_hook(before),
-            self.optimizer.register_step_post_hook(after),
-            self.optimizer.register_load_state_dict_post_hook(self._loaded),
-        ]
-
-    def _hooks(self) -> list[GradientHook]:
-        """The hooks of the weights that are trained, each told who drives it; anew where a copy or a move lost them."""
-        hooks = []
-        for weight in self.weights:
-            ensure_hooks(weight.module)
-            hook = hook_of(weight.parameter)
-            if hook is not None:
-                hook.driver = weakref.ref(self)
-                hooks.append(hook)
-        return hooks
+        super().__init__(model, optimizer, skip_step, process_group)
 
     # --- where it stands
-
-    @property
-    def _group(self) -> dict[str, Any]:
-        """The optimizer's first group, where counts are kept; as last seen where the optimizer is gone."""
-        optimizer = self._optimizer()
-        if optimizer is not None:
-            self._last_group: dict[str, Any] = optimizer.param_groups[0]
-        return self._last_group
-
-    @property
-    def optimizer(self) -> Optimizer:
-        """The optimizer that the method is attached to, without wrappers; it keeps the method, not the other way round.
-
-        Raises:
-            RegrowRuntimeError: it is gone.
-        """
-        optimizer = self._optimizer()
-        if optimizer is None:
-            raise RegrowRuntimeError(
-                f"the optimizer of {type(self).__name__} is gone.\nKeep it as long as the method is used."
-            )
-        return optimizer
-
-    @property
-    def step(self) -> int:
-        """Optimizer steps counted so far."""
-        return int(self._group.get(STEP, 0))
 
     @property
     def next_update(self) -> int | None:
@@ -187,9 +95,14 @@ class Method:
         return None
 
     def __repr__(self) -> str:
+        name = type(self).__name__
+        if self._ended is not None:
+            return f"{name}(detached at step {self._ended})"
+        if self._replacement() is not None:
+            return f"{name}(replaced by another method at step {self.step})"
         level = sum(w.nnz for w in self.weights) / sum(w.numel for w in self.weights)
         return (
-            f"{type(self).__name__}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
+            f"{name}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
             f"last update {self.last_update}, sparsity {1 - level:.4f})"
         )
 
@@ -231,20 +144,36 @@ class Method:
 
     def _begin(self) -> None:
         """The gradients are there, the weights have not moved yet."""
+        late: set[int] = set()
+        if not self._open:
+            late = self._adopt_late()
+            self._settle_loads()
         hooks = [hook_of(weight.parameter) for weight in self.weights]
         ran = [
             hook is not None and hook.has_gradient(w.parameter)
             for hook, w in zip(hooks, self.weights, strict=True)
         ]
-        if not any(ran) and (self._open or not (self.distributed and self._reached_elsewhere())):
+        by_hand = [
+            not self._open and not passed and gradients.is_put_by_hand(w.parameter.grad)
+            for w, passed in zip(self.weights, ran, strict=True)
+        ]
+        if not any(ran + by_hand) and (self._open or not (self.distributed and self._reached_elsewhere())):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
         self._check_parameters()
+        for weight, hook, put in zip(self.weights, hooks, by_hand, strict=True):
+            if put and hook is not None and self.wants_dense_gradient():
+                gradients.note_put_by_hand(weight, hook)
+            gradients.clean(weight, hook)
+        gradients.note_counted(self.weights)
         found_inf = getattr(self.optimizer, "found_inf", None)  # GradScaler tells a fused optimizer so
         for hook in hooks:
             if hook is not None:
                 hook.consume()
-        self._ran = ran
+        self._ran = [
+            0 if id(p) in late else PASSED if passed else BY_HAND if put else 0
+            for passed, put, p in zip(ran, by_hand, self._parameters, strict=True)
+        ]
         self._open = not (found_inf is not None and bool(found_inf))
         if self._open and self.skip_step and self._update():
             self._hidden = [
@@ -259,19 +188,6 @@ class Method:
     def _reached_elsewhere(self) -> bool:
         """Whether another process has reached a sparse weight: its gradient, averaged, is here too."""
         return any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
-
-    def _check_parameters(self) -> None:
-        for weight, parameter in zip(self.weights, self._parameters, strict=True):
-            weight.settle()
-            if weight.parameter is not parameter:
-                raise RegrowRuntimeError(
-                    f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
-                    "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
-                )
-        shapes = [parameter.shape for parameter in self._parameters]
-        if shapes != self._shapes:
-            self._check_state()
-            self._shapes = shapes
 
     def _restore(self) -> None:
         """Put the gradients back that an update step hid from the optimizer: loops log them afterwards."""
@@ -293,6 +209,7 @@ class Method:
         self._open = False
         for hook in self._hooks():
             hook.reset()
+        gradients.note_counted(self.weights)
         step = self.step
         self._group[STEP] = step + 1
         record, self._due = self._due, None
@@ -307,31 +224,41 @@ class Method:
         step = self.step
         if not self.is_update(step):
             return False
+        weights = self._reached(self._goes_by)
+        if not weights:
+            warn(f"the dense gradient at step {step} is zero: the topology stays")
+            return False
         try:
-            self._due = self.update(step, self._reached())
+            self._due = self.update(step, weights)
         except NonFiniteGradientError:
             warn(f"the dense gradient at step {step} is not finite: the topology stays")
             return False
         return True
 
-    def _reached(self) -> list[SparseWeight]:
-        """The weights that a backward pass has reached in this step, on any process."""
-        ran = torch.tensor(self._ran, dtype=torch.float32, device=self._parameters[0].device)
+    def _goes_by(self, weight: SparseWeight) -> bool:
+        """Whether the dense gradient of a weight says anything: one that is zero moves nothing."""
+        return self.needs_gradient == "never" or not weight.is_zero(weight.stashed)
+
+    def _reached(self, counts: Callable[[SparseWeight], bool] = lambda weight: True) -> list[SparseWeight]:
+        """The weights that a backward pass has reached in this step and that count, on any process.
+
+        DistributedDataParallel puts the gradient of other processes into ``.grad``, as a hand would.
+        """
+        counted = [
+            0 if ran == PASSED and not counts(weight) else ran
+            for ran, weight in zip(self._ran, self.weights, strict=True)
+        ]
+        ran = torch.tensor(counted, dtype=torch.float32, device=self._parameters[0].device)
         if self.distributed:
             dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
         reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]
-        for weight, own in zip(self.weights, self._ran, strict=True):
+        for weight, here, flag in zip(self.weights, self._ran, ran, strict=True):
             hook = hook_of(weight.parameter)
-            if not own and hook is not None:  # reached on another process only
+            if (not here or here < flag) and hook is not None:  # reached on another process only
                 hook.stash = weight.nothing()
         return reached
 
     # --- what methods use
-
-    @property
-    def distributed(self) -> bool:
-        """Whether several processes train the model together."""
-        return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
 
     def average(self, tensor: Tensor) -> Tensor:
         """`tensor` averaged over the processes, in place; every process gets the same bits."""
@@ -362,7 +289,12 @@ class Method:
                     "Load the copy too, or make it anew and call follow."
                 )
             copy.update(drop.to(copy.parameter.device), grow.to(copy.parameter.device))
-        return weight.update(drop, grow, optimizers.companions(self.optimizer, weight))
+        return weight.update(drop, grow, list(companions(self.optimizer, weight).values()))
+
+    def copies_of(self, weight: SparseWeight) -> list[Tensor]:
+        """State of the optimizer that is a copy of a weight's values: slow weights, schedule-free's z."""
+        state = own(self.optimizer.state.get(weight.parameter, {}))
+        return [tensor for key, tensor, _ in state if key in self._found.copies or key == SLOW]
 
     def _copies(self, weight: SparseWeight) -> list[SparseWeight]:
         """The weights that make the moves of `weight`: those that follow by themselves, and those of `follow`."""
@@ -382,7 +314,7 @@ class Method:
         """Keep a tensor of the method's own with the optimizer's state of a weight; `key` starts with ``regrow_``."""
         state = self.optimizer.state
         # Adam takes a state that is not empty for one that is complete: its own comes first
-        if not self._stateful or state.get(weight.parameter):
+        if not self._found.stateful or state.get(weight.parameter):
             state[weight.parameter][key] = tensor
 
     def follow(self, copy: nn.Module) -> None:
@@ -408,16 +340,3 @@ class Method:
         handle = RemovableHandle(self._update_hooks)
         self._update_hooks[handle.id] = hook
         return handle
-
-    def detach(self) -> None:
-        """End the method: the topology rests from now on, and another method may be attached."""
-        for handle in self._handles:
-            handle.remove()
-        for weight in self.weights:
-            if hook := hook_of(weight.parameter):
-                hook.driver = None
-                hook.reset()
-        self.optimizer.__dict__.pop(checks.DRIVER, None)
-        for entries in (*self.optimizer.param_groups, *self.optimizer.state.values()):
-            for key in [key for key in entries if isinstance(key, str) and key.startswith(optimizers.PREFIX)]:
-                del entries[key]

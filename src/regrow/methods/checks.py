@@ -7,7 +7,7 @@ import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import schedules
@@ -16,15 +16,56 @@ from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 
 if TYPE_CHECKING:
-    from regrow.methods.base import Method
+    from regrow.methods.attached import Attached
     from regrow.methods.periodic import Periodic
 
 DRIVER = "_regrow_driver"
 """Attribute of an optimizer that refers, weakly, to the method that hooks it."""
 
 
-def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient: str, name: str) -> None:
-    """Refuse a model that cannot be driven by a method called `name`.
+def check_whole(model: nn.Module) -> None:
+    """Refuse a model whose sparse weights are not whole in this process.
+
+    Raises:
+        RegrowRuntimeError: naming the first of them.
+    """
+    sharded = any(c.__name__ == "FullyShardedDataParallel" for m in model.modules() for c in type(m).__mro__)
+    for weight in sparse_weights(model):
+        own = {**weight.module._parameters, **weight.module._buffers}
+        values = own.get(f"{weight.parameter_name}{'_values' if weight.storage == 'compressed' else ''}")
+        whole = values is not None and (weight.storage == "compressed" or tuple(values.shape) == weight.shape)
+        if sharded or not whole or type(values) not in (nn.Parameter, Tensor):
+            raise RegrowRuntimeError(
+                f"`{weight.name}` is not whole in this process (FSDP, DTensor): each process must hold all connections "
+                "of a sparse weight.\nUse DistributedDataParallel, or keep sparse layers out of the sharding."
+            )
+
+
+def check_names(weights: list[SparseWeight]) -> None:
+    """Refuse weights of one name, by which random choices go, and weights that share a parameter.
+
+    Raises:
+        RegrowValueError: naming them.
+    """
+    twice = sorted(name for name, count in Counter(weight.name for weight in weights).items() if count > 1)
+    if twice:
+        raise RegrowValueError(
+            f"`model` has several sparse weights called {twice}, since its parts were made sparse one by one.\n"
+            "Call regrow.sparsify on the whole model, with `include` for its parts."
+        )
+    shared = Counter(id(weight.parameter) for weight in weights)
+    tied = sorted(weight.name for weight in weights if shared[id(weight.parameter)] > 1)
+    if tied:
+        raise RegrowValueError(
+            f"`model` has one parameter under {tied}, with a topology of its own for each: they were tied after "
+            "sparsify.\nTie them before, so that they have one topology."
+        )
+
+
+def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attached) -> None:
+    """Refuse a model whose `weights` cannot be driven by `method`.
+
+    A method that drives no others, with an optimizer of its own, is replaced: its optimizer makes no more steps.
 
     Raises:
         RegrowRuntimeError: not sparse, frozen as a whole, overwritten, or driven already.
@@ -39,23 +80,24 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], needs_gradient:
         raise RegrowRuntimeError(
             "`model` has no sparse weight that is trained.\nDid you forget to call regrow.sparsify(model, ...)?"
         )
-    twice = sorted(name for name, count in Counter(weight.name for weight in weights).items() if count > 1)
-    if twice:
-        raise RegrowValueError(
-            f"`model` has several sparse weights called {twice}, since its parts were made sparse one by one.\n"
-            "Call regrow.sparsify on the whole model, with `include` for its parts."
-        )
+    check_names(weights)
+    ids = {id(weight.parameter) for weight in weights}
     for weight in weights:
         weight.settle(thorough=True)
         driver = living_driver(weight)
-        if driver is not None:
+        replaced = (
+            driver is not None
+            and driver._optimizer() is not method.optimizer
+            and {id(other.parameter) for other in driver.weights} <= ids
+        )
+        if driver is not None and not replaced:
             raise RegrowRuntimeError(
                 f"`{weight.name}` is driven by a method already: {driver!r}\nCall its detach() first."
             )
-        if needs_gradient == "always" and weight.storage == "compressed":
+        if method.needs_gradient == "always" and weight.storage == "compressed":
             raise RegrowValueError(
-                f"{name} needs the dense gradient at every step, and `{weight.name}` is stored compressed so that it "
-                "never exists.\nUse regrow.sparsify(..., storage='masked')."
+                f"{type(method).__name__} needs the dense gradient at every step, and `{weight.name}` is stored "
+                "compressed so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
             )
 
 
@@ -79,7 +121,7 @@ def living_driver(weight: SparseWeight) -> Any:
     return driver_of(weight.parameter)
 
 
-def claim(optimizer: Optimizer, method: Method) -> None:
+def claim(optimizer: Optimizer, method: Attached) -> None:
     """Note that `method` hooks `optimizer`.
 
     Raises:

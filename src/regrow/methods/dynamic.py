@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from regrow import criteria, schedules
 from regrow.errors import RegrowRuntimeError, require_count, require_fraction
 from regrow.methods.base import UpdateRecord
-from regrow.methods.optimizers import PREFIX
 from regrow.methods.periodic import Move, Periodic
+from regrow.methods.state import PREFIX
 from regrow.ops.select import top
 from regrow.topology import whole_share
 from regrow.weights import SparseWeight, hook_of
@@ -45,7 +45,7 @@ class Dynamic(Periodic):
             t / T_end.
         grow_init: what a new connection starts at: ``"zeros"``, ``"normal"`` (with the deviation of the layer's
             weights) or ``"uniform"`` (up to their mean magnitude), the latter two divided by `grow_scale`; its
-            optimizer state is zero all the same.
+            optimizer state is zero all the same, but for copies of the values (schedule-free's z).
         grow_scale: divides the initial values of new connections.
         skip_step: whether the weights rest at an update step; None is the method's own default.
         seed: of random choices.
@@ -224,5 +224,7 @@ class Dynamic(Periodic):
         )
         new = super().move(weight, drop, grow)
         fresh = ~torch.isin(grow, before)
-        weight.fill(grow[fresh], drawn[fresh] / self.grow_scale)
+        values = drawn[fresh] / self.grow_scale
+        for tensor in (None, *self.copies_of(weight)):
+            weight.fill(grow[fresh], values, tensor)
         return new

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from regrow import schedules, topology
 from regrow.errors import RegrowValueError, require_count, require_fraction
-from regrow.methods.optimizers import PREFIX
+from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight
 
 INITIAL = f"{PREFIX}initial_"

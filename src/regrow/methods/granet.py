@@ -104,8 +104,15 @@ class GraNet(RigL):
         self.descent = Descent.of_run(
             self.total_steps or 0, self.update_every, *self._between, end=self.stop_step, prefix="prune_"
         )
+        self._aim()
+
+    def _aim(self) -> None:
         self.final = Final(self.weights, self.final_sparsity)
         self.final.check(self._groups(self.weights))
+
+    def _check_late(self) -> None:
+        self._aim()
+        self.final.remember_start(self.optimizer)
 
     def _groups(self, weights: list[SparseWeight]) -> list[list[SparseWeight]]:
         """The weights that are pruned together."""

@@ -11,7 +11,7 @@ from regrow import schedules
 from regrow.errors import require_count
 from regrow.methods import checks
 from regrow.methods.base import Method, UpdateRecord
-from regrow.methods.optimizers import PREFIX
+from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight
 
 EXPLORED = f"{PREFIX}explored"

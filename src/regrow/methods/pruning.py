@@ -77,8 +77,15 @@ class Pruning(Periodic):
 
     def _check(self, model: nn.Module) -> None:
         super()._check(model)
+        self._aim()
+
+    def _aim(self) -> None:
         self.final = Final(self.weights, self.final_sparsity)
         self.final.check([[weight] for weight in self.weights])
+
+    def _check_late(self) -> None:
+        self._aim()
+        self.final.remember_start(self.optimizer)
 
     def fraction(self, step: int) -> float:
         """The share of the way from the initial to the final sparsity that this update completes."""

@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from regrow import criteria
 from regrow.errors import require_fraction
 from regrow.methods.dynamic import Dynamic
-from regrow.methods.optimizers import PREFIX
 from regrow.methods.registry import register
+from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight
 
 AVERAGE = f"{PREFIX}average"
@@ -67,6 +67,10 @@ class SNFS(Dynamic):
         if gradient.isfinite().all():
             average = gradient if before is None else before.to(gradient).lerp_(gradient, 1 - self.momentum)
             self.remember(weight, AVERAGE, average.clone() if before is None else average)
+
+    def _goes_by(self, weight: SparseWeight) -> bool:
+        average = self.remembered(weight, AVERAGE)
+        return super()._goes_by(weight) if average is None else bool(average.any())
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         return weight.best(count, survivors, criteria.gradient_magnitude, gradient=self._average(weight))

@@ -177,6 +177,14 @@ class SparseWeight(ABC):
         """`gradient`, of the parameter's shape, with zeros at whatever is not an active connection."""
 
     @abstractmethod
+    def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
+        """`restrict` in place, for what others have written there; where not known to be `edited`, after a look."""
+
+    @abstractmethod
+    def is_zero(self, noted: Any) -> bool:
+        """Whether a dense gradient as `note` gives it is zero everywhere."""
+
+    @abstractmethod
     def note(self, gradient: Tensor) -> Any:
         """The dense gradient of the backward pass that runs now, in the storage's own form.
 
@@ -205,7 +213,9 @@ class SparseWeight(ABC):
         hook = hook_of(self.parameter)
         if hook is None or hook.stash is None:
             raise RegrowRuntimeError(
-                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step"
+                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step.\nA gradient that is "
+                "put into .grad by hand says nothing of where connections could come: use a method that grows at "
+                "random, such as SET."
             )
         return hook.stash
 
@@ -271,8 +281,11 @@ class SparseWeight(ABC):
         return sketch.count(explored, self.numel) / self.numel
 
     @abstractmethod
-    def fill(self, positions: Tensor, values: Tensor) -> None:
-        """Give the active connections at `positions` [n] these values [n]."""
+    def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
+        """Give the active connections at `positions` [n] these values [n], in `tensor` of the parameter's shape.
+
+        Without one, in the parameter itself.
+        """
 
     @abstractmethod
     def assign(self, positions: Tensor, values: Tensor) -> None:

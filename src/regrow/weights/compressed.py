@@ -89,6 +89,26 @@ class CompressedWeight(SparseWeight):
     def restrict(self, gradient: Tensor) -> Tensor:
         return gradient  # the backward operator leaves what is no connection at zero
 
+    def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
+        gradient.detach()[self.nnz :] = 0
+
+    def is_zero(self, noted: list[Operands]) -> bool:
+        noted = [each for each in noted if each.gradient.any() and each.input.any()]
+        if not noted:
+            return True
+        rows, columns = as_matrix(self.shape)
+        height = min(rows, max(16, TILE // columns))
+        exact = torch.promote_types(self.parameter.dtype, torch.float32)
+        memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
+        some = noted[0].gradient.transpose(0, 1).flatten(1).any(1).nonzero().view(-1)[:16]
+        few = [each.in_rows(some) for each in noted]  # nearly always enough
+        if self._dense_gradient(few, 0, len(some), None, memory).any():
+            return False
+        return not any(
+            self._dense_gradient(noted, start, min(start + height, rows), None, memory).any()
+            for start in range(0, rows, height)
+        )
+
     def prepare(self) -> None:
         if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
             raise unseen(self.name)
@@ -227,8 +247,9 @@ class CompressedWeight(SparseWeight):
             return super().explored(before, positions)
         return index.explored(self._part("crow"), self._part("col"), as_matrix(self.shape)[1], before)
 
-    def fill(self, positions: Tensor, values: Tensor) -> None:
-        self.parameter.detach()[torch.searchsorted(self.positions(), positions), 0] = values
+    def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
+        into = self.parameter.detach() if tensor is None else tensor
+        into[torch.searchsorted(self.positions(), positions), 0] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         if len(positions) != self.capacity:

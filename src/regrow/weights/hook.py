@@ -57,6 +57,8 @@ class GradientHook:
         """The dense gradient of the step so far, in the storage's own form."""
         self.pending: list[tuple[int, Any]] = []
         """What a running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
+        self.overwritten: tuple[Tensor, bool] | None = None
+        """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
 
     @property
     def driving(self) -> Driver | None:
@@ -88,6 +90,11 @@ class GradientHook:
     def consume(self) -> None:
         """The step that the gradient was for has begun; the stash stays until it ends."""
         self.ran = self._passed = False
+
+    def before_load(self, weight: SparseWeight) -> None:
+        """Keep the connections of a weight that is loaded now, for whoever holds state of theirs."""
+        if self.driving is not None and self.overwritten is None:
+            self.overwritten = weight.positions(), self.ran
 
     def __call__(self, gradient: Tensor) -> Tensor | None:
         module = self._module()
@@ -128,11 +135,15 @@ class GradientHook:
             self.noted = None
         self._left = (parameter.grad.data_ptr(), parameter.grad._version)
 
+    def was_edited(self, gradient: Tensor) -> bool:
+        """Whether `gradient`, which is in ``.grad`` now, is another than the last backward pass has left there."""
+        return (gradient.data_ptr(), gradient._version) != self._left
+
     def _is_under_way(self, accumulated: Tensor | None) -> bool:
         """Whether ``.grad`` holds earlier micro-batches of this step: untouched, or not set to zero."""
         if accumulated is None:
             return False
-        return (accumulated.data_ptr(), accumulated._version) == self._left or bool(accumulated.any())
+        return not self.was_edited(accumulated) or bool(accumulated.any())
 
 
 def hook_of(parameter: Tensor) -> GradientHook | None:

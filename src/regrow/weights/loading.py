@@ -21,6 +21,7 @@ from regrow.ops import index
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
+from regrow.weights.hook import hook_of
 from regrow.weights.masked import MaskedWeight
 from regrow.weights.views import ensure_hooks, views
 
@@ -44,6 +45,8 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
         _leave_out_own(state, base, weight)
         found = read(state, base, weight.shape, weight.positions)
         if found is not None:
+            if hook := hook_of(weight.parameter):
+                hook.before_load(weight)
             converted.append((weight, base, *found, _capacity(len(found[0]), state.get(f"{base}_col"))))
     if not converted:
         _refuse_prefixes(state, [base for base, _ in all_names(module, prefix)])

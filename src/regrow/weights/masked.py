@@ -84,6 +84,15 @@ class MaskedWeight(SparseWeight):
             withheld = gradient.detach().masked_fill(self._mask, 0)
             hook.pending.append((torch._C._current_graph_task_id(), withheld))
 
+    def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
+        every = gradient.numel() // 512 | 1  # writing through ``.data`` leaves no trace but the values
+        some, active = (t.detach().reshape(-1)[::every] for t in (gradient, self._mask))
+        if edited or some[~active].any():
+            gradient.detach().masked_fill_(~self._mask, 0)
+
+    def is_zero(self, noted: Tensor) -> bool:
+        return not noted.any()
+
     def note(self, gradient: Tensor) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         exact = exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
@@ -175,8 +184,8 @@ class MaskedWeight(SparseWeight):
         self.remember()
         return True
 
-    def fill(self, positions: Tensor, values: Tensor) -> None:
-        self.parameter.detach()[self._places(positions)] = values
+    def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
+        (self.parameter.detach() if tensor is None else tensor)[self._places(positions)] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
         self._mask.zero_()[self._places(positions)] = True

@@ -1,0 +1,48 @@
+"""The gradients that a step finds: left by backward passes, edited since, or put there by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from regrow.weights import GradientHook, MaskedWeight, SparseWeight
+
+COUNTED = "_regrow_counted"
+"""Attribute of a gradient that a step has counted: its version then."""
+
+
+def note_counted(weights: Iterable[SparseWeight]) -> None:
+    """The gradients that are there now belong to a step that is over, or to none."""
+    for weight in weights:
+        gradient = weight.parameter.grad
+        if gradient is not None:
+            setattr(gradient, COUNTED, gradient._version)
+
+
+def is_put_by_hand(gradient: Tensor | None) -> bool:
+    """Whether a gradient that no backward pass has left is there all the same, and is not zero.
+
+    Of zeros there is no saying (torch.distributed.checkpoint makes a step with such, to have state to load into).
+    """
+    return (
+        gradient is not None
+        and getattr(gradient, COUNTED, None) != gradient._version
+        and bool(gradient.detach().any())
+    )
+
+
+def note_put_by_hand(weight: SparseWeight, hook: GradientHook) -> None:
+    """Take the dense gradient out of one that was put there by hand, where it has one beyond the connections."""
+    gradient = weight.parameter.grad
+    if isinstance(weight, MaskedWeight) and gradient is not None:
+        noted = weight.note(gradient)
+        if not weight.is_zero(noted - weight.restrict(noted)):
+            hook.stash = noted
+
+
+def clean(weight: SparseWeight, hook: GradientHook | None) -> None:
+    """Cut from a gradient what noise, centralisation or surgery have put where there is no connection."""
+    gradient = weight.parameter.grad
+    if gradient is not None:
+        weight.clean(gradient, edited=hook is None or hook.was_edited(gradient))
