@@ -22,6 +22,7 @@ from regrow.layers import (
 )
 from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.ops import native
 from regrow.storage import STORAGES, storages
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.base import RECORDS
@@ -113,6 +114,8 @@ def sparsify(
         )
     for layer in chosen:
         _refuse_pruned(layer)
+    if native.reference(layer.parameter for layer in chosen):
+        native.warn_once()
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
     plans = [
