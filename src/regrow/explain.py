@@ -19,10 +19,9 @@ from regrow.example import Example, run_once
 from regrow.fuse import unfuse
 from regrow.nn import SparseLinear, SparseModule
 from regrow.nn.tiles import on_convert
-from regrow.ops import native
 from regrow.ops.linear import is_laid_out
 from regrow.sparsify import densify
-from regrow.summary import aligned
+from regrow.summary import aligned, summary
 from regrow.timing import Load, Watch, interleaved
 from regrow.weights.views import module_records, unwrapped, views
 
@@ -176,7 +175,7 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
         row for module, name in owners.items() for row in _timed(name, module, inputs.get(module), seconds)
     ]
     untimed = tuple(name for module, name in owners.items() if module not in inputs)
-    reference = native.reference(weight.parameter for module in owners for weight in views(module))
+    reference = summary(model).reference
     return Explanation(tuple(layers), tuple(watch.found), untimed, others.load(), reference)
 
 

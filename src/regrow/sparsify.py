@@ -114,7 +114,7 @@ def sparsify(
         )
     for layer in chosen:
         _refuse_pruned(layer)
-    if native.reference(layer.parameter for layer in chosen):
+    if storage != "masked" and native.reference(layer.parameter for layer in chosen):
         native.warn_once()
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
