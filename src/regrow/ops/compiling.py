@@ -128,11 +128,9 @@ def compile_to(library: Path, progress: Callable[[int, int], None], objects: Pat
         )
         headers = b"".join(file.read_bytes() for file in sorted(SOURCES.glob("*.h")))
         known = _digest(headers, *command, *used, *include)
-        # the kernels first: they take longest
-        files = [
-            *sorted(SOURCES.glob("*.cpp"), key=lambda file: (not file.name.startswith("isa_"), file)),
-            mark,
-        ]
+        # first a short one, which shows whether compiler and torch will do, then the kernels: they take longest
+        order = {"dispatch": 0, "isa_baseline": 1, "isa_avx2": 1, "isa_avx512": 1}
+        files = [*sorted(SOURCES.glob("*.cpp"), key=lambda file: (order.get(file.stem, 2), file)), mark]
         made = {file: folder / f"{file.stem}-{_digest(file.read_bytes(), known)}.o" for file in files}
         wanted = {
             made[file]: [*command, *used, *include, "-c", str(file)]
