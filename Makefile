@@ -8,7 +8,7 @@
 SHELL := /bin/bash
 export PYTHON TORCH
 
-.PHONY: help demo test sanitize check lint format wheel-test lines clean
+.PHONY: help demo test sanitize check lint format wheel wheel-test lines clean
 
 help:
 	@echo 'make demo        train a sparse network on Fashion-MNIST dense, with RigL and with Static (5 minutes)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make check       the one-minute smoke test of pre-commit'
 	@echo 'make lint        ruff and mypy'
 	@echo 'make format      let ruff put the code into shape'
+	@echo 'make wheel       build the wheel of this processor into dist/, for every supported torch'
 	@echo 'make wheel-test  build the wheel and train with it in a clean environment'
 	@echo 'make lines       lines of code per folder'
 	@echo 'make clean       remove what was built (.venv and runs/ stay)'
@@ -42,6 +43,9 @@ lint:
 
 format:
 	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check --fix . && $$python -m ruff format .
+
+wheel:
+	@python=$$(scripts/setup.sh train,test) && scripts/wheel.sh $$python dist
 
 wheel-test:
 	@scripts/data.sh

@@ -6,7 +6,7 @@ code() { cat "$@" 2>/dev/null | grep -cvE '^[[:space:]]*(#|$)' || true; }
 
 shopt -s nullglob
 printf '%8s %6s  %s\n' lines files folder
-find src* tests* examples* scripts* benchmarks* csrc* -type f \( -name '*.py' -o -name '*.sh' -o -name '*.cpp' -o -name '*.h' \) \
+find src* tests* examples* scripts* benchmarks* -type f \( -name '*.py' -o -name '*.sh' -o -name '*.cpp' -o -name '*.h' \) \
     -printf '%h\n' | sort -u | while read -r folder; do
     mapfile -t files < <(find "$folder" -maxdepth 1 -type f \( -name '*.py' -o -name '*.sh' -o -name '*.cpp' -o -name '*.h' \))
     printf '%8d %6d  %s\n' "$(code "${files[@]}")" "${#files[@]}" "$folder"

@@ -66,8 +66,11 @@ torch_version() {
 
 # Done before, for this folder and these requirements? Then there is nothing to do.
 prefix=$("$python" -c 'import sys; print(sys.prefix)')
-stamp() { { echo "$PWD" "$1"; cat pyproject.toml setup.py csrc/*; } | sha256sum; }
-done_before() { [ "$(cat "$prefix/.regrow-$1" 2>/dev/null)" = "$(stamp "$1")" ]; }
+stamp() { { echo "$PWD" "$1"; cat pyproject.toml setup.py src/regrow/ops/compiling.py src/regrow/csrc/*; } | sha256sum; }
+done_before() {
+    [ "$(cat "$prefix/.regrow-$1" 2>/dev/null)" = "$(stamp "$1")" ] &&
+        { [ -f src/regrow/_kernels.abi3.so ] || ! command -v "${CXX:-c++}" >/dev/null; }
+}
 if torch_version >/dev/null && { done_before "$extras" || done_before train,test; }; then
     echo "$python" >&3
     exit 0
@@ -84,15 +87,15 @@ version=$(torch_version)
     fail "needs torch 2.10 or newer; the environment of $python has $version, which is left as it is." \
         "Upgrade it there, or leave that environment so that .venv is made."
 
-# The kernels are built against the torch that is there, so outside of pip's build isolation.
 command -v "${CXX:-c++}" >/dev/null || debian_install g++ ||
     say "no C++ compiler: regrow works without its kernels, several times slower (apt-get install g++)"
-"${pip[@]}" "setuptools>=77" ninja
+"${pip[@]}" "setuptools>=77"
+"$python" setup.py -q build_ext --inplace # not by pip, which would not show how far it is
 
 say "installing regrow[$extras] beside torch $version"
 constraint=$(mktemp)
 trap 'rm -f "$constraint"' EXIT
 echo "torch==$version" >"$constraint"
-"${pip[@]}" --constraint "$constraint" --no-build-isolation --editable ".[$extras]"
+REGROW_BUILD=0 "${pip[@]}" --constraint "$constraint" --no-build-isolation --editable ".[$extras]"
 stamp "$extras" >"$prefix/.regrow-$extras"
 echo "$python" >&3

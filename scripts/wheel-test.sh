@@ -13,17 +13,8 @@ trap 'rm -rf "$work"' EXIT
 unset PYTHONPATH VIRTUAL_ENV
 export REGROW_REPOSITORY=$PWD XDG_CACHE_HOME=${XDG_CACHE_HOME:-$(dirname "$(cache_folder)")}
 
-say "building the wheel"
-mkdir "$work/tree" # a copy: the build writes into its folder, and would take up what an earlier one left there
-cp -r pyproject.toml setup.py MANIFEST.in README.md LICENSE csrc src "$work/tree/"
-rm -rf "$work"/tree/src/*.egg-info "$work"/tree/src/regrow/_kernels*
-"$python" -m build --wheel --no-isolation --outdir "$work/dist" "$work/tree" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+scripts/wheel.sh "$python" "$work/dist"
 wheel=$(echo "$work"/dist/regrow-*.whl)
-"$python" -m zipfile -l "$wheel" >"$work/files"
-for file in regrow/py.typed regrow/recipes/ licenses/LICENSE; do
-    grep -q "$file" "$work/files" || fail "the wheel lacks $file"
-done
-! command -v "${CXX:-c++}" >/dev/null || grep -q 'regrow/_kernels.abi3.so' "$work/files" || fail "the wheel lacks the kernels"
 
 say "a new environment with torch and the wheel alone"
 "$python" -m venv --without-pip "$work/env"
@@ -36,6 +27,7 @@ mkdir "$work/elsewhere"
 cp scripts/wheel_training.py "$work/elsewhere/"
 cd "$work/elsewhere"
 "$work/env/bin/python" wheel_training.py
+"$work/env/bin/python" -m regrow doctor
 
 say "the same environment with the wheel's [train]"
 "${pip[@]}" install "$wheel[train]"

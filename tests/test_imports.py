@@ -19,7 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
-    {"timing", "uses", "trained"},
+    {"timing", "uses", "trained", "places"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},
@@ -30,9 +30,9 @@ ROOMS: list[set[str]] = [
     {"methods"},
     {"tickets", "testing", "costs", "landscape", "compact", "explain", "fold"},
     {"regrow"},  # src/regrow/__init__.py: the public names of the library half
-    {"data", "models"},
-    {"recipes"},
-    {"training", "report", "flops"},
+    {"data", "models", "machine"},
+    {"recipes", "doctor"},
+    {"training", "report", "flops", "basic"},
     {"compare", "bench"},
     {"cli"},
     {"__main__"},

@@ -1,5 +1,7 @@
 """`storage="auto"`: compressed where it is faster, masked elsewhere, and the reason in `summary`."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 import regrow
 from regrow.layers import find_layers
 from regrow.ops import native
+from regrow.ops.building import NoKernels
 from regrow.storage import DENSEST, NARROWEST, choose_storages
 
 needs_kernels = pytest.mark.skipif(not native.available(), reason="no kernels here")
@@ -52,9 +55,44 @@ def test_the_rule_goes_by_the_density_of_each_layer() -> None:
     assert narrow.storage == "masked"
 
 
-def test_without_kernels_all_is_masked_and_summary_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "load", lambda: "they were not built")
-    assert stored(nn.Linear(784, 512), 0.9) == ("masked", "there are no kernels: they were not built")
+@pytest.fixture
+def no_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    why = NoKernels("there is no C++ compiler", "Install one.", "details")
+    monkeypatch.setattr(native, "_provided", lambda: why)
+    monkeypatch.setattr(native, "_said", [])
+
+
+@pytest.mark.usefixtures("no_kernels")
+@pytest.mark.parametrize(
+    ("layer", "sparsity", "storage", "reason"),
+    [
+        (nn.Linear(784, 512), 0.9, "compressed", "faster so without kernels too"),
+        (nn.Linear(784, 512), 0.85, "masked", "faster masked at a density above 0.1"),
+        (nn.Linear(784, 128), 0.95, "masked", "there are no kernels: there is no C++ compiler"),
+        (nn.Conv2d(64, 128, 3), 0.95, "masked", "there are no kernels"),
+    ],
+)
+def test_the_rule_without_kernels(layer: nn.Module, sparsity: float, storage: str, reason: str) -> None:
+    with pytest.warns(RuntimeWarning, match="without its kernels"):
+        found = stored(layer, sparsity)
+    assert found[0] == storage
+    assert reason in found[1]
+
+
+@pytest.mark.usefixtures("no_kernels")
+def test_without_kernels_all_that_tells_times_says_so() -> None:
+    model = nn.Sequential(nn.Linear(784, 512))
+    message = "several times slower: there is no C.. compiler\ndetails\nInstall one"
+    with pytest.warns(RuntimeWarning, match=message) as caught:
+        regrow.sparsify(model, 0.9)
+    assert [warning.filename for warning in caught] == [__file__]
+    said = "the reference runs, several times slower than the kernels: there is no C++ compiler\nInstall one."
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it has been said
+        assert str(regrow.summary(regrow.sparsify(nn.Sequential(nn.Linear(784, 512)), 0.9))).endswith(said)
+    assert said in str(regrow.explain(model, torch.randn(8, 784), seconds=0.01))
+    masked = regrow.sparsify(nn.Sequential(nn.Linear(784, 512)), 0.9, storage="masked")
+    assert regrow.summary(masked).reference is None  # asked for: no kernel would run
 
 
 @needs_kernels

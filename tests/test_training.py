@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tiny import ENVIRONMENT, cli, write_recipe
 
+from regrow.ops import native
+from regrow.ops.building import NoKernels
+
 OWN = Path(__file__).parent / "own_parts.py"
 LOGS = ("metrics.jsonl", "maps.jsonl")
 
@@ -221,6 +224,15 @@ def test_dense_and_compressed_say_what_their_time_is(recipe, tmp_path, capsys):
         assert summary["time_is"] == kind
         assert (summary["sparsity"] == 0) == (kind == "dense")
         assert (run / "model.safetensors").is_file()
+
+
+def test_without_kernels_the_time_is_said_to_be_the_references(recipe, tmp_path, monkeypatch, capsys):
+    why = NoKernels("there is no C++ compiler", "Install one.")
+    monkeypatch.setattr(native, "_provided", lambda: why)
+    assert cli(capsys, "train", recipe, f"out={tmp_path / 'run'}", "sparsify.storage=compressed").code == 0
+    text = (tmp_path / "run" / "summary.txt").read_text()
+    assert "the reference runs, several times slower than the kernels: there is no C++ compiler\n" in text
+    assert "             Install one.\n" in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The command ``regrow``."""
+"""The commands of ``regrow`` that need the extra ``train``."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.table import Table
 
 import regrow
+from regrow import basic
 from regrow.errors import RegrowError, RegrowValueError
+from regrow.machine import environment
 from regrow.methods.registry import records as known_records
 from regrow.recipes import Recipe, as_yaml, load, read, shipped
-from regrow.training import Interrupted, RunFolder, bar, build, calendar, environment, lines, train
+from regrow.training import Interrupted, RunFolder, bar, build, calendar, lines, train
 
 app = typer.Typer(
     name="regrow",
@@ -273,12 +275,18 @@ def bench_command(
     raise typer.Exit(bench(planned, context.obj, wait=wait, out=out, json_=json_))
 
 
-@app.command("doctor")
-def doctor_command(context: typer.Context, json_: Json = False) -> None:
-    """Tell what this machine has: kernels, instruction set, threads, load, data; and try the kernels."""
-    from regrow.bench.doctor import doctor
+def _listed(name: str, line: str) -> None:
+    """List a command that needs no extra; its options are its own."""
 
-    raise typer.Exit(doctor(context.obj, json_))
+    @app.command(name, help=line, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    def run(
+        context: typer.Context, options: Annotated[list[str] | None, typer.Argument(hidden=True)] = None
+    ) -> None:
+        raise typer.Exit(basic.COMMANDS[name](context.obj))
+
+
+_listed("doctor", basic.DOCTOR)
+_listed("build", basic.BUILD)
 
 
 def _stem(recipe: Recipe) -> str:

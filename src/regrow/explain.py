@@ -21,7 +21,7 @@ from regrow.nn import SparseLinear, SparseModule
 from regrow.nn.tiles import on_convert
 from regrow.ops.linear import is_laid_out
 from regrow.sparsify import densify
-from regrow.summary import aligned
+from regrow.summary import aligned, summary
 from regrow.timing import Load, Watch, interleaved
 from regrow.weights.views import module_records, unwrapped, views
 
@@ -73,6 +73,8 @@ class Explanation:
     """Sparse layers that the example did not reach, or of a kind that is not timed by itself."""
     load: Load
     """How busy the machine was meanwhile."""
+    reference: str | None = None
+    """Why the times are those of the reference instead of the kernels; None where they are not."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, for JSON."""
@@ -81,6 +83,7 @@ class Explanation:
             "conversions": [asdict(row) for row in self.conversions],
             "untimed": list(self.untimed),
             "load": asdict(self.load),
+            "reference": self.reference,
         }
 
     def __str__(self) -> str:
@@ -100,6 +103,8 @@ class Explanation:
         head = ("layer", "shape", "density", "storage", "ms", "ms dense", "speed-up", "")
         lines = aligned([head, *rows])
         lines.append("ms: forward and backward with all gradients, on the input that the layer gets")
+        if self.reference:
+            lines.append(self.reference)
         if self.untimed:
             lines.append(f"not timed: {', '.join(self.untimed)}")
         if not self.load.quiet:
@@ -170,7 +175,8 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
         row for module, name in owners.items() for row in _timed(name, module, inputs.get(module), seconds)
     ]
     untimed = tuple(name for module, name in owners.items() if module not in inputs)
-    return Explanation(tuple(layers), tuple(watch.found), untimed, others.load())
+    reference = summary(model).reference
+    return Explanation(tuple(layers), tuple(watch.found), untimed, others.load(), reference)
 
 
 def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -> Iterator[LayerTime]:

@@ -22,6 +22,7 @@ from regrow.layers import (
 )
 from regrow.materialize import draw, is_on_meta, materialize
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.ops import native
 from regrow.start import warn_of_flat_start
 from regrow.storage import STORAGES, storages
 from regrow.trained import looks_trained
@@ -124,6 +125,8 @@ def sparsify(
         warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
     for layer in chosen:
         _refuse_pruned(layer)
+    if storage != "masked" and native.reference(layer.parameter for layer in chosen):
+        native.warn_once()
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
     plans = [

@@ -24,6 +24,10 @@ NARROWEST = 64
 DENSEST = ((1 << 16, 0.3), (1 << 18, 0.5))
 """Positions of a weight from which on compressed storage wins up to a density."""
 
+REFERENCE = (256, 1 << 18, 0.1)
+"""Rows and columns, and positions, from which on linear layers are faster on the reference than masked, where there
+are no kernels, and the density up to which they are."""
+
 CHANNELS = 16
 """Channels on either side that a convolution over several pixels has where batch tiles pay."""
 
@@ -88,9 +92,9 @@ def choose_storages(
             convolution = isinstance(layer.module, nn.Conv2d)
             own = together if convolution else _why_masked(layer, connections[layer.weight_name])
             against[layer.weight_name] = own
+    faster = f"faster so {'on this device' if native.available() else 'without kernels too'}"
     return {
-        name: ("masked", reason) if reason else ("compressed", "faster so on this device")
-        for name, reason in against.items()
+        name: ("masked", reason) if reason else ("compressed", faster) for name, reason in against.items()
     }
 
 
@@ -100,15 +104,27 @@ def _why_no_kernel(layer: Layer) -> str | None:
         return f"the kernels run on the CPU, the weight is on {device}"
     if dtype not in native.DTYPES:
         return f"there are no kernels for {dtype}"
-    return None if native.available() else f"there are no kernels: {native.load()}"
+    if native.available():
+        return None
+    rows, columns = as_matrix(layer.shape)
+    narrowest, smallest, _ = REFERENCE
+    large = min(rows, columns) >= narrowest and rows * columns >= smallest
+    return (
+        None
+        if large and not isinstance(layer.module, nn.Conv2d)
+        else f"there are no kernels: {native.load()}"
+    )
 
 
 def _why_masked(layer: Layer, connections: int) -> str | None:
     rows, columns = as_matrix(layer.shape)
-    limit = max((most for size, most in DENSEST if rows * columns >= size), default=0.0)
+    if native.available():
+        limit = max((most for size, most in DENSEST if rows * columns >= size), default=0.0)
+    else:
+        limit = REFERENCE[-1]
     if min(rows, columns) < NARROWEST or not limit:
         return "too small to be faster compressed"
-    if connections > limit * rows * columns:
+    if connections >= limit * rows * columns + 1:  # counts are rounded up
         return f"faster masked at a density above {limit:g}"
     return None
 

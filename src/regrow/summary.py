@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from regrow.layers import find_layers
+from regrow.ops import native
 from regrow.weights.views import named_records, named_weights
 
 
@@ -36,6 +37,8 @@ class Summary:
     rows: tuple[LayerSummary, ...]
     parameters: int
     """Stored parameters of the model, inactive ones not counted."""
+    reference: str | None = None
+    """Why its sparse layers run on the reference instead of the kernels, and what mends it; None where they do not."""
 
     @property
     def connections(self) -> int:
@@ -55,6 +58,7 @@ class Summary:
             "connections": self.connections,
             "sparsity": self.sparsity,
             "parameters": self.parameters,
+            "reference": self.reference,
         }
 
     def __str__(self) -> str:
@@ -76,7 +80,7 @@ class Summary:
             f"{self.connections:,} connections, sparsity {self.sparsity:.4f} over the sparse weights; "
             f"{self.parameters:,} parameters with everything"
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, self.reference] if self.reference else lines)
 
 
 def summary(model: nn.Module) -> Summary:
@@ -106,7 +110,10 @@ def summary(model: nn.Module) -> Summary:
             LayerSummary(name, record.shape, record.asked, count / size, count, record.storage, record.reason)
         )
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
-    return Summary(tuple(rows), stored - idle)
+    # masks that were asked for are what they would be with kernels
+    faster = [w for name, w in sparse.items() if known[name].storage == "compressed" or known[name].reason]
+    reference = native.reference(weight.parameter for weight in faster)
+    return Summary(tuple(rows), stored - idle, reference)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from regrow.bench.machine import busiest, describe
 from regrow.bench.plan import Plan
 from regrow.bench.rows import Row
 from regrow.bench.scale import Fit, Scale, fit
 from regrow.bench.showing import say, show, steps
 from regrow.errors import RegrowValueError
+from regrow.machine import busiest, describe
+from regrow.ops import native
 from regrow.saving import write_atomically
 from regrow.timing import Load, load
 
@@ -84,6 +85,8 @@ def bench(
     else:
         show([*rows, *fits(rows)])
         say(Console(), NOTES)
+        if reference := native.reference([torch.empty(0, dtype=plan.settings.dtype)]):
+            say(Console(), f"These are times without kernels: {reference}")
     return 130 if interrupted else int(bool(failures))
 
 

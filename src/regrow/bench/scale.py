@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from regrow.bench.linear import Linear
-from regrow.bench.machine import memory
 from regrow.bench.peak import Run, run
 from regrow.bench.rows import Row, Settings, exponent, milliseconds, percent
 from regrow.errors import RegrowRuntimeError
+from regrow.machine import memory
 
 SIZES = (10**5, 3 * 10**5, 10**6, 3 * 10**6, 10**7, 3 * 10**7, 10**8, 3 * 10**8)
 """Connections."""

@@ -103,7 +103,8 @@ def tabulate(grid: Grid) -> Table:
     rows = tuple(_row(cell, runs, grid.base.recipe, dense) for cell, runs in cells.items())
     folder, summary = RunFolder(finished[0].folder), summary_of(finished[0])
     machine = folder.read("environment.json") if (folder.path / "environment.json").is_file() else {}
-    return Table(grid, rows, {**machine, "device": summary["device"], "threads": summary["threads"]})
+    known = {key: summary.get(key) for key in ("device", "threads", "reference")}
+    return Table(grid, rows, {**machine, **known})
 
 
 def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> Row:

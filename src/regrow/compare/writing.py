@@ -94,6 +94,8 @@ def notes(table: Table) -> list[str]:
         *(f"{name} {packages[name]}" for name in ("torch", "regrow") if name in packages),
     ]
     result.append("Measured on " + ", ".join(where) + ".")
+    if machine.get("reference"):
+        result.append(f"Times are not those of the kernels: {machine['reference']}")
     return [*result, *map(str, differences(rows)), *map(str, reached(rows))]
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.pickles import read_pickle
-from regrow.data.places import locate
 from regrow.errors import RegrowValueError, require_count
+from regrow.places import locate
 
 PIXELS = 3 * 32 * 32
 _REMEDY = "Unpack the published archive again, or name another folder with `data.folder`."

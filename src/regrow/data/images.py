@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regrow.data.dataset import Dataset, statistics
-from regrow.data.places import cache as user_cache
 from regrow.data.waiting import waiting
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.places import cache as user_cache
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 TESTS = ("test", "val")

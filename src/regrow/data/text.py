@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from regrow.data.dataset import Dataset
-from regrow.data.places import cache
 from regrow.errors import RegrowValueError, require_count
+from regrow.places import cache
 
 SYMBOLS = 256
 """Texts are bytes, so every file can be read, and networks of all texts have one shape."""

@@ -1,31 +1,68 @@
-"""The kernels: a library of operators that is loaded where it could be built.
+"""The kernels: a library of operators, loaded at first need.
 
-`torch.ops.regrow_native` holds its operators once `load` has found it. Everything works without it, on the reference.
+`torch.ops.regrow_native` holds its operators once `load` has loaded it. Everything works without it, on the reference.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from regrow.ops.building import NoKernels, provide
+
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
 """Those that have kernels; bfloat16 accumulates in float32."""
 
 
 @cache
-def load() -> str | None:
-    """Load the kernels; None, or why there are none."""
-    found = sorted(Path(__file__).parent.parent.glob("_kernels*.so"))
-    if not found:
-        return "they were not built (install torch and a C++ compiler, then regrow with --no-build-isolation)"
+def _provided() -> Path | NoKernels:
     try:
-        torch.ops.load_library(found[0])
+        return provide(_load)
+    except NoKernels as why:
+        return why
+
+
+def missing() -> NoKernels | None:
+    """Load the kernels, built first where they are not there (`regrow.ops.building`); None, or why there are none."""
+    found = _provided()
+    return found if isinstance(found, NoKernels) else None
+
+
+def library() -> Path | None:
+    """The file that the kernels are in."""
+    found = _provided()
+    return found if isinstance(found, Path) else None
+
+
+def load() -> str | None:
+    """Load the kernels; None, or why there are none, in one line."""
+    why = missing()
+    return why.reason if why else None
+
+
+def build() -> Path:
+    """Load the kernels, built first where they are not there or where that has failed before.
+
+    Returns:
+        The library.
+
+    Raises:
+        NoKernels: there are none, and why.
+    """
+    _provided.cache_clear()
+    return provide(_load, ask=True)
+
+
+def _load(library: Path) -> str | None:
+    try:
+        torch.ops.load_library(library)
     except (OSError, RuntimeError) as error:
-        return f"{found[0].name} does not load with torch {torch.__version__}: {error}"
+        return f"{library.name} does not load with torch {torch.__version__}: {error}"
     return None
 
 
@@ -49,12 +86,26 @@ def empty_cache() -> None:
         torch.ops.regrow_native.empty_cache()
 
 
-@cache
-def warn_once() -> None:
-    """Say that the kernels are missing."""
-    warnings.warn(
-        f"regrow works without its kernels, several times slower: {load()}", RuntimeWarning, stacklevel=3
+def reference(weights: Iterable[Tensor]) -> str | None:
+    """What is to be said where some of `weights` would have kernels, and there are none here; else None."""
+    if not any(weight.device.type in ("cpu", "meta") and weight.dtype in DTYPES for weight in weights):
+        return None
+    why = missing()
+    return (
+        f"the reference runs, several times slower than the kernels: {why.reason}\n{why.remedy}"
+        if why
+        else None
     )
+
+
+def warn_once(stacklevel: int = 3) -> None:
+    """Say that the kernels are missing, if that has not been said in this process."""
+    if not _said:
+        _said.append(f"regrow works without its kernels, several times slower: {missing()}")
+        warnings.warn(_said[0], RuntimeWarning, stacklevel=stacklevel)
+
+
+_said: list[str] = []
 
 
 def serves(values: Tensor) -> bool:

@@ -7,7 +7,6 @@ from regrow.training.folder import RunFolder
 from regrow.training.loop import Interrupted
 from regrow.training.members import train
 from regrow.training.progress import Progress, bar, lines
-from regrow.training.summary import environment
 
 __all__ = [
     "Interrupted",
@@ -17,7 +16,6 @@ __all__ = [
     "bar",
     "build",
     "calendar",
-    "environment",
     "lines",
     "train",
 ]

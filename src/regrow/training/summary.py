@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,6 +107,7 @@ def size(networks: Sequence[nn.Module]) -> dict[str, Any]:
         "connections": sum(one.connections for one in found),
         "parameters": sum(one.parameters for one in found),
         "sparsity": found[0].sparsity if len(found) == 1 else statistics.fmean(one.sparsity for one in found),
+        "reference": found[0].reference,
         "time_is": "mixed" if len(storages) == 2 else kinds[storages.pop()] if storages else "dense",
     }
 
@@ -158,6 +153,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         f"moved        {result['moved']:,} connections over the run",
         f"time         {result['seconds']:.1f} s of training, measured, {TIMES[result['time_is']]}",
         f"             {result['steps']:,} steps on {result['device']}, {threads}, {result['precision']}",
+        *[f"             {line}" for line in (result["reference"] or "").splitlines()],
         *_costs(result),
     ]
     return "\n".join(lines)
@@ -212,32 +208,3 @@ def peak_memory() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
-
-
-def environment(arguments: Sequence[str]) -> dict[str, Any]:
-    """Versions, machine, and the command that repeats the run; `arguments` are those of ``regrow``."""
-    versions = {}
-    for package in ("regrow", "torch", "numpy"):
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-            versions[package] = "not installed"
-    return {
-        "command": shlex.join(["regrow", *arguments]),
-        "folder": str(Path.cwd()),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": sys.version.split()[0],
-        "packages": versions,
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
+import shlex
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from regrow.ops import native
-from regrow.training import environment
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -24,12 +28,42 @@ def describe(arguments: Sequence[str]) -> dict[str, Any]:
     return {
         **environment(arguments),
         "kernels": native.isa(),
+        "kernels_file": str(native.library()) if native.available() else None,
         "no_kernels_because": native.load(),
         "threads": torch.get_num_threads(),
         "caches": caches(),
         "memory": total,
         "memory_free": free,
     }
+
+
+def environment(arguments: Sequence[str]) -> dict[str, Any]:
+    """Versions, machine, and the command that repeats the run; `arguments` are those of ``regrow``."""
+    versions = {}
+    for package in ("regrow", "torch", "numpy"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+            versions[package] = "not installed"
+    return {
+        "command": shlex.join(["regrow", *arguments]),
+        "folder": str(Path.cwd()),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": sys.version.split()[0],
+        "packages": versions,
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "")
 
 
 def memory() -> tuple[int, int | None]:

@@ -11,6 +11,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Exception.h>
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK // what torch 2.10 calls it
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace regrow {
 
 using torch::headeronly::BFloat16;

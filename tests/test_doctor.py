@@ -10,8 +10,8 @@ import time
 import torch
 from tiny import ENVIRONMENT, cli
 
-from regrow.bench import doctor
-from regrow.bench.machine import busiest
+from regrow import doctor
+from regrow.machine import busiest
 from regrow.ops import native
 
 
