@@ -72,6 +72,10 @@ class Gradient(NamedTuple):
 
     dense: Tensor
 
+    def rows(self) -> Tensor:
+        """See `regrow.ops.listener.Operands`."""
+        return self.dense.any(1).nonzero().view(-1)
+
     def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
         """See `regrow.ops.listener.Operands`."""
         rows = self.dense[start : start + len(tile)].to(tile.dtype)

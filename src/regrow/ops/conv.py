@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from regrow.ops import flops, index, native, twice
 from regrow.ops.listener import tell
+from regrow.ops.products import rows_of
 from regrow.ops.tiles import Geometry, reborder, tile, untile
 from regrow.ops.window import Window, borders
 
@@ -32,6 +33,10 @@ class Correlation(NamedTuple):
     window: Window
     columns: Tensor | None = None
     """Those that are wanted of the matrix [out, in * kh * kw]; None: all."""
+
+    def rows(self) -> Tensor:
+        """See `regrow.ops.listener.Operands`."""
+        return rows_of(self.input, self.gradient)
 
     def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
         """See `regrow.ops.listener.Operands`."""

@@ -13,13 +13,8 @@ from torch import Tensor
 class Operands(Protocol):
     """What one backward pass through a compressed weight was given: the dense gradient, not yet computed."""
 
-    @property
-    def input(self) -> Tensor:
-        """Of the layer, [batch, ...]."""
-
-    @property
-    def gradient(self) -> Tensor:
-        """Of its output, [batch, rows, ...]."""
+    def rows(self) -> Tensor:
+        """The rows of the dense gradient that may not be zero, int64 [n]."""
 
     def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
         """Put the dense gradient's rows from `start` on into `tile` [r, columns], float32 or better, or add them."""

@@ -7,6 +7,12 @@ from typing import NamedTuple
 from torch import Tensor
 
 
+def rows_of(input: Tensor, gradient: Tensor) -> Tensor:
+    """The rows of a product that may not be zero: of an input [batch, ...] and a gradient [batch, rows, ...]."""
+    reached = gradient.transpose(0, 1).flatten(1).any(1).nonzero().view(-1)
+    return reached if input.any() else reached[:0]
+
+
 class Products(NamedTuple):
     """Operands of a linear layer's backward pass."""
 
@@ -14,6 +20,10 @@ class Products(NamedTuple):
     """[batch, columns]"""
     gradient: Tensor
     """Of the output before its activation, [batch, rows]."""
+
+    def rows(self) -> Tensor:
+        """See `regrow.ops.listener.Operands`."""
+        return rows_of(self.input, self.gradient)
 
     def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
         """See `regrow.ops.listener.Operands`."""

@@ -93,14 +93,15 @@ class CompressedWeight(SparseWeight):
         gradient.detach()[self.nnz :] = 0
 
     def is_zero(self, noted: list[Operands]) -> bool:
-        noted = [each for each in noted if each.gradient.any() and each.input.any()]
-        if not noted:
+        found = [(each, those) for each in noted if len(those := each.rows())]
+        if not found:
             return True
+        noted = [each for each, _ in found]
         rows, columns = as_matrix(self.shape)
         height = min(rows, max(16, TILE // columns))
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
         memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
-        some = noted[0].gradient.transpose(0, 1).flatten(1).any(1).nonzero().view(-1)[:16]
+        some = found[0][1][:16]
         few = [each.in_rows(some) for each in noted]  # nearly always enough
         if self._dense_gradient(few, 0, len(some), None, memory).any():
             return False
