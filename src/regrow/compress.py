@@ -15,7 +15,7 @@ from regrow.nn import compressed_form
 from regrow.sparsify import register
 from regrow.weights import MaskedWeight, stamp, views
 from regrow.weights.replaced import note_replaced
-from regrow.weights.views import adopt, refuse_driven, release
+from regrow.weights.views import adopt, refuse_driven, release, settle
 
 
 def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
@@ -40,6 +40,7 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         if isinstance(weight, MaskedWeight)
     ]
     refuse_driven(model)
+    settle(model)
     reasons = {layer.weight_name: why_not_compressed(layer, model) for layer, _ in found}
     if all(reasons.values()):
         raise RegrowRuntimeError(

@@ -37,6 +37,7 @@ from regrow.weights.views import (
     named_weights,
     refuse_driven,
     release,
+    settle,
 )
 
 
@@ -207,6 +208,7 @@ def densify(model: nn.Module) -> nn.Module:
         RegrowRuntimeError: a method is attached, or a layer was made with an activation of its own.
     """
     refuse_driven(model)
+    settle(model)
     unfuse(model)
     for name, module in model.named_modules():
         if isinstance(module, SparseLinear) and module.activation is not None:
@@ -242,6 +244,7 @@ def _unregister(module: nn.Module) -> None:
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The topology of each sparse weight, by its name in `model`: boolean tensors of its dense shape (copies)."""
+    settle(model)
     return {name: weight.mask() for name, weight in named_weights(model)}
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from regrow.layers import find_layers
 from regrow.ops import native
-from regrow.weights.views import named_records, named_weights
+from regrow.weights.views import named_records, named_weights, settle
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """What is sparse in `model`, how, and why the rest is not."""
+    settle(model)
     sparse = dict(named_weights(model))
     known = named_records(model)
     stored = sum(p.numel() for p in model.parameters())

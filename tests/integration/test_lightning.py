@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from integration.loops import (
     network,
     plain,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import regrow
+from regrow.weights import sparse_weights
 
 with warnings.catch_warnings():
     # lightning's own imports use what torch and python call old by now
@@ -182,3 +184,52 @@ def test_a_search_for_the_learning_rate_before_the_fit(tmp_path: Path) -> None:
     assert task.method.step == 0
     run.fit(task, loader())
     assert task.method.step == task.total_steps
+
+
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+@pytest.mark.parametrize("callback", ["ema", "swa", "sum"])
+def test_callbacks_that_average_weights(callback: str, storage: str) -> None:
+    from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+
+    callbacks: dict[str, Any] = {
+        "ema": EMAWeightAveraging(decay=0.9),  # with buffers, as is its default
+        "swa": StochasticWeightAveraging(swa_lrs=0.05, swa_epoch_start=2),
+        "sum": WeightAveraging(),
+    }
+    x = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    y = x[:, :4].argmax(1)
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.net = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
+            regrow.sparsify(self.net, 0.7, storage=storage)
+
+        def training_step(self, batch: list[Tensor], index: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch: list[Tensor], index: int) -> None:
+            self.net(batch[0])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+            self.method = regrow.RigL(self.net, optimizer, total_steps=200, update_every=5)
+            return optimizer
+
+    module = Module()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 16)
+    trainer = lightning.Trainer(
+        max_epochs=6,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks[callback],
+    )
+    trainer.fit(module, loader, loader)
+    assert nn.functional.cross_entropy(module.net(x), y).item() < 0.35
+    for weight in sparse_weights(module.net):
+        assert weight.nnz == round(weight.record.asked * weight.numel)
+        assert not weight.to_dense()[~weight.mask()].any()

@@ -15,7 +15,7 @@ from regrow.costs.units import Unit, require_convention, stored_megabytes, units
 from regrow.errors import RegrowValueError, closest, require_count
 from regrow.example import Example
 from regrow.methods.registry import methods
-from regrow.weights.views import unwrapped
+from regrow.weights.views import settle, unwrapped
 
 MEANING = {
     "clean": "a multiply-add is 2, a bias and an activation for each output, true sizes, real connections",
@@ -242,6 +242,7 @@ def costs(
         >>> counted.flops["dense"], round(counted.training_multiple["snfs"], 2)
         (476710.0, 1.0)
     """
+    settle(model)
     result = costs_of(
         model, example, None, convention=convention, update_every=update_every, multiplier=multiplier
     )

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowRuntimeError
+from regrow.errors import RegrowRuntimeError, warn
 from regrow.ops import index
 from regrow.ops.listener import Operands, listen
 from regrow.ops.select import Best, floor_of
@@ -300,6 +300,7 @@ class CompressedWeight(SparseWeight):
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
             stamp.write(self.parameter, fingerprint, self.record.clock)
+            self._warn_of_scale()
         elif found.is_of(fingerprint):
             if found.has_drifted:
                 stamp.write(self.parameter, fingerprint, found.clock)
@@ -310,6 +311,20 @@ class CompressedWeight(SparseWeight):
                 "For an average, follow the model that is trained, right after the copy is made:\n"
                 "    method.follow(copy)\n"
                 "To take over a model's weights with its topology: copy.load_state_dict(model.state_dict())"
+            )
+
+    def _warn_of_scale(self) -> None:
+        """Say so where untrained values, written as a whole, have another scale than the dense layer's."""
+        if self.record.told or self.parameter.grad is not None or not stamp.fits(self.parameter):
+            return
+        usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
+        times = float(self.values().square().mean().sqrt()) / usual
+        if not 0.5 < times < 2:
+            self.record.told = True
+            warn(
+                f"the values of `{self.name}` were written as a whole (torch.nn.init?) and are {times:.2g} times as "
+                "large as the dense layer starts with: initialisers take fans from the shape, which is [n, 1] here.\n"
+                "Initialise before regrow.sparsify, or call the layer's reset_parameters()."
             )
 
     def _takes_from(self, other: SparseWeight) -> bool:

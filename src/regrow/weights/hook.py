@@ -33,12 +33,12 @@ class GradientHook:
 
     Args:
         weight: the view of the parameter that the hook is for.
-        mask: what restricts gradients once the module is gone (`SparseWeight.mask_alone`), where it is known already.
+        mask: what restricts gradients once the module is gone (`SparseWeight.mask_alone`).
     """
 
     __torch_unserializable__ = True  # what is sent to another process gets its hooks there (`ensure_hooks`)
 
-    def __init__(self, weight: SparseWeight, mask: Tensor | None = None) -> None:
+    def __init__(self, weight: SparseWeight, mask: Tensor | None) -> None:
         self._view = type(weight)
         self._module = weakref.ref(weight.module)  # the module owns the parameter that owns the hook
         self._parameter_name = weight.parameter_name

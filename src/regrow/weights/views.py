@@ -64,6 +64,12 @@ def sparse_weights(model: nn.Module) -> list[SparseWeight]:
     return [weight for module in model.modules() for weight in views(module)]
 
 
+def settle(model: nn.Module) -> None:
+    """See that values and topology of all sparse weights belong together (`SparseWeight.settle`)."""
+    for weight in sparse_weights(unwrapped(model)):
+        weight.settle(thorough=True)
+
+
 def refuse_driven(model: nn.Module) -> None:
     """Refuse a model that a method drives.
 
@@ -90,7 +96,7 @@ def ensure_hooks(module: nn.Module) -> None:
             continue  # `cut_substituted` sees to it
         weight.settle()
         if parameter.requires_grad and hook_of(parameter) is None and parameter.is_leaf:
-            GradientHook(weight).attach(parameter)
+            GradientHook(weight, weight.mask_alone).attach(parameter)
             weight.prepare()
 
 
