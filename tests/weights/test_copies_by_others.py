@@ -335,3 +335,40 @@ def test_masks_hold_in_copies_whose_layer_is_never_called(storage: str, how: str
     assert torch.equal(weight.to_dense() != 0, weight.mask())
     if storage == "masked":
         assert torch.equal(model.layer.weight != 0, weight.mask())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_stamp_survives_other_types_and_back(dtype: torch.dtype) -> None:
+    model, optimizer = trained("compressed")
+    train(model, optimizer, 5, lambda model: None)
+    model.to(dtype)
+    regrow.masks(model)
+    model.float()
+    (weight, _) = sparse_weights(model)
+    weight.settle(thorough=True)
+    found = stamp.read(weight.parameter)
+    assert found is not None
+    assert found.is_of(weight.fingerprint())
+    train(model, optimizer, 5, lambda model: None)
+
+
+def test_codes_are_exact_in_bfloat16() -> None:
+    clock = 0.5
+    seen = set()
+    for number in (0, 1, -1, 2**63 - 1, -(2**63), 123456789123):
+        for part in (*stamp.code_of(number), clock := stamp.tick(clock)):
+            assert 0.5 <= part < 1
+            assert float(torch.tensor(part, dtype=torch.bfloat16)) == part
+        seen.add(stamp.code_of(number))
+    assert len(seen) == 6
+
+
+@storages
+@pytest.mark.parametrize("change", [regrow.densify, regrow.fuse, lambda model: model.to(torch.bfloat16)])
+def test_a_copy_that_is_made_another_thing_leaves_the_model_alone(storage: str, change: object) -> None:
+    model, optimizer = trained(storage)
+    copied = copy.deepcopy(model)
+    change(copied)  # type: ignore[operator]
+    before = [p.detach().clone() for p in copied.parameters()]
+    train(model, optimizer, 10, lambda model: None)
+    assert all(torch.equal(p, q) for p, q in zip(copied.parameters(), before, strict=True))

@@ -352,9 +352,14 @@ class SparseWeight(ABC):
         found = [
             type(self)(module, self.parameter_name)
             for module in self.record.family.modules()
-            if module is not self.module
+            if module is not self.module and self._is_copied_in(module)
         ]
         return sorted(found, key=lambda copy: copy.driver() is None)
+
+    def _is_copied_in(self, module: nn.Module) -> bool:
+        """Whether a module of the family still holds the weight: it may have been made dense since."""
+        record: Record | None = module.__dict__.get(RECORDS, {}).get(self.parameter_name)
+        return record is not None and record.family is self.record.family
 
     def followers(self) -> list[SparseWeight]:
         """The copies into which other code writes values of this one (averages, target networks).

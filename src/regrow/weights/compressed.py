@@ -1,6 +1,6 @@
 """Compressed storage: the active values as the parameter, and the index of a CSR matrix beside it.
 
-A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity + 4, 1], whose last entries
+A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity + 5, 1], whose last entries
 are a stamp (`regrow.weights.stamp`), and the attributes ``weight_crow`` and ``weight_col``, with their mirrored index
 ``weight_crow_t``, ``weight_row_t`` and ``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says
 what each holds; a weight of more than two dimensions is the matrix of its first dimension and all the others.
@@ -299,8 +299,9 @@ class CompressedWeight(SparseWeight):
             return
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
+            if stamp.is_written_over(self.parameter):
+                self._warn_of_scale()
             stamp.write(self.parameter, fingerprint, self.record.clock)
-            self._warn_of_scale()
         elif found.is_of(fingerprint):
             if found.has_drifted:
                 stamp.write(self.parameter, fingerprint, found.clock)
@@ -315,7 +316,7 @@ class CompressedWeight(SparseWeight):
 
     def _warn_of_scale(self) -> None:
         """Say so where untrained values, written as a whole, have another scale than the dense layer's."""
-        if self.record.told or self.parameter.grad is not None or not stamp.fits(self.parameter):
+        if self.record.told or self.parameter.grad is not None:
             return
         usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
         times = float(self.values().square().mean().sqrt()) / usual

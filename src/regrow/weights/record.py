@@ -51,7 +51,7 @@ class Record:
     """Why the weight is stored as it is, where that needs a word."""
     fingerprint: int = 0
     """`SparseWeight.fingerprint` when regrow last changed or checked the topology."""
-    code: tuple[float, float] = (0.0, 0.0)
+    code: tuple[float, ...] = ()
     """The fingerprint as a stamp holds it (`regrow.weights.stamp`)."""
     versions: tuple[int, ...] = ()
     """Version counters of the topology's tensors at that moment."""

@@ -15,8 +15,11 @@ from struct import Struct
 import torch
 from torch import Tensor
 
-SIZE = 4
-"""Entries: the scale, two that code the topology, and the clock."""
+PARTS = 3
+SIZE = PARTS + 2
+"""Entries: the scale, those that code the topology, and the clock."""
+FINE = 128
+"""Values that a part of the code and the clock can have, in [0.5, 1): as many as bfloat16 tells apart."""
 
 SCALE = 2.0**-60
 STRANGE = 2.0**-30
@@ -31,14 +34,14 @@ DRIFT = 1e-3
 PRECISION = {dtype: torch.finfo(dtype).eps for dtype in (torch.float32, torch.float64, torch.bfloat16)}
 """Types that have the range for a stamp, and their rounding."""
 LAYOUTS = {torch.float32: Struct(f"{SIZE}f"), torch.float64: Struct(f"{SIZE}d")}
-STEP = 0.381966  # of the clock, modulo 1/2: neighbours are far apart
+STEP = 49  # of the clock, modulo `FINE`: neighbours are far apart
 
 
 @dataclass(frozen=True)
 class Stamp:
     """What the stamp of some values says, each in [0.5, 1) where nothing was mixed."""
 
-    code: tuple[float, float]
+    code: tuple[float, ...]
     clock: float
     scale: float
     precision: float
@@ -59,14 +62,14 @@ class Stamp:
         return abs(self.clock - clock) <= 8 * self.precision
 
 
-def code_of(fingerprint: int) -> tuple[float, float]:
-    """Two numbers in [0.5, 1) that tell topologies apart."""
-    return tuple(0.5 + (fingerprint >> shift & 0xFFFFF) / (1 << 21) for shift in (0, 20))  # type: ignore[return-value]
+def code_of(fingerprint: int) -> tuple[float, ...]:
+    """Numbers in [0.5, 1) that tell topologies apart."""
+    return tuple(0.5 + (fingerprint >> 7 * part) % FINE / (2 * FINE) for part in range(PARTS))
 
 
 def tick(clock: float) -> float:
     """The clock's next value."""
-    return 0.5 + (clock - 0.5 + STEP * 0.5) % 0.5
+    return 0.5 + ((clock - 0.5) * 2 * FINE + STEP) % FINE / (2 * FINE)
 
 
 def fits(values: Tensor) -> bool:
@@ -81,7 +84,7 @@ def write(values: Tensor, fingerprint: int, clock: float = 0.5) -> None:
         values.data[-SIZE:, 0] = torch.tensor(entries, dtype=values.dtype, device=values.device)
 
 
-def is_whole(values: Tensor, code: tuple[float, float]) -> bool:
+def is_whole(values: Tensor, code: tuple[float, ...]) -> bool:
     """Whether the stamp of `values` on the CPU is as it was written for a topology of this code, or nearly.
 
     Asked at every forward pass: a tenth of the time of `read`.
@@ -93,11 +96,13 @@ def is_whole(values: Tensor, code: tuple[float, float]) -> bool:
     entries: tuple[float, ...] = layout.unpack(
         string_at(values.data_ptr() + (len(values) - SIZE) * (size // SIZE), size)
     )
-    scale, first, second, _ = entries
+    scale, first, second, third, _ = entries
+    allowed = DRIFT * scale
     return (
         SCALE / ROOM < scale < SCALE * ROOM
-        and abs(first - scale * code[0]) <= DRIFT * scale
-        and abs(second - scale * code[1]) <= DRIFT * scale
+        and abs(first - scale * code[0]) <= allowed
+        and abs(second - scale * code[1]) <= allowed
+        and abs(third - scale * code[2]) <= allowed
     )
 
 
@@ -109,4 +114,9 @@ def read(values: Tensor) -> Stamp | None:
     if not FAINT < abs(scale) < STRANGE or not all(abs(entry) < MIXED * abs(scale) for entry in entries):
         return None
     *code, clock = (entry / scale for entry in entries)
-    return Stamp((code[0], code[1]), clock, scale, PRECISION[values.dtype])
+    return Stamp(tuple(code), clock, scale, PRECISION[values.dtype])
+
+
+def is_written_over(values: Tensor) -> bool:
+    """Whether an initialiser or noise has written to the stamp, rather than a type without the range for it."""
+    return bool(values.detach()[-SIZE:].abs().max() >= STRANGE)
