@@ -67,3 +67,33 @@ def test_what_cannot_be_compressed() -> None:
     with pytest.raises(regrow.RegrowError, match=r"`model` is driven by a method: RigL.*\nCall its detach"):
         regrow.compress(attached)
     method.detach()
+
+
+class InContainers(torch.optim.Optimizer):
+    """Momentum that is kept in a list inside of a dictionary."""
+
+    def __init__(self, params: object, lr: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr})  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                kept = self.state[p].setdefault("momentum", {"terms": [torch.zeros_like(p)]})["terms"][0]
+                kept.mul_(0.9).add_(p.grad)
+                p.sub_(kept, alpha=group["lr"])
+
+
+def test_optimizer_state_in_containers_moves_along() -> None:
+    models = []
+    for hand_over in (False, True):
+        model = regrow.sparsify(mlp(), 0.5, storage="masked")
+        optimizer = InContainers(model.parameters())
+        train(model, optimizer, 0, 5)
+        if hand_over:
+            regrow.compress(model, optimizer)
+        train(model, optimizer, 5, 10)
+        models.append(model)
+    for masked, packed in zip(sparse_weights(models[0]), sparse_weights(models[1]), strict=True):
+        assert packed.storage == "compressed"
+        assert torch.allclose(masked.to_dense(), packed.to_dense(), atol=1e-12)

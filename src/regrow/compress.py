@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from regrow.errors import RegrowRuntimeError
 from regrow.layers import Layer, why_not_compressed
@@ -57,7 +59,7 @@ def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: O
     dense, old, record = layer.module, weight.parameter, weight.record
     module = compressed_form(dense, weight.positions())
     state = optimizer.state.get(old, {}) if optimizer is not None else {}
-    moved = {key: _taken(weight, value) for key, value in state.items()}
+    moved = tree_map(partial(_taken, weight), dict(state))  # through containers too
     release(dense)
     parent, _, child = layer.name.rpartition(".")
     model.get_submodule(parent).register_module(child, module)

@@ -299,7 +299,7 @@ class SparseWeight(ABC):
         """Note the topology as the one that regrow knows; its `fingerprint` where it is at hand."""
         self.record.fingerprint = self.fingerprint() if fingerprint is None else fingerprint
         self.record.code = stamp.code_of(self.record.fingerprint)
-        self.record.versions = _versions(self)
+        self.record.versions, self.record.total = _versions(self), None
 
     def settle(self, *, thorough: bool = False) -> None:
         """See that topology and values belong together, before either is used.

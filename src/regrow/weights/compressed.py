@@ -299,9 +299,8 @@ class CompressedWeight(SparseWeight):
             return
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
-            if stamp.is_written_over(self.parameter):
-                self._warn_of_scale()
-            stamp.write(self.parameter, fingerprint, self.record.clock)
+            self._settle_unstamped()
+            stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
         elif found.is_of(fingerprint):
             if found.has_drifted:
                 stamp.write(self.parameter, fingerprint, found.clock)
@@ -314,9 +313,37 @@ class CompressedWeight(SparseWeight):
                 "To take over a model's weights with its topology: copy.load_state_dict(model.state_dict())"
             )
 
+    def _settle_unstamped(self) -> None:
+        """`settle` for values without a stamp: noise or an initialiser was written over it, or float16 has none."""
+        before, written = self.record.total, stamp.is_written_over(self.parameter)
+        if not stamp.fits(self.parameter):
+            self.record.total = float(self.parameter.detach().sum(dtype=torch.float64))
+            written = written or before not in (None, self.record.total)
+        hook = hook_of(self.parameter)
+        trained = hook is not None and (hook.ran or hook.driving is not None)
+        if not written or trained:
+            return
+        copies = self.copies()
+        others = [copy for copy in copies if copy.record.fingerprint != self.record.fingerprint]
+        for other in others:
+            if other.nnz == self.nnz and torch.equal(self.values(), other.values().to(self.parameter)):
+                self._adopt_index(other)
+                return
+        if others and not self.record.told:
+            self.record.told = True
+            warn(
+                f"`{self.name}` is a copy, and other code has written values into it, with noise or in a type that has "
+                "no room for a stamp: whether they belong to its own connections or to those of the model, which are "
+                "others by now, cannot be told. They are taken for its own.\n"
+                "Let it make the model's moves, method.follow(copy) right after it is made, or take over values and "
+                "topology first: copy.load_state_dict(model.state_dict())"
+            )
+        elif not any(copy.driver() for copy in copies):  # noise on a copy is nothing of an initialiser
+            self._warn_of_scale()
+
     def _warn_of_scale(self) -> None:
         """Say so where untrained values, written as a whole, have another scale than the dense layer's."""
-        if self.record.told or self.parameter.grad is not None:
+        if self.record.told or self.parameter.grad is not None or not stamp.is_written_over(self.parameter):
             return
         usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
         times = float(self.values().square().mean().sqrt()) / usual
@@ -333,14 +360,18 @@ class CompressedWeight(SparseWeight):
         if found is None or found.is_at(self.record.clock) or not found.is_of(other.record.fingerprint):
             return False
         if other.record.fingerprint != self.record.fingerprint:
-            assert isinstance(other, CompressedWeight)
-            for part in (*INDEX, *MIRROR):
-                theirs = other._part(part)
-                self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(
-                    self.parameter.device, copy=True
-                )
-            self.remember(other.record.fingerprint)
+            self._adopt_index(other)
         return True
+
+    def _adopt_index(self, other: SparseWeight) -> None:
+        """Take over the topology of `other`, a copy."""
+        assert isinstance(other, CompressedWeight)
+        for part in (*INDEX, *MIRROR):
+            theirs = other._part(part)
+            self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(
+                self.parameter.device, copy=True
+            )
+        self.remember(other.record.fingerprint)
 
 
 def unseen(name: str) -> RegrowRuntimeError:

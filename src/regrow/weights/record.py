@@ -57,6 +57,8 @@ class Record:
     """Version counters of the topology's tensors at that moment."""
     clock: float = 0.5
     """The clock of the stamp that regrow last wrote (`regrow.weights.stamp`)."""
+    total: float | None = None
+    """Sum of the values when regrow last looked at them, where their type has no room for a stamp."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
     told: bool = False
