@@ -98,6 +98,7 @@ def check(dtype: torch.dtype) -> Check:
     x, gradient = torch.randn(33, columns, dtype=dtype), torch.randn(33, rows, dtype=dtype)
     ours, theirs = passes(model[0], x, gradient), passes(exact, x.double(), gradient.double())
     theirs[2] = theirs[2][weight].view(-1, 1)
+    ours[2] = ours[2][: len(theirs[2])]  # without the entries of the stamp
     error = max(
         float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(ours, theirs, strict=True)
     )
