@@ -58,6 +58,7 @@ def test_no_initialiser_looks_trained(initialiser: str) -> None:
 def test_constant_weights_say_nothing() -> None:
     assert looks_drawn(torch.zeros(32, 32)) is None
     assert looks_drawn(torch.ones(32, 32)) is None
+    assert looks_drawn(torch.full((300, 784), 0.1)) is None  # whose mean is another number
     assert not looks_trained(nn.Linear(1, 1), [torch.zeros(32, 32)])
 
 

@@ -57,7 +57,7 @@ def looks_drawn(weight: Tensor) -> bool | None:
     some = some[:, :: -(-some.shape[1] // COLUMNS)].float()
     some = some - some.mean()
     variance = some.square().mean()
-    if min(some.shape) < 2 or not variance > 0:
+    if min(some.shape) < 2 or not variance > 0 or weight.detach().min() == weight.detach().max():
         return None
     some = some / variance.sqrt()
     spread = some.square().square().mean() - 1  # of a square, 2 for a normal distribution
