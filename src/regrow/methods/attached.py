@@ -112,8 +112,9 @@ class Attached:
         held = self._count_held()
         if held == self._held and not any(w.parameter.requires_grad for w in self._others):
             return set()
-        driven = {id(p) for p in self._parameters}
         trained = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        self._give_up(trained)
+        driven = {id(p) for p in self._parameters}
         candidates = [w for w in sparse_weights(self.model) if id(w.parameter) in trained - driven]
         late = [w for w in candidates if checks.living_driver(w) is None]
         if not late:  # it is held that makes a weight trained, and that is counted
@@ -134,6 +135,21 @@ class Attached:
         self._hooks()
         logging.getLogger("regrow").info("%s drives %s too from step %d on", self, names, self.step)
         return ids - driven
+
+    def _give_up(self, trained: set[int]) -> None:
+        """Drive no longer what the optimizer has been rid of: its connections would move and never be trained."""
+        gone = [w for w, p in zip(self.weights, self._parameters, strict=True) if id(p) not in trained]
+        if not gone or len(gone) == len(self.weights):
+            return
+        for weight in gone:
+            hook = hook_of(weight.parameter)
+            if hook is not None and hook.driving is self:
+                hook.driver = None
+                hook.reset()
+        names = {weight.name for weight in gone}
+        self.weights = [weight for weight in self.weights if weight.name not in names]
+        self._take_up([])
+        logging.getLogger("regrow").info("%s rests %s from step %d on", self, sorted(names), self.step)
 
     def _drivable(self, model: nn.Module) -> list[SparseWeight]:
         """The sparse weights that are trained now, or that the optimizer holds for later."""
