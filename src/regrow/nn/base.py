@@ -125,6 +125,11 @@ class SparseModule(nn.Module):
         """``crow, col, crow_t, row_t, order`` as `regrow.ops.linear` describes them."""
         return self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
 
+    def _connections(self) -> str:
+        """What `extra_repr` says of them; they cannot be counted on the meta device."""
+        crow = self._index[0]
+        return f"connections={'?' if crow.is_meta else int(crow[-1])}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         device = self.weight_values.device

@@ -186,7 +186,7 @@ class SparseConv2d(SparseModule):
             parts.append(f"dilation={self.dilation}")
         if self.summed:
             parts.append("summed=True")
-        parts.append(f"bias={self.bias is not None}, connections={int(self._index[0][-1])}")
+        parts.append(f"bias={self.bias is not None}, {self._connections()}")
         return ", ".join(parts)
 
 

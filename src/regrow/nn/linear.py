@@ -89,6 +89,6 @@ class SparseLinear(SparseModule):
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, connections={int(self.weight_crow[-1])}"
+            f"bias={self.bias is not None}, {self._connections()}"
             + (f", activation={self.activation}" if self.activation else "")
         )
