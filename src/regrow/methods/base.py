@@ -224,6 +224,9 @@ class Method(Attached):
         step = self.step
         if not self.is_update(step):
             return False
+        for weight in self.weights:
+            if not weight.parameter.is_cpu:  # where a look at each pass would wait for the device
+                weight.settle(thorough=True)
         weights = self._reached(self._goes_by)
         if not weights:
             warn(f"the dense gradient at step {step} is zero: the topology stays")
