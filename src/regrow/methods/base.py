@@ -209,6 +209,9 @@ class Method(Attached):
         self._open = False
         for hook in self._hooks():
             hook.reset()
+        for weight in self.weights:
+            if weight.record.due:
+                weight.part()
         gradients.note_counted(self.weights)
         step = self.step
         self._group[STEP] = step + 1
