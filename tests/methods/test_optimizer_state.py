@@ -111,9 +111,7 @@ class EightBit(SGD):
 @pytest.mark.parametrize(("width", "storage"), [(64, "masked"), (256, "compressed"), (512, "masked")])
 def test_state_of_large_weights_is_looked_at(width: int, storage: str) -> None:
     model = nn.Sequential(nn.Linear(width, width))
-    spare = (
-        stamp.SIZE / width**2 if storage == "compressed" else 0.0
-    )  # entries as are quantised
+    spare = stamp.SIZE / width**2 if storage == "compressed" else 0.0  # entries as are quantised
     regrow.sparsify(model, 0.75 + spare, storage=storage)
     message = "EightBit cannot train sparse weights: its state `exp_avg` is of type Quantised"
     with pytest.raises(regrow.RegrowError, match=message):
