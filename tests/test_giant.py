@@ -30,7 +30,8 @@ resource.setrlimit(resource.RLIMIT_AS, (used + 3 * 2**29,) * 2)  # a byte for ea
 def network(count):
     with torch.device("meta"):
         model = nn.Sequential(nn.Linear(6, GIANT), nn.ReLU(), nn.Linear(GIANT, GIANT), nn.ReLU(), nn.Linear(GIANT, 2))
-    return regrow.sparsify(model, distribution={"0": 0.5, "2": 1 - count / GIANT**2, "4": 0.9}, storage="compressed")
+    share = {"0": 0.5, "2": 1 - count / GIANT**2, "4": 0.9}
+    return regrow.sparsify(model, distribution=share, storage="compressed", rescale=False)
 
 def train(model, method, steps, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9, fused=True)

@@ -217,8 +217,21 @@ def test_two_layers_that_share_a_weight_have_one_topology() -> None:
             "`include` picks no layer: the predicate was false",
         ),
         (mlp, {"sparsity": 0.9, "exclude": "*"}, r"nothing to sparsify \(0.weight: excluded by the caller"),
-        (nn.ReLU, {"sparsity": 0.9}, "`model` has nothing to sparsify.*it has no weights"),
-        (lambda: nn.Embedding(9, 3), {"sparsity": 0.9}, r"nothing to sparsify \(weight: embedding"),
+        (
+            nn.ReLU,
+            {"sparsity": 0.9},
+            r"`model` has nothing to sparsify.*it has no weights.*\nGive a model with weights of two or more",
+        ),
+        (
+            lambda: nn.Linear(4, 4, dtype=torch.complex64),
+            {"sparsity": 0.9},
+            r"nothing to sparsify \(weight: its weight is complex64\)\.\nGive a model .* floating-point type",
+        ),
+        (
+            lambda: nn.Embedding(9, 3),
+            {"sparsity": 0.9},
+            r"nothing to sparsify \(weight: embedding.*\nName layers with `include`",
+        ),
         (
             mlp,
             {"sparsity": 0.9, "storage": "mask"},

@@ -317,8 +317,12 @@ def choose(
         )
     if not chosen:
         reasons = "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items())
+        if any(layer.never_because is None for layer in layers):
+            remedy = "Name layers with `include`."
+        else:
+            remedy = "Give a model with weights of two or more dimensions in a floating-point type."
         raise RegrowValueError(
-            f"`model` has nothing to sparsify ({reasons or 'it has no weights'}).\nName layers with `include`."
+            f"`model` has nothing to sparsify ({reasons or 'it has no weights'}).\n{remedy}"
         )
     for layer in chosen:
         if layer.never_because is not None:

@@ -31,7 +31,7 @@ def test_fsdp2_is_refused(storage: str, mesh: DeviceMesh) -> None:
 
     model: Any = fully_shard(network(storage), mesh=mesh)
     with pytest.raises(regrow.RegrowError, match=NOT_WHOLE):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10)
+        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, update_every=5)
 
 
 def test_tensor_parallel_weights_are_refused(mesh: DeviceMesh) -> None:
@@ -42,7 +42,7 @@ def test_tensor_parallel_weights_are_refused(mesh: DeviceMesh) -> None:
     module = model.get_submodule(name.rpartition(".")[0])
     module.weight = nn.Parameter(distribute_tensor(module.weight.detach(), mesh, [Shard(0)]))  # type: ignore[arg-type]
     with pytest.raises(regrow.RegrowError, match=f"`{name}` {NOT_WHOLE}"):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10)
+        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, update_every=5)
 
 
 class FullyShardedDataParallel(nn.Module):
@@ -65,7 +65,7 @@ def test_fsdp1_is_refused(storage: str) -> None:
     model = FullyShardedDataParallel(inner)
     for given in (model, inner):
         with pytest.raises(regrow.RegrowError, match=NOT_WHOLE):
-            regrow.RigL(given, SGD(model.parameters(), lr=0.1), total_steps=10)
+            regrow.RigL(given, SGD(model.parameters(), lr=0.1), total_steps=10, update_every=5)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
@@ -77,4 +77,4 @@ def test_the_zero_redundancy_optimizer_is_refused(storage: str, mesh: DeviceMesh
     model = network(storage)
     optimizer = ZeroRedundancyOptimizer(model.parameters(), SGD, lr=0.1)
     with pytest.raises(regrow.RegrowError, match=r"ZeroRedundancyOptimizer.*\n.*Use SGD itself"):
-        regrow.RigL(model, optimizer, total_steps=10)
+        regrow.RigL(model, optimizer, total_steps=10, update_every=5)

@@ -150,11 +150,22 @@ def test_torch_jit_refuses_compressed_storage(
 
 
 @CASES
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
 def test_torch_jit_takes_masked_storage(build: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model, x = network(build, "masked").eval(), torch.randn(2, *shape)
     for translated in (torch.jit.trace(model, x), torch.jit.script(model)):
         assert torch.allclose(translated(x), model(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torch_jit_traces_what_is_left_of_weights_that_were_written() -> None:
+    model, x = network(perceptron, "masked").eval(), torch.randn(2, 12)
+    with torch.no_grad():
+        model[0].weight += 1
+    with pytest.warns(UserWarning, match=r"`0\.weight` was written to"):
+        traced = torch.jit.trace(model, x)
+    assert not traced.get_submodule("0").weight[~regrow.masks(model)["0.weight"]].any()
+    assert torch.allclose(traced(x), model(x), atol=1e-6)
 
 
 @CASES

@@ -232,7 +232,7 @@ def test_a_layer_whose_optimizer_settings_do_not_fit_is_refused_when_it_comes() 
     model = three()
     model[0].requires_grad_(False)
     optimizer = torch.optim.Adagrad([*model[1].parameters(), *model[2].parameters()], lr=0.1)
-    regrow.RigL(model, optimizer, total_steps=40, update_every=3)
+    regrow.RigL(model, optimizer, total_steps=40, update_every=5)
     optimizer.add_param_group({"params": list(model[0].parameters()), "initial_accumulator_value": 0.5})
     model[0].requires_grad_(True)
     with pytest.raises(regrow.RegrowError, match="state `sum` is not zero for a fresh weight"):
@@ -242,7 +242,7 @@ def test_a_layer_whose_optimizer_settings_do_not_fit_is_refused_when_it_comes() 
 def test_weights_tied_later_are_named() -> None:
     model = three()
     optimizer = SGD(model.parameters(), lr=0.1)
-    method = regrow.RigL(model, optimizer, total_steps=40, update_every=3)
+    method = regrow.RigL(model, optimizer, total_steps=40, update_every=5)
     model[2].weight = model[0].weight
     with (
         pytest.warns(UserWarning, match="was written to where it has no connection"),
@@ -253,7 +253,7 @@ def test_weights_tied_later_are_named() -> None:
     with pytest.raises(
         regrow.RegrowError, match=r"one parameter under \['0.weight', '2.weight'\].*\n.*Tie them before"
     ):
-        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=40, update_every=3)
+        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=40, update_every=5)
 
 
 # --- a gradient of zero
@@ -343,7 +343,7 @@ def test_where_all_is_zero_the_topology_stays_with_a_warning(storage: str) -> No
 def test_a_second_fit_replaces_the_method_of_the_first() -> None:
     model = three()
     first = SGD(model.parameters(), lr=0.1)
-    old = regrow.RigL(model, first, total_steps=40, update_every=3)
+    old = regrow.RigL(model, first, total_steps=40, update_every=5)
     train(model, first, 3)
     second = SGD(model.parameters(), lr=0.1)
     new = regrow.RigL(model, second, total_steps=40, update_every=2)
@@ -368,9 +368,9 @@ def test_a_second_fit_replaces_the_method_of_the_first() -> None:
 def test_a_method_that_is_deleted_gives_the_weights_back() -> None:
     model = three()
     first = SGD(model.parameters(), lr=0.1)
-    old = regrow.RigL(model, first, total_steps=40, update_every=3)
+    old = regrow.RigL(model, first, total_steps=40, update_every=5)
     second = SGD(model.parameters(), lr=0.1)
-    new = regrow.RigL(model, second, total_steps=40, update_every=3)
+    new = regrow.RigL(model, second, total_steps=40, update_every=5)
     del new, second
     gc.collect()
     train(model, first, 3)
@@ -379,10 +379,10 @@ def test_a_method_that_is_deleted_gives_the_weights_back() -> None:
 
 def test_a_method_with_other_weights_of_its_own_is_not_replaced() -> None:
     model = three()
-    old = regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=40, update_every=3)
+    old = regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=40, update_every=5)
     part = nn.Sequential(model[0])
     with pytest.raises(
         regrow.RegrowError, match=r"`0.weight` is driven by a method already: RigL.*\n.*detach"
     ):
-        regrow.RigL(part, SGD(part.parameters(), lr=0.1), total_steps=40, update_every=3)
+        regrow.RigL(part, SGD(part.parameters(), lr=0.1), total_steps=40, update_every=5)
     assert old.step == 0

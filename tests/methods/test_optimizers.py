@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from runs import storages
 from torch import Tensor, nn
 from torch.optim import SGD, Adafactor, Adamax, Muon, Rprop
 
@@ -35,6 +36,40 @@ def test_optimizers_that_do_not_fit_are_refused(optimizer: Any, message: str) ->
     with pytest.raises(regrow.RegrowError, match=message):
         regrow.RigL(model, optimizer(model.parameters()), total_steps=100, stop_fraction=0.0)
     assert all(hook.driver is None for w in sparse_weights(model) if (hook := hook_of(w.parameter)))
+
+
+class Centralises(SGD):
+    """Subtracts means of gradients where a flag says so, which its constructor does not name (Lion's use_gc)."""
+
+    def __init__(self, params: Any, lr: float = 0.1, **flags: Any) -> None:
+        super().__init__(params, lr=lr)
+        for group in self.param_groups:
+            group.update(flags)
+        self.defaults.update(flags)
+
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group.get("use_gc") and p.grad is not None and p.dim() > 1:
+                    p.grad.sub_(p.grad.mean(1, keepdim=True))
+        super().step()
+
+
+@storages
+@pytest.mark.parametrize("one_group", [False, True])
+def test_flags_that_no_constructor_names_are_tried(storage: str, one_group: bool) -> None:
+    model = regrow.sparsify(
+        nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), 0.5, storage=storage
+    )
+    regrow.RigL(model, Centralises(model.parameters()), total_steps=1000).detach()
+    if one_group:
+        optimizer = Centralises(
+            [{"params": model[0].parameters(), "use_gc": True}, {"params": model[2].parameters()}]
+        )
+    else:
+        optimizer = Centralises(model.parameters(), use_gc=True)
+    with pytest.raises(regrow.RegrowError, match="Centralises cannot train sparse weights: it moves weights"):
+        regrow.RigL(model, optimizer, total_steps=1000)
 
 
 @pytest.mark.parametrize(

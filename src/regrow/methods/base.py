@@ -209,6 +209,9 @@ class Method(Attached):
         self._open = False
         for hook in self._hooks():
             hook.reset()
+        for weight in self.weights:
+            if weight.record.due:
+                weight.part()
         gradients.note_counted(self.weights)
         step = self.step
         self._group[STEP] = step + 1
@@ -224,6 +227,9 @@ class Method(Attached):
         step = self.step
         if not self.is_update(step):
             return False
+        for weight in self.weights:
+            if not weight.parameter.is_cpu:  # where a look at each pass would wait for the device
+                weight.settle(thorough=True)
         weights = self._reached(self._goes_by)
         if not weights:
             warn(f"the dense gradient at step {step} is zero: the topology stays")

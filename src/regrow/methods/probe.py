@@ -233,6 +233,12 @@ def _made(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Paramete
                 "param_groups": groups,
             }
         )
+    for (
+        key,
+        value,
+    ) in group.items():  # flags that the constructor takes as **kwargs, or that one group alone has
+        if key in optimizer.defaults or isinstance(value, bool):
+            trial.param_groups[0].setdefault(key, value)
     return trial
 
 

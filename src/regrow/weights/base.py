@@ -334,8 +334,9 @@ class SparseWeight(ABC):
     def _takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
 
-    def part(self) -> None:  # noqa: B027  (masked values need nothing)
+    def part(self) -> None:
         """Let values that are written into a copy from now on be told from those that it has now."""
+        self.record.due = False
 
     @property
     def mask_alone(self) -> Tensor | None:

@@ -289,6 +289,7 @@ class CompressedWeight(SparseWeight):
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 
     def part(self) -> None:
+        super().part()
         self.record.clock = stamp.tick(self.record.clock)
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 

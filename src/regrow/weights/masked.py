@@ -170,7 +170,8 @@ class MaskedWeight(SparseWeight):
                 self.record.told = True
                 warn(
                     f"`{self.name}` was written to where it has no connection: such values are cut, now and later.\n"
-                    "Write before sparsify, or densify the model and sparsify it again with init='magnitude'."
+                    "After reset_parameters() that is as it should be. To keep what was written, write it before sparsify, "
+                    "or densify the model and sparsify it again with init='magnitude'."
                 )
 
     def _takes_from(self, other: SparseWeight) -> bool:

@@ -59,6 +59,8 @@ class Record:
     """The clock of the stamp that regrow last wrote (`regrow.weights.stamp`)."""
     total: float | None = None
     """Sum of the values when regrow last looked at them, where their type has no room for a stamp."""
+    due: bool = False
+    """Whether a copy was made since, so that the clock is to move with the next step."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
     told: bool = False
@@ -81,13 +83,13 @@ class Record:
         made = replace(self)
         memo[id(self)] = made
         made.follows = made.told = False
+        self.due = made.due = True
         if self.view is None or owner is None or not isinstance(module, nn.Module):
             return made
         made.belong_to(module)
         weight = self.view(owner, self.parameter_name)
         if weight.is_there:
             made._hook(copy.deepcopy(weight.parameter, memo), copy.deepcopy(weight.mask_alone, memo))
-            weight.part()
         return made
 
     def _hook(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
