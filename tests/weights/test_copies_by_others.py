@@ -372,3 +372,82 @@ def test_a_copy_that_is_made_another_thing_leaves_the_model_alone(storage: str, 
     before = [p.detach().clone() for p in copied.parameters()]
     train(model, optimizer, 10, lambda model: None)
     assert all(torch.equal(p, q) for p, q in zip(copied.parameters(), before, strict=True))
+
+
+@storages
+def test_a_copy_of_a_target_network_that_nobody_has_used_since(storage: str) -> None:
+    model, optimizer = trained(storage)
+    target = copy.deepcopy(model)
+    train(model, optimizer, 10, lambda model: None)
+    by_data(target, model)
+    second = copy.deepcopy(target)
+    for copied in (target, second):
+        regrow.summary(copied)
+        for mine, theirs in zip(dense(copied), dense(model), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def with_noise(values: Tensor) -> Tensor:
+    return values + 1e-3 * torch.randn_like(values)
+
+
+def by_half(values: Tensor) -> Tensor:
+    return values.half().float()
+
+
+def in_steps(values: Tensor) -> Tensor:
+    return (values * 128).round() / 128
+
+
+@pytest.mark.parametrize("change", [with_noise, by_half, in_steps])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_values_that_lost_their_stamp_on_the_way_are_told(change: object, dtype: torch.dtype) -> None:
+    model, optimizer = trained("compressed")
+    target = copy.deepcopy(model).to(dtype).eval()
+    train(model, optimizer, 10, lambda model: None)
+    for mine, theirs in zip(target.parameters(), model.parameters(), strict=True):
+        mine.data.copy_(change(theirs.data))  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=r"of which topology they are cannot be told(.|\n)*method.follow"):
+        regrow.summary(target)
+    regrow.summary(target)  # once
+
+
+@pytest.mark.parametrize("change", [with_noise, by_half, in_steps])
+def test_values_that_lost_their_stamp_where_it_tells_nothing_are_not(change: object) -> None:
+    model, optimizer = trained("compressed")
+    kept, population = copy.deepcopy(model), [copy.deepcopy(model) for _ in range(2)]
+
+    def write(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.data.copy_(change(parameter.data))  # type: ignore[operator]
+
+    for member in population:
+        write(member)
+        regrow.summary(member)
+    train(model, optimizer, 10, write)
+    regrow.summary(kept)
+
+
+def test_topologies_are_told_apart_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    regrow.sparsify(model.bfloat16(), 0.7, storage="compressed")
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.SET(model, optimizer, total_steps=1000, update_every=1, schedule="constant")
+    for step in range(200):
+        target = copy.deepcopy(model)
+        x = torch.randn(8, 20, dtype=torch.bfloat16)
+        F.cross_entropy(model(x), torch.arange(8) % 5).backward()
+        optimizer.step()
+        by_data(target, model)
+        assert torch.equal(target(x), model(x)), step
+
+
+@pytest.mark.parametrize("decay", [0.03, 0.05])
+def test_weight_decay_in_bfloat16_is_no_other_topology(decay: float) -> None:
+    torch.manual_seed(0)
+    model = regrow.sparsify(nn.Sequential(nn.Linear(20, 40)).bfloat16(), 0.7, storage="compressed")
+    optimizer = SGD(model.parameters(), lr=0.1, weight_decay=decay)
+    for _ in range(200):
+        model(torch.randn(4, 20, dtype=torch.bfloat16)).square().mean().backward()
+        optimizer.step()

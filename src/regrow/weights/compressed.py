@@ -289,6 +289,11 @@ class CompressedWeight(SparseWeight):
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 
     def part(self) -> None:
+        found = stamp.read(self.parameter)
+        if found is None:
+            self._stamp_anew()
+        elif not self._is_own(found):
+            return  # other code has just written a copy's values here: `settle` will need the stamp they came with
         self.record.clock = stamp.tick(self.record.clock)
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 
@@ -299,11 +304,9 @@ class CompressedWeight(SparseWeight):
             return
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
-            if stamp.is_written_over(self.parameter):
-                self._warn_of_scale()
-            stamp.write(self.parameter, fingerprint, self.record.clock)
-        elif found.is_of(fingerprint):
-            if found.has_drifted:
+            self._stamp_anew()
+        elif self._is_own(found):
+            if found.has_drifted or (found.is_coarse and found.distance(fingerprint) and self._is_trained()):
                 stamp.write(self.parameter, fingerprint, found.clock)
         elif not any(self._takes_from(copy) for copy in self.copies()):
             raise RegrowRuntimeError(
@@ -313,6 +316,39 @@ class CompressedWeight(SparseWeight):
                 "    method.follow(copy)\n"
                 "To take over a model's weights with its topology: copy.load_state_dict(model.state_dict())"
             )
+
+    def _is_own(self, found: stamp.Stamp) -> bool:
+        """Whether the values are of this weight's topology, and not rather of a copy's."""
+        own, distance = self.record.fingerprint, found.distance(self.record.fingerprint)
+        return found.is_of(own) and not (
+            distance and any(found.distance(copy.record.fingerprint) < distance for copy in self.copies())
+        )
+
+    def _stamp_anew(self) -> None:
+        """Stamp values whose stamp is gone, and say so where they may be those of another topology."""
+        if stamp.is_written_over(self.parameter):
+            self._warn_of_scale()
+        if not self.record.told and not self._is_trained() and self._has_left_behind():
+            self.record.told = True
+            warn(
+                f"the values of `{self.name}`, in a copy of a model whose topology has changed since, were rounded, "
+                "converted or given noise: of which topology they are cannot be told.\nA copy that stays as it was "
+                "made is right. For one that other code writes the model's values into, call method.follow(copy) when "
+                "it is made, or copy.load_state_dict(model.state_dict()) before they are changed."
+            )
+        stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
+
+    def _is_trained(self) -> bool:
+        """Whether the values are the weight's own affair: a method drives it, or gradients have reached it."""
+        hook = hook_of(self.parameter)
+        return hook is not None and (hook.ran or hook.driving is not None)
+
+    def _has_left_behind(self) -> bool:
+        """Whether a copy of the weight that a method drives has another topology by now."""
+        return any(
+            copy.driver() is not None and copy.record.fingerprint != self.record.fingerprint
+            for copy in self.copies()
+        )
 
     def _warn_of_scale(self) -> None:
         """Say so where untrained values, written as a whole, have another scale than the dense layer's."""
@@ -330,7 +366,10 @@ class CompressedWeight(SparseWeight):
 
     def _takes_from(self, other: SparseWeight) -> bool:
         found = stamp.read(self.parameter)
-        if found is None or found.is_at(self.record.clock) or not found.is_of(other.record.fingerprint):
+        if found is None or not found.is_of(other.record.fingerprint):
+            return False
+        mine, theirs = (abs(found.clock - record.clock) for record in (self.record, other.record))
+        if found.is_at(self.record.clock) and mine <= theirs:  # in bfloat16 it may be at both
             return False
         if other.record.fingerprint != self.record.fingerprint:
             assert isinstance(other, CompressedWeight)
