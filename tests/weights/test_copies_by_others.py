@@ -451,3 +451,66 @@ def test_weight_decay_in_bfloat16_is_no_other_topology(decay: float) -> None:
     for _ in range(200):
         model(torch.randn(4, 20, dtype=torch.bfloat16)).square().mean().backward()
         optimizer.step()
+
+
+@storages
+def test_values_taken_back_from_a_copy_leave_no_state_of_other_connections(storage: str) -> None:
+    model, optimizer = trained(storage)
+    train(model, optimizer, 5, lambda model: None)
+    best = copy.deepcopy(model)
+    train(model, optimizer, 20, lambda model: None)
+    (weight, _), (taken, _) = sparse_weights(model), sparse_weights(best)
+    state = optimizer.state[weight.parameter]
+    before = torch.zeros(weight.numel)
+    before[weight.positions()] = weight.take(state["momentum_buffer"])
+    before[(~taken.mask()).view(-1)] = 0
+    by_data(model, best)
+    model(torch.randn(8, 20)).sum().backward()
+    optimizer.param_groups[0].update(weight_decay=0.0)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+    with pytest.warns(UserWarning, match="connections of .* that are new start without its state"):
+        optimizer.step()
+    after = torch.zeros(weight.numel)
+    after[weight.positions()] = weight.take(state["momentum_buffer"])
+    torch.testing.assert_close(after, 0.9 * before)
+
+
+@pytest.mark.filterwarnings("ignore:.*written to where it has no connection")
+@storages
+def test_slow_weights_in_a_copy_do_not_undo_the_moves(storage: str) -> None:
+    model, optimizer = trained(storage)
+    slow, masks = copy.deepcopy(model), []
+
+    @torch.no_grad()
+    def look_ahead(model: nn.Module) -> None:
+        masks.append(regrow.masks(model))
+        if len(masks) % 3:
+            return
+        for mine, theirs in zip(slow.parameters(), model.parameters(), strict=True):
+            mine.add_(0.5 * (theirs - mine))
+            theirs.copy_(mine)
+        assert all(mask.equal(masks[-1][name]) for name, mask in regrow.masks(model).items())
+
+    train(model, optimizer, 20, look_ahead)
+    assert not masks[0]["0.weight"].equal(masks[-1]["0.weight"])
+
+
+def test_an_average_of_values_without_stamps_follows() -> None:
+    averages = []
+    for storage in ("masked", "compressed"):
+        model, optimizer = trained(storage)
+        average = copy.deepcopy(model).eval()
+
+        @torch.no_grad()
+        def shrink(model: nn.Module, average: nn.Module = average) -> None:
+            for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+                theirs.copy_(theirs.sign() * (theirs.abs() - 1e-4).clamp(min=0))
+                mine.lerp_(theirs, 0.1)
+            average(torch.randn(2, 20))
+
+        train(model, optimizer, 20, shrink)
+        averages.append(dense(average))
+    for mine, theirs in zip(*averages, strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -334,6 +334,12 @@ class SparseWeight(ABC):
     def _takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
 
+    def _leave_state(self) -> None:
+        """Let the method see to the optimizer's state, which is of the topology that goes now."""
+        hook = hook_of(self.parameter)
+        if hook is not None:
+            hook.before_load(self)
+
     def part(self) -> None:  # noqa: B027  (masked values need nothing)
         """Let values that are written into a copy from now on be told from those that it has now."""
 

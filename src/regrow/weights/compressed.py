@@ -326,6 +326,7 @@ class CompressedWeight(SparseWeight):
 
     def _stamp_anew(self) -> None:
         """Stamp values whose stamp is gone, and say so where they may be those of another topology."""
+        self.record.bare = self._is_trained()
         if stamp.is_written_over(self.parameter):
             self._warn_of_scale()
         if not self.record.told and not self._is_trained() and self._has_left_behind():
@@ -352,7 +353,8 @@ class CompressedWeight(SparseWeight):
 
     def _warn_of_scale(self) -> None:
         """Say so where untrained values, written as a whole, have another scale than the dense layer's."""
-        if self.record.told or self.parameter.grad is not None:
+        driver = self.driver()
+        if self.record.told or (self._is_trained() and (driver is None or driver.step)):
             return
         usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
         times = float(self.values().square().mean().sqrt()) / usual
@@ -368,11 +370,13 @@ class CompressedWeight(SparseWeight):
         found = stamp.read(self.parameter)
         if found is None or not found.is_of(other.record.fingerprint):
             return False
-        mine, theirs = (abs(found.clock - record.clock) for record in (self.record, other.record))
-        if found.is_at(self.record.clock) and mine <= theirs:  # in bfloat16 it may be at both
+        off = [abs(found.clock - record.clock) for record in (self.record, other.record)]
+        is_at_own = found.is_at(self.record.clock) and off[0] <= off[1]  # in bfloat16 it may be at both
+        if is_at_own and not (other.record.bare and found.scale != stamp.SCALE):  # an average with zeros
             return False
         if other.record.fingerprint != self.record.fingerprint:
             assert isinstance(other, CompressedWeight)
+            self._leave_state()
             for part in (*INDEX, *MIRROR):
                 theirs = other._part(part)
                 self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(

@@ -179,6 +179,9 @@ class MaskedWeight(SparseWeight):
         strange = int(values[neither].count_nonzero())
         if not values[theirs & ~mine].any() or 2 * strange > int(neither.count_nonzero()):
             return False  # nothing of the other's, or values everywhere: whoever wrote them had no topology
+        if self.driver() is not None and values[mine & ~theirs].any():
+            return False  # mixed with an average, as Lookahead does: the topology is the method's
+        self._leave_state()
         mine.copy_(theirs)
         self.cut()
         self.remember()

@@ -59,6 +59,8 @@ class Record:
     """The clock of the stamp that regrow last wrote (`regrow.weights.stamp`)."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
+    bare: bool = False
+    """Whether other code takes the stamp off trained values (rounding, a proximal step), so that copies get none."""
     told: bool = False
     """Whether a warning of values without a connection has been given."""
     parameter_name: str = "weight"
