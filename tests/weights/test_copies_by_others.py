@@ -514,3 +514,20 @@ def test_an_average_of_values_without_stamps_follows() -> None:
         averages.append(dense(average))
     for mine, theirs in zip(*averages, strict=True):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_values_of_another_topology_in_a_functional_call_are_refused() -> None:
+    model, optimizer = trained("compressed")
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = torch.randn(8, 20)
+    assert torch.equal(torch.func.functional_call(model, average, x), model(x))
+
+    def update(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            average[name].lerp_(parameter.detach(), 0.1)
+
+    train(model, optimizer, 10, update)
+    with pytest.raises(regrow.RegrowError, match="`0.weight` holds values of another topology"):
+        torch.func.functional_call(model, average, x)
+    adapted = {name: p - 0.1 * torch.ones_like(p) * (p != 0) for name, p in model.named_parameters()}
+    assert torch.func.functional_call(model, adapted, x).isfinite().all()  # somebody's own

@@ -321,14 +321,20 @@ class SparseWeight(ABC):
                     "its connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
                 )
             self.record.versions = versions
-        # not what functional calls put in the parameter's place, and not while operators are watched or faked
-        parameter = self.parameter
-        if type(parameter) is nn.Parameter and not torch._C._len_torch_dispatch_stack():
+        if torch._C._len_torch_dispatch_stack():
+            return  # operators are watched or faked
+        kind = type(self.parameter)
+        if kind is nn.Parameter:
             self._settle_values(thorough)
+        elif kind is Tensor:
+            self._check_given()
 
     @abstractmethod
     def _settle_values(self, thorough: bool) -> None:
         """`settle` for the values."""
+
+    def _check_given(self) -> None:  # noqa: B027  (masked values are cut, `cut_substituted`)
+        """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
 
     @abstractmethod
     def _takes_from(self, other: SparseWeight) -> bool:

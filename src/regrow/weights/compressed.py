@@ -30,7 +30,7 @@ from regrow.weights.base import (
     as_matrix,
     gradient_magnitude,
 )
-from regrow.weights.hook import hook_of
+from regrow.weights.hook import hook_of, is_trained
 
 INDEX = ("crow", "col")
 MIRROR = ("crow_t", "row_t", "order")
@@ -306,16 +306,27 @@ class CompressedWeight(SparseWeight):
         if found is None:
             self._stamp_anew()
         elif self._is_own(found):
-            if found.has_drifted or (found.is_coarse and found.distance(fingerprint) and self._is_trained()):
+            if found.has_drifted or (
+                found.is_coarse and found.distance(fingerprint) and is_trained(self.parameter)
+            ):
                 stamp.write(self.parameter, fingerprint, found.clock)
         elif not any(self._takes_from(copy) for copy in self.copies()):
-            raise RegrowRuntimeError(
-                f"`{self.name}` holds values of another topology than its own, or of several, mixed by other code: an "
-                "average or a target network that was updated parameter by parameter while the topology changed.\n"
-                "For an average, follow the model that is trained, right after the copy is made:\n"
-                "    method.follow(copy)\n"
-                "To take over a model's weights with its topology: copy.load_state_dict(model.state_dict())"
-            )
+            raise self._mixed()
+
+    def _check_given(self) -> None:
+        if self.parameter.is_cpu and not stamp.is_whole(self.parameter.detach(), self.record.code):
+            found = stamp.read(self.parameter)
+            if found is not None and not found.is_of(self.record.fingerprint):
+                raise self._mixed()
+
+    def _mixed(self) -> RegrowRuntimeError:
+        return RegrowRuntimeError(
+            f"`{self.name}` holds values of another topology than its own, or of several, mixed by other code: an "
+            "average or a target network that was updated parameter by parameter while the topology changed.\n"
+            "For an average, follow the model that is trained, right after the copy is made:\n"
+            "    method.follow(copy)\n"
+            "To take over a model's weights with its topology: copy.load_state_dict(model.state_dict())"
+        )
 
     def _is_own(self, found: stamp.Stamp) -> bool:
         """Whether the values are of this weight's topology, and not rather of a copy's."""
@@ -326,10 +337,11 @@ class CompressedWeight(SparseWeight):
 
     def _stamp_anew(self) -> None:
         """Stamp values whose stamp is gone, and say so where they may be those of another topology."""
-        self.record.bare = self._is_trained()
+        self.record.bare = is_trained(self.parameter)
         if stamp.is_written_over(self.parameter):
             self._warn_of_scale()
-        if not self.record.told and not self._is_trained() and self._has_left_behind():
+        moved = (c for c in self.copies() if c.driver() and c.record.fingerprint != self.record.fingerprint)
+        if not self.record.told and not self.record.bare and any(moved):
             self.record.told = True
             warn(
                 f"the values of `{self.name}`, in a copy of a model whose topology has changed since, were rounded, "
@@ -339,22 +351,10 @@ class CompressedWeight(SparseWeight):
             )
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 
-    def _is_trained(self) -> bool:
-        """Whether the values are the weight's own affair: a method drives it, or gradients have reached it."""
-        hook = hook_of(self.parameter)
-        return hook is not None and (hook.ran or hook.driving is not None)
-
-    def _has_left_behind(self) -> bool:
-        """Whether a copy of the weight that a method drives has another topology by now."""
-        return any(
-            copy.driver() is not None and copy.record.fingerprint != self.record.fingerprint
-            for copy in self.copies()
-        )
-
     def _warn_of_scale(self) -> None:
         """Say so where untrained values, written as a whole, have another scale than the dense layer's."""
         driver = self.driver()
-        if self.record.told or (self._is_trained() and (driver is None or driver.step)):
+        if self.record.told or (is_trained(self.parameter) and (driver is None or driver.step)):
             return
         usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
         times = float(self.values().square().mean().sqrt()) / usual
