@@ -531,3 +531,28 @@ def test_values_of_another_topology_in_a_functional_call_are_refused() -> None:
         torch.func.functional_call(model, average, x)
     adapted = {name: p - 0.1 * torch.ones_like(p) * (p != 0) for name, p in model.named_parameters()}
     assert torch.func.functional_call(model, adapted, x).isfinite().all()  # somebody's own
+
+
+@storages
+def test_models_that_are_copies_of_one_have_averages_of_their_own(storage: str) -> None:
+    first, optimizer = trained(storage)
+    second = copy.deepcopy(first)
+    own = SGD(second.parameters(), lr=0.02)
+    regrow.RigL(second, own, total_steps=1000, update_every=4)
+    models = {first: copy.deepcopy(first), second: copy.deepcopy(second)}
+    twice = copy.deepcopy(models[first])
+
+    def learn(model: nn.Module) -> None:
+        x = torch.randn(16, 20)
+        own.zero_grad()
+        F.mse_loss(second(x), x[:, :5]).backward()
+        own.step()
+        with torch.no_grad():
+            pairs = [*((average, model) for model, average in models.items()), (twice, models[first])]
+            for average, source in pairs:
+                for mine, theirs in zip(average.parameters(), source.parameters(), strict=True):
+                    mine.lerp_(theirs, 0.1)
+
+    train(first, optimizer, 30, learn)
+    for average, model in (*((average, model) for model, average in models.items()), (twice, first)):
+        assert regrow.masks(average)["0.weight"].equal(regrow.masks(model)["0.weight"])

@@ -20,7 +20,7 @@ from regrow.ops import sketch
 from regrow.weights import stamp
 from regrow.weights.among import Among
 from regrow.weights.hook import hook_of
-from regrow.weights.record import RECORDS, Record
+from regrow.weights.record import RECORDS, Record, is_of_another
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
@@ -383,7 +383,9 @@ class SparseWeight(ABC):
             hook, record = hook_of(copy.parameter), copy.record
             if hook is not None and (hook.ran or hook.driving is not None):
                 record.follows = False
-            elif copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint):
+            elif (
+                copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint)
+            ) and not is_of_another(copy, self):
                 record.follows = True
                 found.append(copy)
         return found

@@ -294,7 +294,7 @@ class CompressedWeight(SparseWeight):
             self._stamp_anew()
         elif not self._is_own(found):
             return  # other code has just written a copy's values here: `settle` will need the stamp they came with
-        self.record.clock = stamp.tick(self.record.clock)
+        self.record.clock = self.record.family.tick()
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 
     def _settle_values(self, thorough: bool) -> None:

@@ -164,7 +164,11 @@ class MaskedWeight(SparseWeight):
         if not (thorough or self.parameter.is_cpu):
             self.parameter.data.masked_fill_(~self._mask, 0)  # without waiting for the device
         elif self._outside():
-            if any(self._takes_from(copy) for copy in self.copies()):
+            values = self.parameter.detach()
+            likely = sorted(
+                self.copies(), key=lambda copy: int(values[~copy.mask().to(values.device)].count_nonzero())
+            )
+            if any(self._takes_from(copy) for copy in likely):
                 self.record.follows = True
             elif self.cut() and not self.record.told:
                 self.record.told = True
