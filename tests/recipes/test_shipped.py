@@ -12,6 +12,9 @@ import regrow
 from regrow.recipes import find, load, shipped
 from regrow.training import RunFolder, build, train
 
+# these runs are a few steps long, shorter than the intervals of their recipes
+pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
+
 IMAGENET = ["data.size=72", "augment.resized_crop=64", "batch_size=4", "accumulate=2"]
 CIFAR = ["data.limit=40", "batch_size=8", "test_on=validation"]  # not on 10,000 images
 SUP = ["tickets.cycle_steps=1", "tickets.share=0.5"]

@@ -13,6 +13,9 @@ from regrow.recipes import load
 from regrow.training.batches import Batches
 from regrow.training.loss import cross_entropy
 
+# these runs are a few steps long, shorter than the intervals of their recipes
+pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
+
 CPU = torch.device("cpu")
 DATA = Dataset(
     "numbers",

@@ -18,6 +18,9 @@ from regrow.recipes import load
 from regrow.training import build
 from regrow.training.evaluation import evaluate
 
+# these runs are a few steps long, shorter than the intervals of their recipes
+pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
+
 SUP = "tickets={name: sup, share: 0.5, cycle_steps: 10}"
 EDST = ["tickets={name: edst, start: 0.5}", "validation=0.1", "method.stop_fraction=1", "evaluate_every=4"]
 NORMS = ["--import", OWN, "model=own_parts:network"]

@@ -372,3 +372,187 @@ def test_a_copy_that_is_made_another_thing_leaves_the_model_alone(storage: str, 
     before = [p.detach().clone() for p in copied.parameters()]
     train(model, optimizer, 10, lambda model: None)
     assert all(torch.equal(p, q) for p, q in zip(copied.parameters(), before, strict=True))
+
+
+@storages
+def test_a_copy_of_a_target_network_that_nobody_has_used_since(storage: str) -> None:
+    model, optimizer = trained(storage)
+    target = copy.deepcopy(model)
+    train(model, optimizer, 10, lambda model: None)
+    by_data(target, model)
+    second = copy.deepcopy(target)
+    for copied in (target, second):
+        regrow.summary(copied)
+        for mine, theirs in zip(dense(copied), dense(model), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def with_noise(values: Tensor) -> Tensor:
+    return values + 1e-3 * torch.randn_like(values)
+
+
+def by_half(values: Tensor) -> Tensor:
+    return values.half().float()
+
+
+def in_steps(values: Tensor) -> Tensor:
+    return (values * 128).round() / 128
+
+
+@pytest.mark.parametrize("change", [with_noise, by_half, in_steps])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_values_that_lost_their_stamp_on_the_way_are_told(change: object, dtype: torch.dtype) -> None:
+    model, optimizer = trained("compressed")
+    target = copy.deepcopy(model).to(dtype).eval()
+    train(model, optimizer, 10, lambda model: None)
+    for mine, theirs in zip(target.parameters(), model.parameters(), strict=True):
+        mine.data.copy_(change(theirs.data))  # type: ignore[operator]
+    with pytest.warns(UserWarning, match=r"of which topology they are cannot be told(.|\n)*method.follow"):
+        regrow.summary(target)
+    regrow.summary(target)  # once
+
+
+@pytest.mark.parametrize("change", [with_noise, by_half, in_steps])
+def test_values_that_lost_their_stamp_where_it_tells_nothing_are_not(change: object) -> None:
+    model, optimizer = trained("compressed")
+    kept, population = copy.deepcopy(model), [copy.deepcopy(model) for _ in range(2)]
+
+    def write(model: nn.Module) -> None:
+        for parameter in model.parameters():
+            parameter.data.copy_(change(parameter.data))  # type: ignore[operator]
+
+    for member in population:
+        write(member)
+        regrow.summary(member)
+    train(model, optimizer, 10, write)
+    regrow.summary(kept)
+
+
+def test_topologies_are_told_apart_in_bfloat16() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    regrow.sparsify(model.bfloat16(), 0.7, storage="compressed")
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.SET(model, optimizer, total_steps=1000, update_every=1, schedule="constant")
+    for step in range(200):
+        target = copy.deepcopy(model)
+        x = torch.randn(8, 20, dtype=torch.bfloat16)
+        F.cross_entropy(model(x), torch.arange(8) % 5).backward()
+        optimizer.step()
+        by_data(target, model)
+        assert torch.equal(target(x), model(x)), step
+
+
+@pytest.mark.parametrize("decay", [0.03, 0.05])
+def test_weight_decay_in_bfloat16_is_no_other_topology(decay: float) -> None:
+    torch.manual_seed(0)
+    model = regrow.sparsify(nn.Sequential(nn.Linear(20, 40)).bfloat16(), 0.7, storage="compressed")
+    optimizer = SGD(model.parameters(), lr=0.1, weight_decay=decay)
+    for _ in range(200):
+        model(torch.randn(4, 20, dtype=torch.bfloat16)).square().mean().backward()
+        optimizer.step()
+
+
+@storages
+def test_values_taken_back_from_a_copy_leave_no_state_of_other_connections(storage: str) -> None:
+    model, optimizer = trained(storage)
+    train(model, optimizer, 5, lambda model: None)
+    best = copy.deepcopy(model)
+    train(model, optimizer, 20, lambda model: None)
+    (weight, _), (taken, _) = sparse_weights(model), sparse_weights(best)
+    state = optimizer.state[weight.parameter]
+    before = torch.zeros(weight.numel)
+    before[weight.positions()] = weight.take(state["momentum_buffer"])
+    before[(~taken.mask()).view(-1)] = 0
+    by_data(model, best)
+    model(torch.randn(8, 20)).sum().backward()
+    optimizer.param_groups[0].update(weight_decay=0.0)
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad.zero_()
+    with pytest.warns(UserWarning, match="connections of .* that are new start without its state"):
+        optimizer.step()
+    after = torch.zeros(weight.numel)
+    after[weight.positions()] = weight.take(state["momentum_buffer"])
+    torch.testing.assert_close(after, 0.9 * before)
+
+
+@pytest.mark.filterwarnings("ignore:.*written to where it has no connection")
+@storages
+def test_slow_weights_in_a_copy_do_not_undo_the_moves(storage: str) -> None:
+    model, optimizer = trained(storage)
+    slow, masks = copy.deepcopy(model), []
+
+    @torch.no_grad()
+    def look_ahead(model: nn.Module) -> None:
+        masks.append(regrow.masks(model))
+        if len(masks) % 3:
+            return
+        for mine, theirs in zip(slow.parameters(), model.parameters(), strict=True):
+            mine.add_(0.5 * (theirs - mine))
+            theirs.copy_(mine)
+        assert all(mask.equal(masks[-1][name]) for name, mask in regrow.masks(model).items())
+
+    train(model, optimizer, 20, look_ahead)
+    assert not masks[0]["0.weight"].equal(masks[-1]["0.weight"])
+
+
+def test_an_average_of_values_without_stamps_follows() -> None:
+    averages = []
+    for storage in ("masked", "compressed"):
+        model, optimizer = trained(storage)
+        average = copy.deepcopy(model).eval()
+
+        @torch.no_grad()
+        def shrink(model: nn.Module, average: nn.Module = average) -> None:
+            for mine, theirs in zip(average.parameters(), model.parameters(), strict=True):
+                theirs.copy_(theirs.sign() * (theirs.abs() - 1e-4).clamp(min=0))
+                mine.lerp_(theirs, 0.1)
+            average(torch.randn(2, 20))
+
+        train(model, optimizer, 20, shrink)
+        averages.append(dense(average))
+    for mine, theirs in zip(*averages, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_values_of_another_topology_in_a_functional_call_are_refused() -> None:
+    model, optimizer = trained("compressed")
+    average = {name: p.detach().clone() for name, p in model.named_parameters()}
+    x = torch.randn(8, 20)
+    assert torch.equal(torch.func.functional_call(model, average, x), model(x))
+
+    def update(model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            average[name].lerp_(parameter.detach(), 0.1)
+
+    train(model, optimizer, 10, update)
+    with pytest.raises(regrow.RegrowError, match="`0.weight` holds values of another topology"):
+        torch.func.functional_call(model, average, x)
+    adapted = {name: p - 0.1 * torch.ones_like(p) * (p != 0) for name, p in model.named_parameters()}
+    assert torch.func.functional_call(model, adapted, x).isfinite().all()  # somebody's own
+
+
+@storages
+def test_models_that_are_copies_of_one_have_averages_of_their_own(storage: str) -> None:
+    first, optimizer = trained(storage)
+    second = copy.deepcopy(first)
+    own = SGD(second.parameters(), lr=0.02)
+    regrow.RigL(second, own, total_steps=1000, update_every=4)
+    models = {first: copy.deepcopy(first), second: copy.deepcopy(second)}
+    twice = copy.deepcopy(models[first])
+
+    def learn(model: nn.Module) -> None:
+        x = torch.randn(16, 20)
+        own.zero_grad()
+        F.mse_loss(second(x), x[:, :5]).backward()
+        own.step()
+        with torch.no_grad():
+            pairs = [*((average, model) for model, average in models.items()), (twice, models[first])]
+            for average, source in pairs:
+                for mine, theirs in zip(average.parameters(), source.parameters(), strict=True):
+                    mine.lerp_(theirs, 0.1)
+
+    train(first, optimizer, 30, learn)
+    for average, model in (*((average, model) for model, average in models.items()), (twice, first)):
+        assert regrow.masks(average)["0.weight"].equal(regrow.masks(model)["0.weight"])

@@ -14,7 +14,7 @@ from torch.optim import SGD
 import regrow
 from regrow.weights import sparse_weights
 
-UNKNOWN = "`0.weight` is a copy, and other code has written values into it"
+UNKNOWN = "of which topology they are cannot be told"
 X = torch.randn(64, 20, generator=torch.Generator().manual_seed(1))
 
 

@@ -135,6 +135,8 @@ class SparseModule(nn.Module):
         device = self.weight_values.device
         for name in INDEX:
             setattr(self, name, getattr(self, name).to(device))
+        for weight in views(self):
+            weight.record.total = weight.total
         return self
 
     def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:

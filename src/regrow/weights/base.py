@@ -20,7 +20,7 @@ from regrow.ops import sketch
 from regrow.weights import stamp
 from regrow.weights.among import Among
 from regrow.weights.hook import hook_of
-from regrow.weights.record import RECORDS, Record
+from regrow.weights.record import RECORDS, Record, is_of_another
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
@@ -321,18 +321,35 @@ class SparseWeight(ABC):
                     "its connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
                 )
             self.record.versions = versions
-        # not what functional calls put in the parameter's place, and not while operators are watched or faked
-        parameter = self.parameter
-        if type(parameter) is nn.Parameter and not torch._C._len_torch_dispatch_stack():
+        if torch._C._len_torch_dispatch_stack():
+            return  # operators are watched or faked
+        kind = type(self.parameter)
+        if kind is nn.Parameter:
             self._settle_values(thorough)
+        elif kind is Tensor:
+            self._check_given()
 
     @abstractmethod
     def _settle_values(self, thorough: bool) -> None:
         """`settle` for the values."""
 
+    def _check_given(self) -> None:  # noqa: B027  (masked values are cut, `cut_substituted`)
+        """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
+
     @abstractmethod
     def _takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
+
+    def _leave_state(self) -> None:
+        """Let the method see to the optimizer's state, which is of the topology that goes now."""
+        hook = hook_of(self.parameter)
+        if hook is not None:
+            hook.before_load(self)
+
+    @property
+    def total(self) -> float | None:
+        """The sum of values whose type has no room for a stamp, which tells whether other code has written any."""
+        return None
 
     def part(self) -> None:
         """Let values that are written into a copy from now on be told from those that it has now."""
@@ -372,7 +389,9 @@ class SparseWeight(ABC):
             hook, record = hook_of(copy.parameter), copy.record
             if hook is not None and (hook.ran or hook.driving is not None):
                 record.follows = False
-            elif copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint):
+            elif (
+                copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint)
+            ) and not is_of_another(copy, self):
                 record.follows = True
                 found.append(copy)
         return found

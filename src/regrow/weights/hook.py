@@ -160,6 +160,12 @@ def driver_of(parameter: Tensor) -> Driver | None:
     return None if hook is None else hook.driving
 
 
+def is_trained(parameter: Tensor) -> bool:
+    """Whether a method drives `parameter`, or gradients have reached it: its values are its own affair."""
+    hook = hook_of(parameter)
+    return hook is not None and (hook.ran or hook.driving is not None)
+
+
 def remove_hook(parameter: Tensor) -> None:
     """Take the `GradientHook` off `parameter`, if there is one."""
     for hooks in (parameter._backward_hooks or {}, parameter._post_accumulate_grad_hooks or {}):

@@ -164,13 +164,17 @@ class MaskedWeight(SparseWeight):
         if not (thorough or self.parameter.is_cpu):
             self.parameter.data.masked_fill_(~self._mask, 0)  # without waiting for the device
         elif self._outside():
-            if any(self._takes_from(copy) for copy in self.copies()):
+            values = self.parameter.detach()
+            likely = sorted(
+                self.copies(), key=lambda copy: int(values[~copy.mask().to(values.device)].count_nonzero())
+            )
+            if any(self._takes_from(copy) for copy in likely):
                 self.record.follows = True
             elif self.cut() and not self.record.told:
                 self.record.told = True
                 warn(
                     f"`{self.name}` was written to where it has no connection: such values are cut, now and later.\n"
-                    "After reset_parameters() that is as it should be. To keep what was written, write it before sparsify, "
+                    "After reset_parameters() that is as it should be. To keep what is written, do so before sparsify, "
                     "or densify the model and sparsify it again with init='magnitude'."
                 )
 
@@ -180,6 +184,9 @@ class MaskedWeight(SparseWeight):
         strange = int(values[neither].count_nonzero())
         if not values[theirs & ~mine].any() or 2 * strange > int(neither.count_nonzero()):
             return False  # nothing of the other's, or values everywhere: whoever wrote them had no topology
+        if self.driver() is not None and values[mine & ~theirs].any():
+            return False  # mixed with an average, as Lookahead does: the topology is the method's
+        self._leave_state()
         mine.copy_(theirs)
         self.cut()
         self.remember()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from regrow.weights import stamp
 from regrow.weights.hook import GradientHook
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ class Family:
 
     def __init__(self) -> None:
         self._modules: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self.clock = CLOCK
+
+    def tick(self) -> float:
+        """A clock for the stamp of one of them that no other has."""
+        self.clock = stamp.tick(self.clock)
+        return self.clock
 
     def add(self, module: nn.Module) -> None:
         """Let `module` belong to it."""
@@ -55,7 +62,7 @@ class Record:
     """The fingerprint as a stamp holds it (`regrow.weights.stamp`)."""
     versions: tuple[int, ...] = ()
     """Version counters of the topology's tensors at that moment."""
-    clock: float = 0.5
+    clock: float = CLOCK
     """The clock of the stamp that regrow last wrote (`regrow.weights.stamp`)."""
     total: float | None = None
     """Sum of the values when regrow last looked at them, where their type has no room for a stamp."""
@@ -63,6 +70,8 @@ class Record:
     """Whether a copy was made since, so that the clock is to move with the next step."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
+    bare: bool = False
+    """Whether other code takes the stamp off trained values (rounding, a proximal step), so that copies get none."""
     told: bool = False
     """Whether a warning of values without a connection has been given."""
     parameter_name: str = "weight"
@@ -71,6 +80,8 @@ class Record:
     family: Family = field(default_factory=Family, repr=False, compare=False)
     owner: Callable[[], nn.Module | None] = field(default=lambda: None, repr=False, compare=False)
     """The module, weakly."""
+    origin: Callable[[], nn.Module | None] = field(default=lambda: None, repr=False, compare=False)
+    """The module that this one's was copied from, weakly."""
 
     def belong_to(self, module: nn.Module) -> None:
         """Note whose record it is."""
@@ -83,6 +94,7 @@ class Record:
         made = replace(self)
         memo[id(self)] = made
         made.follows = made.told = False
+        made.origin = self.owner
         self.due = made.due = True
         if self.view is None or owner is None or not isinstance(module, nn.Module):
             return made
@@ -90,6 +102,7 @@ class Record:
         weight = self.view(owner, self.parameter_name)
         if weight.is_there:
             made._hook(copy.deepcopy(weight.parameter, memo), copy.deepcopy(weight.mask_alone, memo))
+            made.total = weight.total
         return made
 
     def _hook(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
@@ -102,7 +115,9 @@ class Record:
 
     def __reduce__(self) -> tuple[Any, ...]:
         plain = {
-            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("family", "owner", "told")
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("family", "owner", "origin", "told")
         }
         owner = self.owner()
         weight = None if self.view is None or owner is None else self.view(owner, self.parameter_name)
@@ -111,12 +126,31 @@ class Record:
         return _revive, (plain, owner, weight.parameter, weight.mask_alone)
 
 
+def is_of_another(copied: SparseWeight, model: SparseWeight) -> bool:
+    """Whether a copy is rather another model's than `model`'s: those trained apart (twin critics) may be copies too."""
+    others = [
+        each
+        for each in copied.copies()
+        if each.driver() not in (None, model.driver()) and each.record.fingerprint == model.record.fingerprint
+    ]
+    among = {each.module for each in (model, *others)}
+    origin = copied.record.origin()
+    while others and origin is not None:  # the copy of an average has that one's origin
+        if origin in among:
+            return origin is not model.module
+        record = origin.__dict__.get(RECORDS, {}).get(copied.parameter_name)
+        origin = None if record is None else record.origin()
+    mine = copied.values()
+    far = [float((each.values().to(mine) - mine).norm()) for each in (model, *others)]
+    return min(far) < far[0]
+
+
 def _revive(
     plain: dict[str, Any], module: nn.Module | None, parameter: nn.Parameter | None, mask: Tensor | None
 ) -> Record:
     """A record from a pickle, where the module's own attributes are still to come."""
     record = Record(**plain)
-    record.follows = False
+    record.follows, record.family.clock = False, record.clock
     if module is not None and parameter is not None:
         record.belong_to(module)
         record._hook(parameter, mask)

@@ -52,10 +52,18 @@ class Stamp:
         """Whether it should be written again: Adam with weight decay multiplies what is so small in each step."""
         return not SCALE / ROOM < abs(self.scale) < SCALE * ROOM
 
+    @property
+    def is_coarse(self) -> bool:
+        """Whether weight decay alone may bring the code out of its bounds, as in bfloat16."""
+        return 8 * self.precision > DRIFT
+
     def is_of(self, fingerprint: int) -> bool:
         """Whether the values belong to the topology with this fingerprint, and to it alone."""
-        allowed = max(DRIFT, 8 * self.precision)
-        return all(abs(a - b) <= allowed for a, b in zip(self.code, code_of(fingerprint), strict=True))
+        return self.distance(fingerprint) <= max(DRIFT, 8 * self.precision)
+
+    def distance(self, fingerprint: int) -> float:
+        """How far the code is from that of a fingerprint: bfloat16 allows so much that it may be of two."""
+        return max(abs(a - b) for a, b in zip(self.code, code_of(fingerprint), strict=True))
 
     def is_at(self, clock: float) -> bool:
         """Whether no values of another clock have come in."""
