@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import regrow
+from regrow.weights import stamp
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # transformers imports what happens to be installed
@@ -364,7 +365,11 @@ def test_a_trainers_checkpoint_resumes_in_a_fresh_process_and_loads_as_a_dense_m
         resumed = pool.apply(resume_bert, (storage, str(saved), str(tmp_path / "resumed")))
     assert_loads_as(tmp_path / "there", bert(storage))
     assert list(whole) == list(resumed)
-    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+    for key, value in whole.items():
+        other = resumed[key]
+        if key.endswith("_values"):  # a stamp is not in what dense models read
+            value, other = value[: -stamp.SIZE], other[: -stamp.SIZE]
+        assert torch.equal(value, other), key
 
 
 def save_there(model: nn.Module, folder: Path) -> None:

@@ -187,6 +187,7 @@ def test_a_dense_ensemble(recipe, tmp_path, capsys):
     assert summary["flops"]["test"] == 2 * summary["flops"]["dense"]
 
 
+@pytest.mark.filterwarnings("ignore:the dense gradient at step .* is zero")
 def test_the_best_checkpoint_is_kept_where_the_recipe_says_so(recipe, tmp_path, monkeypatch, capsys):
     keys = ["keep=best", "validation=0.1", "evaluate_every=3", "optimizer.lr=1.5", "schedule=constant"]
     keys = [*keys, "--import", OWN, "method.name=signalled"]

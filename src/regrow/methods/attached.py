@@ -163,13 +163,15 @@ class Attached:
         """Look at all weights anew where some have come later."""
 
     def _check(self, model: nn.Module) -> None:
-        checks.check_weights(model, self.weights, self)
-        optimizers.check_holds(self.optimizer, self.weights)
-        self._check_state()
-        if self.distributed:
+        if (
+            self.distributed and self.weights
+        ):  # first: parameters that were broadcast do not fit another topology
             plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
             settings = {"method": type(self).__name__, "step": self.step, **plain}
             processes.check_agreement(settings, self.weights, self.process_group)
+        checks.check_weights(model, self.weights, self)
+        optimizers.check_holds(self.optimizer, self.weights)
+        self._check_state()
 
     def _check_state(self) -> None:
         for weight in self.weights:

@@ -288,6 +288,16 @@ class CompressedWeight(SparseWeight):
         self.remember(index.mirror_into(*(self._part(part) for part in (*INDEX, *MIRROR))))
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
 
+    def after_load(self) -> None:
+        """Take the values, columns and row pointers that were loaded for known, with the stamp as it was saved."""
+        entries, found = self.parameter.detach()[-stamp.SIZE :].clone(), stamp.read(self.parameter)
+        self.rebuild_mirror()
+        if found is not None and found.is_of(self.record.fingerprint):
+            self.parameter.data[-stamp.SIZE :] = entries
+            self.record.clock = self.record.family.clock = stamp.nearest(found.clock)
+            for copy in self.copies():
+                copy.record.due = True
+
     def part(self) -> None:
         super().part()
         found = stamp.read(self.parameter)

@@ -47,14 +47,19 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
         if found is not None:
             if hook := hook_of(weight.parameter):
                 hook.before_load(weight)
-            converted.append((weight, base, *found, _capacity(len(found[0]), state.get(f"{base}_col"))))
+            capacity = _capacity(len(found[0]), state.get(f"{base}_col"))
+            converted.append((weight, base, *found, capacity, state.get(f"{base}_values")))
     if not converted:
         _refuse_prefixes(state, [base for base, _ in all_names(module, prefix)])
-    _warn_of_cuts(state, {base: values for _, base, _, values, _ in converted})
-    for weight, base, positions, values, capacity in converted:
+    _warn_of_cuts(state, {base: values for _, base, _, values, *_ in converted})
+    for weight, base, positions, values, capacity, whole in converted:
         for key in keys(base):
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
+        if whole is not None and f"{base}_values" in state and len(whole) == capacity + stamp.SIZE:
+            state[f"{base}_values"][-stamp.SIZE :] = whole[
+                -stamp.SIZE :
+            ].detach()  # a run resumes bit for bit
     for weight in views(module):  # its own parameters are loaded next; the topology is no buffer
         base = prefix + weight.parameter_name
         for name, part in weight.topology.items():
@@ -135,7 +140,7 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
         for weight in views(submodule):
             weight.record.follows = False
             if isinstance(weight, CompressedWeight):
-                weight.rebuild_mirror()
+                weight.after_load()
             elif isinstance(weight, MaskedWeight):
                 weight.cut()
                 weight.remember()

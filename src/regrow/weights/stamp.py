@@ -80,6 +80,11 @@ def tick(clock: float) -> float:
     return 0.5 + ((clock - 0.5) * 2 * FINE + STEP) % FINE / (2 * FINE)
 
 
+def nearest(clock: float) -> float:
+    """The value that a clock was written with, before rounding."""
+    return round(clock * 2 * FINE) / (2 * FINE)
+
+
 def fits(values: Tensor) -> bool:
     """Whether values of this type can hold a stamp: those of float16 are too coarse."""
     return values.dtype in PRECISION and not values.is_meta
