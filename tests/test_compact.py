@@ -8,6 +8,8 @@ from regrow.compact import Pick, compact
 from regrow.costs import stored_size
 from regrow.models import lenet, mlp
 
+pytestmark = pytest.mark.filterwarnings("ignore:`rescale` is not given")  # nothing is trained here
+
 
 def same(model, smaller, x):
     model.eval(), smaller.eval()

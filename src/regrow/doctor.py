@@ -95,7 +95,7 @@ def check(dtype: torch.dtype) -> Check:
     with torch.no_grad():
         exact.weight.copy_(torch.where(weight, dense.weight.to(dtype), 0))
         exact.bias.copy_(dense.bias.to(dtype))
-    x, gradient = torch.randn(33, columns, dtype=dtype), torch.randn(33, rows, dtype=dtype)
+    x, gradient = (torch.randn(33, size, dtype=dtype, device="cpu") for size in (columns, rows))
     ours, theirs = passes(model[0], x, gradient), passes(exact, x.double(), gradient.double())
     theirs[2] = theirs[2][weight].view(-1, 1)
     ours[2] = ours[2][: len(theirs[2])]  # without the entries of the stamp

@@ -42,7 +42,9 @@ def mlp(width: int, batch: int) -> Network:
 
     def sparse(model: nn.Module, sparsity: float) -> nn.Module:
         return regrow.fuse(
-            regrow.sparsify(model, sparsity, "uniform", include=["0", "2"], storage="compressed")
+            regrow.sparsify(
+                model, sparsity, "uniform", include=["0", "2"], rescale=False, storage="compressed"
+            )
         )
 
     return Network(f"mlp 784-{width}-{width}-10", build, sparse, torch.rand(batch, 784))
@@ -60,7 +62,7 @@ def own(name: str, x: Tensor, storage: str, distribution: str) -> Network:
     build = find("model", Part(name=name))
 
     def sparse(model: nn.Module, sparsity: float) -> nn.Module:
-        return regrow.fuse(regrow.sparsify(model, sparsity, distribution, storage=storage))
+        return regrow.fuse(regrow.sparsify(model, sparsity, distribution, rescale=False, storage=storage))
 
     return Network(f"{name}, {distribution}", build, sparse, x)
 

@@ -89,6 +89,7 @@ def update(layer: Linear, sparse: nn.Module, batch: int, dtype: torch.dtype) -> 
             stashes.append(hook.stash)
 
     def one() -> None:
+        assert method.optimizer is optimizer  # which is kept here: a method does not keep it
         stashes.reverse()  # two gradients in turns: by the same one, what came last would come again
         hook.stash = stashes[0]
         method.update(method.step, method.weights)

@@ -242,7 +242,8 @@ def costs(
         >>> counted.flops["dense"], round(counted.training_multiple["snfs"], 2)
         (476710.0, 1.0)
     """
-    settle(model)
+    if isinstance(model, nn.Module):
+        settle(model)
     result = costs_of(
         model, example, None, convention=convention, update_every=update_every, multiplier=multiplier
     )
