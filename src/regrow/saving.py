@@ -68,7 +68,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
         raise RegrowRuntimeError(
             "`model` is not sparse.\nDid you forget to call regrow.sparsify(model, ...)?"
         )
-    tensors: dict[str, Any] = dict(model.state_dict())
+    tensors: dict[str, Any] = dict(model.state_dict())  # which settles the sparse weights
     layers = {}
     for name, _ in all_names(model):
         for key in keys(name):
@@ -78,7 +78,6 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
         if id(parameter) in written:  # of another module, tied to it
             tensors.pop(name, None)
     for base, weight in sparse.items():
-        weight.settle(thorough=True)
         tensors.update(to_csr(base, weight.shape, weight.positions(), weight.values()))
         layers[base] = {"shape": list(weight.shape), "storage": weight.storage, "asked": weight.record.asked}
     strange = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
@@ -114,8 +113,6 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         <All keys matched successfully>
     """
     model = unwrapped(model)
-    for weight in sparse_weights(model):
-        weight.settle(thorough=True)
     state: dict[str, Any] = model.state_dict()
     in_dense_form(model, state)
     return state

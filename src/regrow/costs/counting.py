@@ -242,8 +242,6 @@ def costs(
         >>> counted.flops["dense"], round(counted.training_multiple["snfs"], 2)
         (476710.0, 1.0)
     """
-    if isinstance(model, nn.Module):
-        settle(model)
     result = costs_of(
         model, example, None, convention=convention, update_every=update_every, multiplier=multiplier
     )
@@ -273,6 +271,7 @@ def costs_of(
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`model` must be a torch module, got {type(model).__name__}")
     model = unwrapped(model)
+    settle(model)
     found = units(model, sparsities)
     work = trace(model, example, found, convention)
     layers = tuple(_layer(unit, done, convention) for unit, done in zip(found, work, strict=True))

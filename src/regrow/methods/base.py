@@ -26,10 +26,8 @@ from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 
-PASSED, BY_HAND = (
-    2,
-    1,
-)  # where a gradient comes from: a backward pass has left it, or somebody has put it there
+# where a gradient comes from: a backward pass has left it, or somebody has put it there
+PASSED, BY_HAND = 2, 1
 UpdateRecord = dict[str, Any]
 """Plain numbers about one topology update."""
 

@@ -128,9 +128,8 @@ class Trial:
         self.name = type(optimizer).__name__
         self.weights = weights
         self.made = self._tried(lambda: _made(optimizer, group, weights))
-        if callable(
-            train := getattr(self.made, "train", None)
-        ):  # schedule-free: steps are made in train mode
+        train = getattr(self.made, "train", None)
+        if callable(train):  # schedule-free: steps are made in train mode
             self._tried(train)
         parameters = inspect.signature(self.made.step).parameters.values()
         self.takes_closure = any(p.name == "closure" or p.kind is p.VAR_POSITIONAL for p in parameters)
@@ -208,10 +207,8 @@ class Trial:
 def _made(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Parameter]) -> Optimizer:
     cls = type(optimizer)
     names = list(inspect.signature(cls).parameters)[1:]
-    known = {
-        **vars(optimizer),
-        **group,
-    }  # what is no setting of a group is an attribute, often of the same name
+    # what is no setting of a group is an attribute, often of the same name
+    known = {**vars(optimizer), **group}
     settings = {name: known[name] for name in names if name in group or _is_plain(known.get(name))}
     if "lr" in settings:  # a schedule may begin at 0, where nothing shows
         settings["lr"] = torch.full_like(group["lr"], 0.1) if isinstance(group["lr"], Tensor) else 0.1
@@ -233,10 +230,8 @@ def _made(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Paramete
                 "param_groups": groups,
             }
         )
-    for (
-        key,
-        value,
-    ) in group.items():  # flags that the constructor takes as **kwargs, or that one group alone has
+    for key, value in group.items():
+        # flags that the constructor takes as **kwargs, or that one group alone has
         if key in optimizer.defaults or isinstance(value, bool):
             trial.param_groups[0].setdefault(key, value)
     return trial

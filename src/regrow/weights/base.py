@@ -19,7 +19,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
 from regrow.weights import stamp
 from regrow.weights.among import Among
-from regrow.weights.hook import hook_of
+from regrow.weights.hook import driver_of, hook_of, is_trained
 from regrow.weights.record import RECORDS, Record, is_of_another
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -362,8 +362,7 @@ class SparseWeight(ABC):
 
     def driver(self) -> Any:
         """The method that drives the weight, or None."""
-        hook = hook_of(self.parameter)
-        return None if hook is None else hook.driving
+        return driver_of(self.parameter)
 
     def copies(self) -> list[SparseWeight]:
         """The other copies of this weight that are alive, in the same storage; those that are driven come first."""
@@ -386,8 +385,8 @@ class SparseWeight(ABC):
         """
         found = []
         for copy in self.copies():
-            hook, record = hook_of(copy.parameter), copy.record
-            if hook is not None and (hook.ran or hook.driving is not None):
+            record = copy.record
+            if is_trained(copy.parameter):
                 record.follows = False
             elif (
                 copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint)

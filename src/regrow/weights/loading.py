@@ -57,9 +57,8 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
         if whole is not None and f"{base}_values" in state and len(whole) == capacity + stamp.SIZE:
-            state[f"{base}_values"][-stamp.SIZE :] = whole[
-                -stamp.SIZE :
-            ].detach()  # a run resumes bit for bit
+            kept = whole.detach()[-stamp.SIZE :]  # so that a run resumes bit for bit
+            state[f"{base}_values"][-stamp.SIZE :] = kept
     for weight in views(module):  # its own parameters are loaded next; the topology is no buffer
         base = prefix + weight.parameter_name
         for name, part in weight.topology.items():
@@ -134,9 +133,8 @@ def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
 
 def after_load(module: nn.Module, incompatible: Any) -> None:
     """`load_state_dict` post-hook: what is loaded is now the known topology (``assign=True`` included)."""
-    for (
-        submodule
-    ) in module.modules():  # on the root once more, since a tied weight is loaded by each of its owners
+    for submodule in module.modules():
+        # on the root once more, since a tied weight is loaded by each of its owners
         for weight in views(submodule):
             weight.record.follows = False
             if isinstance(weight, CompressedWeight):

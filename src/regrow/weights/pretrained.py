@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from regrow.weights.loading import in_dense_form
-from regrow.weights.views import sparse_weights, unwrapped
+from regrow.weights.views import settle, sparse_weights, unwrapped
 
 METHODS = (
     ("transformers.modeling_utils", "PreTrainedModel", "save_pretrained", "self"),
@@ -45,12 +45,10 @@ def _wrapped(original: Callable[..., Any], argument: str) -> Callable[..., Any]:
     def save(*args: Any, **kwargs: Any) -> Any:
         bound = signature.bind(*args, **kwargs)
         model = bound.arguments[argument]
-        weights = sparse_weights(model) if isinstance(model, nn.Module) else []
-        if not weights:
+        if not isinstance(model, nn.Module) or not sparse_weights(model):
             return original(*args, **kwargs)
         model = unwrapped(model)
-        for weight in weights:
-            weight.settle(thorough=True)
+        settle(model)
         given = bound.arguments.get("state_dict")
         if given is not None:
             bound.arguments["state_dict"] = _readable(model, given)

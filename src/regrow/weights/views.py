@@ -110,9 +110,8 @@ GIVEN = "_regrow_given"
 
 def _stands_in(parameter: Tensor) -> bool:
     """Whether a tensor stands in for a parameter for the time of a call."""
-    return type(parameter) is not nn.Parameter and not isinstance(
-        parameter, nn.Parameter
-    )  # the first is faster
+    # asking for the very type is faster, and settles it as a rule
+    return type(parameter) is not nn.Parameter and not isinstance(parameter, nn.Parameter)
 
 
 def cut_substituted(module: nn.Module, caller: nn.Module) -> None:
