@@ -23,7 +23,8 @@ from regrow.ops.linear import is_laid_out
 from regrow.sparsify import densify
 from regrow.summary import aligned, summary
 from regrow.timing import Load, Watch, interleaved
-from regrow.weights.views import module_records, unwrapped, views
+from regrow.weights.record import module_records
+from regrow.weights.views import unwrapped, views
 
 OWN = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_to_copy")  # read either layout, or are no change of layout

@@ -28,12 +28,11 @@ from regrow.storage import STORAGES, storages
 from regrow.trained import looks_trained
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
 from regrow.weights.loading import after_load, before_load, save_topology
-from regrow.weights.record import RECORDS
+from regrow.weights.record import RECORDS, module_records
 from regrow.weights.replaced import note_replaced
 from regrow.weights.views import (
     adopt,
     before_forward_of_reader,
-    module_records,
     named_weights,
     refuse_driven,
     release,

@@ -25,6 +25,7 @@ from regrow.methods.attached import STEP, Attached
 from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
+from regrow.weights.copies import followers
 
 # where a gradient comes from: a backward pass has left it, or somebody has put it there
 PASSED, BY_HAND = 2, 1
@@ -307,7 +308,7 @@ class Method(Attached):
         for copy in asked:
             copy.settle(thorough=True)
         modules = {copy.module for copy in asked}
-        return asked + [copy for copy in weight.followers() if copy.module not in modules]
+        return asked + [copy for copy in followers(weight) if copy.module not in modules]
 
     def remembered(self, weight: SparseWeight, key: str) -> Tensor | None:
         """What `remember` has kept under `key` for a weight, or None."""

@@ -19,8 +19,8 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
 from regrow.weights import stamp
 from regrow.weights.among import Among
-from regrow.weights.hook import driver_of, hook_of, is_trained
-from regrow.weights.record import RECORDS, Record, is_of_another
+from regrow.weights.hook import driver_of, hook_of
+from regrow.weights.record import RECORDS, Record
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
@@ -337,7 +337,7 @@ class SparseWeight(ABC):
         """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
 
     @abstractmethod
-    def _takes_from(self, other: SparseWeight) -> bool:
+    def takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
 
     def _leave_state(self) -> None:
@@ -363,37 +363,6 @@ class SparseWeight(ABC):
     def driver(self) -> Any:
         """The method that drives the weight, or None."""
         return driver_of(self.parameter)
-
-    def copies(self) -> list[SparseWeight]:
-        """The other copies of this weight that are alive, in the same storage; those that are driven come first."""
-        found = [
-            type(self)(module, self.parameter_name)
-            for module in self.record.family.modules()
-            if module is not self.module and self._is_copied_in(module)
-        ]
-        return sorted(found, key=lambda copy: copy.driver() is None)
-
-    def _is_copied_in(self, module: nn.Module) -> bool:
-        """Whether a module of the family still holds the weight: it may have been made dense since."""
-        record: Record | None = module.__dict__.get(RECORDS, {}).get(self.parameter_name)
-        return record is not None and record.family is self.record.family
-
-    def followers(self) -> list[SparseWeight]:
-        """The copies into which other code writes values of this one (averages, target networks).
-
-        A move that is made here must be made in them too. A copy that is kept as it is, or trained by itself, is none.
-        """
-        found = []
-        for copy in self.copies():
-            record = copy.record
-            if is_trained(copy.parameter):
-                record.follows = False
-            elif (
-                copy._takes_from(self) or (record.follows and record.fingerprint == self.record.fingerprint)
-            ) and not is_of_another(copy, self):
-                record.follows = True
-                found.append(copy)
-        return found
 
 
 def _versions(weight: SparseWeight) -> tuple[int, ...]:

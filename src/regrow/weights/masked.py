@@ -13,6 +13,7 @@ from regrow.ops.outside import outside
 from regrow.ops.select import top
 from regrow.weights.among import Among
 from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.weights.copies import copies_of
 from regrow.weights.hook import hook_of
 
 
@@ -166,9 +167,9 @@ class MaskedWeight(SparseWeight):
         elif self._outside():
             values = self.parameter.detach()
             likely = sorted(
-                self.copies(), key=lambda copy: int(values[~copy.mask().to(values.device)].count_nonzero())
+                copies_of(self), key=lambda copy: int(values[~copy.mask().to(values.device)].count_nonzero())
             )
-            if any(self._takes_from(copy) for copy in likely):
+            if any(self.takes_from(copy) for copy in likely):
                 self.record.follows = True
             elif self.cut() and not self.record.told:
                 self.record.told = True
@@ -178,7 +179,7 @@ class MaskedWeight(SparseWeight):
                     "or densify the model and sparsify it again with init='magnitude'."
                 )
 
-    def _takes_from(self, other: SparseWeight) -> bool:
+    def takes_from(self, other: SparseWeight) -> bool:
         mine, theirs, values = self._mask, other.mask().to(self._mask.device), self.parameter.detach()
         neither = ~(mine | theirs)
         strange = int(values[neither].count_nonzero())

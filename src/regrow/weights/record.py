@@ -126,23 +126,10 @@ class Record:
         return _revive, (plain, owner, weight.parameter, weight.mask_alone)
 
 
-def is_of_another(copied: SparseWeight, model: SparseWeight) -> bool:
-    """Whether a copy is rather another model's than `model`'s: those trained apart (twin critics) may be copies too."""
-    others = [
-        each
-        for each in copied.copies()
-        if each.driver() not in (None, model.driver()) and each.record.fingerprint == model.record.fingerprint
-    ]
-    among = {each.module for each in (model, *others)}
-    origin = copied.record.origin()
-    while others and origin is not None:  # the copy of an average has that one's origin
-        if origin in among:
-            return origin is not model.module
-        record = origin.__dict__.get(RECORDS, {}).get(copied.parameter_name)
-        origin = None if record is None else record.origin()
-    mine = copied.values()
-    far = [float((each.values().to(mine) - mine).norm()) for each in (model, *others)]
-    return min(far) < far[0]
+def module_records(module: nn.Module) -> dict[str, Record]:
+    """The records of the weights that `module` itself owns, by parameter name; dense ones included."""
+    records: dict[str, Record] = module.__dict__.get(RECORDS, {})
+    return records
 
 
 def _revive(

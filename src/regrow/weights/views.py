@@ -14,15 +14,9 @@ from regrow.weights.base import SparseWeight
 from regrow.weights.compressed import CompressedWeight, unseen
 from regrow.weights.hook import GradientHook, driver_of, hook_of, remove_hook
 from regrow.weights.masked import MaskedWeight
-from regrow.weights.record import RECORDS, Family, Record
+from regrow.weights.record import RECORDS, Family, Record, module_records
 
 STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
-
-
-def module_records(module: nn.Module) -> dict[str, Record]:
-    """The records of the weights that `module` itself owns, by parameter name; dense ones included."""
-    records: dict[str, Record] = module.__dict__.get(RECORDS, {})
-    return records
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
