@@ -34,10 +34,8 @@ def locate(
     """
     if folder is not None:
         given = Path(folder).expanduser()
-        places = [
-            given,
-            *(given / name for name in names),
-        ]  # the folder itself, or the one it was unpacked in
+        # the folder itself, or the one it was unpacked in
+        places = [given, *(given / name for name in names)]
     else:
         places = [root / name for root in (SYSTEM, cache()) for name in names]
     for place in places:

@@ -85,9 +85,8 @@ def another_weight(module: nn.Module, parameter_name: str, memo: dict[int, Any])
         if found.changed:
             return f"{name}.forward computes another weight from it ({found.changed})"
         return None if found.multiplied else unclear
-    return (
-        unclear if _speaks_of(module, parameter_name) else None
-    )  # what it does with it, its base class does
+    # where it does not name it, what happens to it is what the base class does
+    return unclear if _speaks_of(module, parameter_name) else None
 
 
 def _speaks_of(module: nn.Module, parameter_name: str) -> bool:
@@ -154,7 +153,7 @@ def _name(func: Any) -> str:
 
 def _inputs(module: nn.Module) -> Iterator[tuple[Tensor, ...]]:
     """What a layer may be called with."""
-    weight = next(p for p in chain(module.parameters(recurse=False)) if p.dim() > 1)
+    weight = next(p for p in module.parameters(recurse=False) if p.dim() > 1)
 
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=weight.dtype, device="meta")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -23,7 +24,7 @@ from regrow.weights.views import ensure_hooks, unwrapped
 STEP = f"{PREFIX}step"
 
 
-class Attached:
+class Attached(ABC):
     """The part of a `Method` that is attached to a model and an optimizer: see there.
 
     Args:
@@ -55,9 +56,9 @@ class Attached:
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
 
+    @abstractmethod
     def wants_dense_gradient(self) -> bool:
         """Whether the coming step needs the dense gradient."""
-        raise NotImplementedError
 
     @property
     def optimizer(self) -> Optimizer:
@@ -159,7 +160,7 @@ class Attached:
             return []
         return [w for w in weights if w.parameter.requires_grad or id(w.parameter) in held]
 
-    def _check_late(self) -> None:
+    def _check_late(self) -> None:  # noqa: B027  (most methods have nothing to look at)
         """Look at all weights anew where some have come later."""
 
     def _check(self, model: nn.Module) -> None:
@@ -208,13 +209,13 @@ class Attached:
                 hooks.append(hook)
         return hooks
 
+    @abstractmethod
     def _before(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Step pre-hook."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Step post-hook."""
-        raise NotImplementedError
 
     def _settle_loads(self) -> None:
         """State of connections that a loaded model has changed goes, unless the optimizer was loaded as well."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow.errors import warn
 from regrow.ops.building import NoKernels, provide
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
@@ -98,11 +98,11 @@ def reference(weights: Iterable[Tensor]) -> str | None:
     )
 
 
-def warn_once(stacklevel: int = 3) -> None:
+def warn_once() -> None:
     """Say that the kernels are missing, if that has not been said in this process."""
     if not _said:
         _said.append(f"regrow works without its kernels, several times slower: {missing()}")
-        warnings.warn(_said[0], RuntimeWarning, stacklevel=stacklevel)
+        warn(_said[0], RuntimeWarning)
 
 
 _said: list[str] = []

@@ -100,7 +100,6 @@ def gradients_of(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients of `inputs`, from that of the output of a `function` made of torch's own operations."""
-    own = [
-        x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs
-    ]  # theirs have hooks
+    # views, since the inputs' own hooks are not for this pass
+    own = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     return torch.autograd.grad(function(*own), own, gradient, create_graph=True)
