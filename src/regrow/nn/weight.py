@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.errors import RegrowRuntimeError
+from regrow.nn.functions import is_in_place, short_name
 from regrow.ops import index
 from regrow.ops.listener import tell
 
@@ -47,21 +48,6 @@ SHOWN = {
     *(torch.is_floating_point, torch.is_complex, torch.numel),
 }
 """What tells of the weight without its entries."""
-
-WRITERS = {
-    *(
-        "__setitem__",
-        "__set__",
-        "__iadd__",
-        "__isub__",
-        "__imul__",
-        "__itruediv__",
-        "__ifloordiv__",
-        "__imod__",
-    ),
-    *("__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__"),
-}
-"""In-place functions whose name does not end with one underscore."""
 
 DETACHED = {Tensor.detach, torch.detach, _getter("data")}
 COPIED = {Tensor.__deepcopy__, Tensor.__reduce_ex__}
@@ -182,8 +168,7 @@ def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     """Whether a function would write to a view: its name ends with one underscore, or it has an `out`."""
     if any(isinstance(x, WeightView) for x in tree_leaves(kwargs.get("out"))):
         return True
-    name = getattr(func, "__name__", "")
-    in_place = name in WRITERS or (name.endswith("_") and not name.endswith("__"))
+    in_place = is_in_place(func) or short_name(func) == "__set__"  # of .data, say
     first = args[:1] if args else tuple(kwargs.values())[:1]  # nn.init hands its tensor on by keyword
     return in_place and any(isinstance(x, WeightView) for x in tree_leaves(first))
 

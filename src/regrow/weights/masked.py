@@ -171,9 +171,8 @@ class MaskedWeight(SparseWeight):
             )
             if any(self.takes_from(copy) for copy in likely):
                 self.record.follows = True
-            elif self.cut() and not self.record.told:
-                self.record.told = True
-                warn(
+            elif self.cut():
+                self.record.warn_once(
                     f"`{self.name}` was written to where it has no connection: such values are cut, now and later.\n"
                     "After reset_parameters() that is as it should be. To keep what is written, do so before sparsify, "
                     "or densify the model and sparsify it again with init='magnitude'."

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from regrow.errors import warn
 from regrow.weights import stamp
 from regrow.weights.hook import GradientHook
 
@@ -73,7 +74,7 @@ class Record:
     bare: bool = False
     """Whether other code takes the stamp off trained values (rounding, a proximal step), so that copies get none."""
     told: bool = False
-    """Whether a warning of values without a connection has been given."""
+    """Whether a warning of values that other code has written has been given."""
     parameter_name: str = "weight"
     view: type[SparseWeight] | None = None
     """The storage's class; None where the weight is dense."""
@@ -82,6 +83,12 @@ class Record:
     """The module, weakly."""
     origin: Callable[[], nn.Module | None] = field(default=lambda: None, repr=False, compare=False)
     """The module that this one's was copied from, weakly."""
+
+    def warn_once(self, message: str) -> None:
+        """Warn of values that other code has written, once for each weight."""
+        if not self.told:
+            self.told = True
+            warn(message)
 
     def belong_to(self, module: nn.Module) -> None:
         """Note whose record it is."""

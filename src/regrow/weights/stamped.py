@@ -7,7 +7,7 @@ from abc import abstractmethod
 
 import torch
 
-from regrow.errors import RegrowRuntimeError, warn
+from regrow.errors import RegrowRuntimeError
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.copies import copies_of
@@ -103,9 +103,8 @@ class StampedWeight(SparseWeight):
             if other.nnz == self.nnz and torch.equal(self.values(), other.values().to(self.parameter)):
                 self._adopt_index(other)
                 return
-        if others and not self.record.told:
-            self.record.told = True
-            warn(
+        if others:
+            self.record.warn_once(
                 f"the values of `{self.name}`, in a copy of a model whose topology has changed since, were rounded, "
                 "converted or given noise: of which topology they are cannot be told.\nA copy that stays as it was "
                 "made is right. For one that other code writes the model's values into, call method.follow(copy) when "
@@ -124,8 +123,7 @@ class StampedWeight(SparseWeight):
         usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
         times = float(self.values().square().mean().sqrt()) / usual
         if not 0.5 < times < 2:
-            self.record.told = True
-            warn(
+            self.record.warn_once(
                 f"the values of `{self.name}` were written as a whole (torch.nn.init?) and are {times:.2g} times as "
                 "large as the dense layer starts with: initialisers take fans from the shape, which is [n, 1] here.\n"
                 "Initialise before regrow.sparsify, or call the layer's reset_parameters()."
