@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from regrow.ops import native
+from regrow.ops.compiling import cores
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -53,7 +54,7 @@ def environment(arguments: Sequence[str]) -> dict[str, Any]:
         "packages": versions,
         "platform": platform.platform(),
         "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": cores(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 

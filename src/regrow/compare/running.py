@@ -19,6 +19,7 @@ from rich.console import Console
 from regrow.compare.grid import Run
 from regrow.compare.progress import Show, shower
 from regrow.errors import RegrowRuntimeError, require_count
+from regrow.ops.compiling import cores
 from regrow.training import Interrupted, RunFolder
 
 GRACE = 60.0
@@ -60,9 +61,8 @@ def run_all(
         Interrupted: after Ctrl-C or SIGTERM, when every run has written its checkpoint.
         RegrowRuntimeError: no run came to its end.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(2, cores) if workers is None else require_count("--workers", workers)
-    threads = max(1, cores // count)
+    count = min(2, cores()) if workers is None else require_count("--workers", workers)
+    threads = max(1, cores() // count)
     failures: list[Failure] = []
     with shower(console or Console(), runs) as show, _stopping() as stop:
         waiting = []

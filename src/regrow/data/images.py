@@ -19,6 +19,7 @@ from PIL import Image
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.waiting import waiting
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.ops.compiling import cores
 from regrow.places import cache as user_cache
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -211,8 +212,7 @@ def _sweep(folder: Path) -> None:
 
 def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDArray[np.uint8]]:
     """The decoded files in order; Pillow decodes outside Python's lock, so threads help."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(files), 512):
             some = files[start : start + 512]
             yield from pool.map(lambda file: _image(file, size, channels), some)

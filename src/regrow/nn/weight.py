@@ -7,12 +7,11 @@ and growth sees the dense gradient; `torch.nn.functional.linear` gets the kernel
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -30,21 +29,13 @@ def _getter(name: str) -> Any:
 
 
 SHOWN = {
+    *(_getter(name) for name in ["shape", "dtype", "device", "ndim", "layout", "itemsize", "nbytes"]),
+    *(_getter(name) for name in ["is_cuda", "is_cpu", "is_meta", "is_leaf", "is_sparse", "is_quantized"]),
     *(
-        _getter(name)
-        for name in ("shape", "dtype", "device", "ndim", "layout", "is_cuda", "is_cpu", "is_meta")
+        getattr(Tensor, name)
+        for name in ["size", "dim", "numel", "nelement", "stride", "element_size", "__len__", "__hash__"]
     ),
-    *(_getter(name) for name in ("is_leaf", "is_sparse", "is_quantized", "itemsize", "nbytes")),
-    *(
-        Tensor.size,
-        Tensor.dim,
-        Tensor.numel,
-        Tensor.nelement,
-        Tensor.stride,
-        Tensor.element_size,
-        Tensor.__len__,
-    ),
-    *(Tensor.is_floating_point, Tensor.is_complex, Tensor.get_device, Tensor.is_contiguous, Tensor.__hash__),
+    *(getattr(Tensor, name) for name in ["is_floating_point", "is_complex", "is_contiguous", "get_device"]),
     *(torch.is_floating_point, torch.is_complex, torch.numel),
 }
 """What tells of the weight without its entries."""
@@ -78,15 +69,19 @@ class Gradient(NamedTuple):
 
 def dense_weight(module: SparseModule) -> Tensor:
     """The dense weight of a compressed module, through which gradients reach its values."""
-    crow, col, *_ = module._index
-    shape = module._weight_shape
-    positions = index.positions(crow, col, shape[1:].numel())
-    flat = module.weight_values.new_zeros(shape.numel())
-    dense = flat.index_copy(0, positions, module.weight_values[: len(positions), 0])
+    dense = _in_places(module, module.weight_values)
     if dense.requires_grad:
         # growth needs what the gather would leave out
-        dense.register_hook(lambda g: tell(crow, lambda: Gradient(g.detach().reshape(shape[0], -1).clone())))
-    return dense.view(shape)
+        crow, rows = module.weight_crow, module._weight_shape[0]
+        dense.register_hook(lambda g: tell(crow, lambda: Gradient(g.detach().reshape(rows, -1).clone())))
+    return dense.view(module._weight_shape)
+
+
+def _in_places(module: SparseModule, values: Tensor) -> Tensor:
+    """`values` [n, 1] of the module's connections at their places in the flattened dense weight, zero elsewhere."""
+    shape = module._weight_shape
+    positions = index.positions(module.weight_crow, module.weight_col, shape[1:].numel())
+    return values.new_zeros(shape.numel()).index_copy(0, positions, values[: len(positions), 0])
 
 
 class WeightView(Tensor):
@@ -181,11 +176,7 @@ def _set_requires_grad(view: WeightView, value: bool = True) -> WeightView:
 def _gradient(view: WeightView) -> Tensor | None:
     """The gradient of the values at their places."""
     gradient = view._module.weight_values.grad
-    if gradient is None:
-        return None
-    module = copy.copy(view._module)
-    module._parameters = {**module._parameters, "weight_values": nn.Parameter(gradient, requires_grad=False)}
-    return dense_weight(module)
+    return None if gradient is None else _in_places(view._module, gradient).view(view._module._weight_shape)
 
 
 _OWN: dict[Any, Callable[..., Any]] = {
