@@ -69,6 +69,11 @@ class SparseModule(nn.Module):
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
         wrap_savers()
 
+    def __getstate__(self) -> dict[str, Any]:
+        for weight in views(self):
+            weight.settle()  # other code may have written a copy's values, and what is loaded knows no copies
+        return self.__dict__.copy()
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         wrap_savers()  # a model that comes from a file, in a process that has called nothing of regrow

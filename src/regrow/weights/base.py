@@ -19,7 +19,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
 from regrow.weights import stamp
 from regrow.weights.among import Among
-from regrow.weights.hook import driver_of, hook_of
+from regrow.weights.hook import driver_of, hook_of, is_trained
 from regrow.weights.record import RECORDS, Record
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -325,6 +325,8 @@ class SparseWeight(ABC):
             return  # operators are watched or faked
         kind = type(self.parameter)
         if kind is nn.Parameter:
+            if self.record.kept is not None:
+                self._put_back()
             self._settle_values(thorough)
         elif kind is Tensor:
             self._check_given()
@@ -339,6 +341,45 @@ class SparseWeight(ABC):
     @abstractmethod
     def takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
+
+    def keep(self, other: SparseWeight) -> None:
+        """Keep aside what the weight is, before it makes a move of `other`, a copy, for the sake of averages.
+
+        It is put back when the weight is used with nothing more written into it: a target network stays as it was
+        written.
+        """
+        if self.record.kept is None or not self._is_as_moved():
+            whole = self.nnz > 0 and self.is_overwritten_by(other)
+            self.record.kept = (self.positions(), self.values()) if whole else None
+
+    def is_overwritten_by(self, other: SparseWeight) -> bool:
+        """Whether the values may be those of `other`, a copy, rather than an average of them."""
+        return True
+
+    @abstractmethod
+    def _is_untouched(self) -> bool:
+        """Whether nothing was written into the weight, kept aside, since a move was made in it."""
+
+    def _is_as_moved(self) -> bool:
+        """Whether nothing but moves has changed the weight since it was kept aside."""
+        assert self.record.kept is not None
+        positions, values = self.record.kept
+        mine = self.positions()
+        at = torch.searchsorted(positions, mine).clamp_(max=len(positions) - 1)
+        now = self.values()
+        was = (positions[at] == mine) & (values[at] == now)
+        return (
+            bool((was | (now == 0)).all()) and self._is_untouched()
+        )  # 0: grown since, perhaps for the second time
+
+    def _put_back(self) -> None:
+        """Let a weight that is used be what other code has written, without moves that were made in it since."""
+        kept = self.record.kept
+        assert kept is not None
+        if not is_trained(self.parameter) and self._is_as_moved():
+            self.record.follows = False
+            self.assign(*kept)
+        self.record.kept = None
 
     def _leave_state(self) -> None:
         """Let the method see to the optimizer's state, which is of the topology that goes now."""

@@ -16,6 +16,9 @@ from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_
 from regrow.weights.copies import copies_of
 from regrow.weights.hook import hook_of
 
+UNTOUCHED = -0.0
+"""A zero that whatever other code writes takes the sign off: where a copy that makes another's moves has no value."""
+
 
 class MaskedWeight(SparseWeight):
     """A sparse weight of any module on any device; compute and memory are those of the dense one."""
@@ -141,7 +144,8 @@ class MaskedWeight(SparseWeight):
         self._mask[self._places(self.positions()[drop])] = False
         self._mask[self._places(grow)] = True
         kept = before & self._mask
-        for tensor in (self.parameter.detach(), *companions):
+        self.parameter.detach().masked_fill_(~kept, 0 if self.record.kept is None else UNTOUCHED)
+        for tensor in companions:
             tensor.masked_fill_(~kept, 0)
         self.remember()
         return int(self._mask.count_nonzero() - kept.count_nonzero())
@@ -191,6 +195,12 @@ class MaskedWeight(SparseWeight):
         self.cut()
         self.remember()
         return True
+
+    def _is_untouched(self) -> bool:
+        assert self.record.kept is not None
+        both = torch.zeros_like(self._mask)
+        both[self._places(self.record.kept[0])] = True
+        return bool(self.parameter.detach()[~(both & self._mask)].signbit().all())
 
     def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
         (self.parameter.detach() if tensor is None else tensor)[self._places(positions)] = values

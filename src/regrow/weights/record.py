@@ -71,6 +71,8 @@ class Record:
     """Whether a copy was made since, so that the clock is to move with the next step."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
+    kept: tuple[Tensor, Tensor] | None = None
+    """Positions and values as other code has written them, where moves were made since (`SparseWeight.keep`)."""
     bare: bool = False
     """Whether other code takes the stamp off trained values (rounding, a proximal step), so that copies get none."""
     told: bool = False

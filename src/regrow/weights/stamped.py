@@ -129,6 +129,17 @@ class StampedWeight(SparseWeight):
                 "Initialise before regrow.sparsify, or call the layer's reset_parameters()."
             )
 
+    def _is_untouched(self) -> bool:
+        found, own = stamp.read(self.parameter), self.record.clock
+        if found is None:
+            return False
+        others = [abs(found.clock - copy.record.clock) for copy in copies_of(self)]
+        return found.is_at(own) and abs(found.clock - own) <= min(others, default=1.0)
+
+    def is_overwritten_by(self, other: SparseWeight) -> bool:
+        found, theirs = stamp.read(self.parameter), stamp.read(other.parameter)
+        return found is not None and theirs is not None and found.is_as_late_as(theirs)
+
     def takes_from(self, other: SparseWeight) -> bool:
         found = stamp.read(self.parameter)
         if found is None or not found.is_of(other.record.fingerprint):
