@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.optim import SGD
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import regrow
+from regrow.errors import RegrowRuntimeError
 from regrow.testing import Case, Run, batch, network
 from regrow.weights import sparse_weights
 
@@ -33,6 +35,25 @@ def test_a_deep_copy_trains_by_itself(storage: str) -> None:
     for weight in sparse_weights(copied):
         assert torch.equal(weight.mask(), masks[weight.name])
         assert not weight.to_dense()[~masks[weight.name]].any()
+
+
+@storages
+def test_a_method_is_not_copied(storage: str) -> None:
+    run = plain(Case(regrow.RigL, storage), 10)
+    holder = nn.Module()
+    holder.model, holder.method = run.model, run.method  # type: ignore[assignment]
+    assert copy.deepcopy(holder).method is run.method
+    with pytest.warns(
+        UserWarning, match=r"copied with its optimizer(?s:.*)Attach a method to it: regrow.RigL"
+    ):
+        model, optimizer, method = copy.deepcopy((run.model, run.optimizer, run.method))
+    assert method is run.method
+    with pytest.raises(
+        RegrowRuntimeError, match=r"RigL cannot be pickled(?s:.*)it goes on at the optimizer's step"
+    ):
+        pickle.dumps(run.method)
+    again = regrow.RigL(model, optimizer, total_steps=run.method.total_steps)
+    assert again.step == run.method.step > 0
 
 
 @storages

@@ -173,3 +173,25 @@ def test_projected_gradients_of_two_losses(storage: str) -> None:
         runs.append([weight.to_dense() for weight in sparse_weights(model)])
     for one, other in zip(*runs, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@storages
+def test_centralised_gradients(storage: str) -> None:
+    model = net(storage)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.RigL(model, optimizer, total_steps=100, update_every=3)
+    model(batch(0)).square().mean().backward()
+    for p in model.parameters():
+        if p.dim() > 1:
+            p.grad.sub_(p.grad.mean(1, keepdim=True))  # type: ignore[union-attr]
+    if storage == "masked":
+        optimizer.step()
+    else:
+        with pytest.warns(
+            UserWarning, match=r"(?s)all weights in compressed storage are zero.*`weight_values` out of it"
+        ):
+            optimizer.step()
+    before = model[0].weight.detach().clone()  # type: ignore[operator, union-attr]
+    optimizer.zero_grad(set_to_none=False)  # zeros that nobody has edited
+    optimizer.step()
+    assert torch.equal(model[0].weight, before)  # type: ignore[arg-type]

@@ -570,3 +570,34 @@ def test_models_that_are_copies_of_one_have_averages_of_their_own(storage: str) 
     train(first, optimizer, 30, learn)
     for average, model in (*((average, model) for model, average in models.items()), (twice, first)):
         assert regrow.masks(average)["0.weight"].equal(regrow.masks(model)["0.weight"])
+
+
+@storages
+@pytest.mark.parametrize("update", [by_data, by_foreach, by_vector], ids=lambda update: update.__name__)
+def test_a_compiled_copy_is_looked_at_in_each_pass(storage: str, update: Update) -> None:
+    model, optimizer = trained(storage)
+    copied = copy.deepcopy(model).eval()
+    compiled = torch.compile(copied, backend="aot_eager")
+    x = torch.randn(50, 20)
+
+    for _ in range(2):
+        with torch.no_grad():
+            compiled(x)
+        train(model, optimizer, 10, lambda _: None)  # 2 updates of the topology
+        by_parameters_and_buffers(copied, model)
+        update(copied, model)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), copy.deepcopy(model).eval()(x))
+
+
+def test_a_compiled_copy_of_mixed_topologies_is_refused() -> None:
+    model, optimizer = trained("compressed")
+    copied = copy.deepcopy(model).eval()
+    compiled = torch.compile(copied, backend="aot_eager")
+    compiled(torch.randn(2, 20))
+    train(model, optimizer, 10, lambda _: None)
+    with torch.no_grad():
+        for mine, theirs in zip(copied.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs, 0.5)
+    with pytest.raises(RuntimeError, match="holds values of another topology than its own, or of several"):
+        compiled(torch.randn(2, 20))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.distributed as dist
@@ -55,6 +55,21 @@ class Attached(ABC):
         self._group.setdefault(STEP, 0)
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        if id(self._optimizer()) in memo:
+            warn(
+                f"{type(self).__name__} was copied with its optimizer: the copied optimizer trains a model whose "
+                f"topology rests.\nAttach a method to it: regrow.{type(self).__name__}(model, optimizer, ...)"
+            )
+        return self  # it drives this model, wherever it is referred to (a LightningModule that is averaged)
+
+    def __reduce__(self) -> Any:
+        raise RegrowRuntimeError(
+            f"{type(self).__name__} cannot be pickled: it is attached to a model and an optimizer.\nSave their state "
+            f"dicts, and attach regrow.{type(self).__name__}(model, optimizer, ...) where they are loaded: it goes on "
+            "at the optimizer's step."
+        )
 
     @abstractmethod
     def wants_dense_gradient(self) -> bool:

@@ -79,6 +79,7 @@ class Method(Attached):
         self._ran: list[int] = []  # of each weight: has it a gradient in this step, and where from?
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
+        self._told_of_zeros = False
         super().__init__(model, optimizer, skip_step, process_group)
 
     # --- where it stands
@@ -160,6 +161,7 @@ class Method(Attached):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
         self._check_parameters()
+        self._told_of_zeros = self._told_of_zeros or gradients.warn_where_emptied(self.weights, hooks)
         for weight, hook, put in zip(self.weights, hooks, by_hand, strict=True):
             if put and hook is not None and self.wants_dense_gradient():
                 gradients.note_put_by_hand(weight, hook)

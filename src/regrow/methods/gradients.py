@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from regrow.weights import GradientHook, MaskedWeight, SparseWeight
+from regrow.errors import warn
+from regrow.weights import CompressedWeight, GradientHook, MaskedWeight, SparseWeight
 
 COUNTED = "_regrow_counted"
 """Attribute of a gradient that a step has counted: its version then."""
@@ -39,6 +40,25 @@ def note_put_by_hand(weight: SparseWeight, hook: GradientHook) -> None:
         noted = weight.note(gradient)
         if not weight.is_zero(noted - weight.restrict(noted)):
             hook.stash = noted
+
+
+def warn_where_emptied(weights: Iterable[SparseWeight], hooks: Iterable[GradientHook | None]) -> bool:
+    """Say so where the gradient of each compressed weight was edited and is zero. Returns whether that was said."""
+    found = False
+    for weight, hook in zip(weights, hooks, strict=True):
+        gradient = weight.parameter.grad
+        if not isinstance(weight, CompressedWeight) or hook is None or gradient is None:
+            continue
+        if not hook.was_edited(gradient) or weight.take(gradient.detach()).any():
+            return False
+        found = True
+    if found:
+        warn(
+            "the gradients of all weights in compressed storage are zero, after other code has edited them: gradient "
+            "centralisation makes them so, since values are [n, 1] and each is the mean of its row.\n"
+            "Leave the parameters called `weight_values` out of it, or use storage='masked'."
+        )
+    return found
 
 
 def clean(weight: SparseWeight, hook: GradientHook | None) -> None:

@@ -16,6 +16,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops import flops, twice
 from regrow.ops.conv import backward, bilinear, forward
 from regrow.ops.tiles import BORDER, geometry_of, tile, untile
+from regrow.ops.listener import settle
 from regrow.ops.window import Window
 
 
@@ -42,6 +43,7 @@ def sparse_conv2d(
 
     `kernel`, `stride`, `padding` and `dilation` are those of a `Window`.
     """
+    settle(crow)
     channels = (len(crow_t) - 1) // (kernel[0] * kernel[1])
     if input.dim() != 4 or input.shape[1] != channels:
         raise RegrowRuntimeError(f"`input` must be [N, {channels}, H, W], got {list(input.shape)}")

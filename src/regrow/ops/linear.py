@@ -21,7 +21,7 @@ from torch import Tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import flops, native, reference, twice
 from regrow.ops.apply import apply
-from regrow.ops.listener import tell
+from regrow.ops.listener import settle, tell
 from regrow.ops.products import Products
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH
 
@@ -208,6 +208,7 @@ def sparse_linear(
     Returns also what went into the activation, [..., rows], where its backward pass needs that (GELU, SiLU; not
     differentiable), else an empty tensor.
     """
+    settle(crow)
     _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
     keep = _keeps_input(activation)
     output, kept = _forward(_flat(input), values, bias, crow, col, activation, keep)

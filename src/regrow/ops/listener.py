@@ -47,6 +47,30 @@ def listen(crow: Tensor, listener: Listener) -> None:
         _listeners[address] = listener
 
 
+class Owner(Protocol):
+    """What looks after a weight."""
+
+    def settle(self) -> None:
+        """See that the index and the values belong together, in place."""
+
+
+_owners: WeakValueDictionary[int, Owner] = WeakValueDictionary()
+
+
+def belongs_to(crow: Tensor, owner: Owner) -> None:
+    """Note who looks after the weight whose row pointers are `crow`."""
+    address = crow.data_ptr()
+    if _owners.get(address) is not owner:
+        _owners[address] = owner
+
+
+def settle(crow: Tensor) -> None:
+    """Let the weight's owner have a look before it is used: a compiled model runs nothing else of regrow."""
+    owner = _owners.get(crow.data_ptr())
+    if owner is not None:
+        owner.settle()
+
+
 def tell(crow: Tensor, operands: Callable[[], Operands]) -> None:
     """Leave `operands` with the weight's listener, where there is one that wants them.
 

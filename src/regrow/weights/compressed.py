@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import index
-from regrow.ops.listener import Operands, listen
+from regrow.ops.listener import Operands, belongs_to, listen
 from regrow.ops.select import Best, floor_of
 from regrow.weights import stamp
 from regrow.weights.among import Among
@@ -114,6 +114,7 @@ class CompressedWeight(StampedWeight):
     def prepare(self) -> None:
         if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
             raise unseen(self.name)
+        belongs_to(self._part("crow"), self.record)
         hook = hook_of(self.parameter)
         if hook is not None:
             listen(self._part("crow"), hook)
@@ -293,10 +294,11 @@ class CompressedWeight(StampedWeight):
         """Take over the topology of `other`, a copy."""
         assert isinstance(other, CompressedWeight)
         for part in (*INDEX, *MIRROR):
-            theirs = other._part(part)
-            self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(
-                self.parameter.device, copy=True
-            )
+            mine, theirs = self._part(part), other._part(part)
+            if mine.shape == theirs.shape and not mine.is_inference():
+                mine.copy_(theirs)  # in place: a compiled model has the tensor itself
+            else:
+                self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(mine.device, copy=True)
         self.remember(other.record.fingerprint)
 
 

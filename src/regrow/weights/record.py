@@ -92,6 +92,12 @@ class Record:
             self.told = True
             warn(message)
 
+    def settle(self) -> None:
+        """See that topology and values belong together (`SparseWeight.settle`)."""
+        module = self.owner()
+        if module is not None and self.view is not None:
+            self.view(module, self.parameter_name).settle()
+
     def belong_to(self, module: nn.Module) -> None:
         """Note whose record it is."""
         self.owner = weakref.ref(module)
