@@ -187,9 +187,7 @@ def test_centralised_gradients(storage: str) -> None:
     if storage == "masked":
         optimizer.step()
     else:
-        with pytest.warns(
-            UserWarning, match=r"(?s)all weights in compressed storage are zero.*`weight_values` out of it"
-        ):
+        with pytest.warns(UserWarning, match=r"(?s)are zero.*`weight_values` out of it"):
             optimizer.step()
     before = model[0].weight.detach().clone()  # type: ignore[operator, union-attr]
     optimizer.zero_grad(set_to_none=False)  # zeros that nobody has edited

@@ -15,8 +15,8 @@ from torch import Tensor
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import flops, twice
 from regrow.ops.conv import backward, bilinear, forward
-from regrow.ops.tiles import BORDER, geometry_of, tile, untile
 from regrow.ops.listener import settle
+from regrow.ops.tiles import BORDER, geometry_of, tile, untile
 from regrow.ops.window import Window
 
 
