@@ -212,7 +212,7 @@ class Method(Attached):
             hook.reset()
         for weight in self.weights:
             if weight.record.due:
-                weight.part()
+                weight.part(companions(self.optimizer, weight).values())
         gradients.note_counted(self.weights)
         step = self.step
         self._group[STEP] = step + 1

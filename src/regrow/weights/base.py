@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -342,18 +342,19 @@ class SparseWeight(ABC):
     def takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
 
-    def keep(self, other: SparseWeight) -> None:
-        """Keep aside what the weight is, before it makes a move of `other`, a copy, for the sake of averages.
+    def keep(self) -> None:
+        """Keep aside what the weight is, before it makes a move of a copy for the sake of averages.
 
         It is put back when the weight is used with nothing more written into it: a target network stays as it was
         written.
         """
         if self.record.kept is None or not self._is_as_moved():
-            whole = self.nnz > 0 and self.is_overwritten_by(other)
+            whole = self.nnz > 0 and self.is_overwritten()
+            self.record.averages = not whole
             self.record.kept = (self.positions(), self.values()) if whole else None
 
-    def is_overwritten_by(self, other: SparseWeight) -> bool:
-        """Whether the values may be those of `other`, a copy, rather than an average of them."""
+    def is_overwritten(self) -> bool:
+        """Whether the values may be those of one copy at one moment, rather than an average."""
         return True
 
     @abstractmethod
@@ -392,8 +393,12 @@ class SparseWeight(ABC):
         """The sum of values whose type has no room for a stamp, which tells whether other code has written any."""
         return None
 
-    def part(self) -> None:
-        """Let values that are written into a copy from now on be told from those that it has now."""
+    def part(self, companions: Iterable[Tensor] = ()) -> None:
+        """Let values that are written into a copy from now on be told from those that it has now.
+
+        Args:
+            companions: tensors of the parameter's shape that go into its next values (momentum).
+        """
         self.record.due = False
 
     @property

@@ -30,7 +30,7 @@ def followers(weight: SparseWeight) -> list[SparseWeight]:
         elif (
             copy.takes_from(weight) or (record.follows and record.fingerprint == weight.record.fingerprint)
         ) and not _is_of_another(copy, weight):
-            copy.keep(weight)
+            copy.keep()
             record.follows = True
             found.append(copy)
     return found

@@ -71,6 +71,8 @@ class Record:
     """Whether a copy was made since, so that the clock is to move with the next step."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
+    averages: bool = False
+    """Whether other code has been seen to mix values of several moments into the weight."""
     kept: tuple[Tensor, Tensor] | None = None
     """Positions and values as other code has written them, where moves were made since (`SparseWeight.keep`)."""
     bare: bool = False
@@ -108,7 +110,7 @@ class Record:
         module = None if owner is None else memo.get(id(owner))
         made = replace(self)
         memo[id(self)] = made
-        made.follows = made.told = False
+        made.follows = made.averages = made.told = False
         made.origin = self.owner
         self.due = made.due = True
         if self.view is None or owner is None or not isinstance(module, nn.Module):

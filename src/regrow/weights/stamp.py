@@ -69,12 +69,10 @@ class Stamp:
         """Whether no values of another clock have come in."""
         return abs(self.clock - clock) <= 8 * self.precision
 
-    def is_as_late_as(self, other: Stamp) -> bool:
-        """Whether the values may be a copy of those with the `other` stamp, or of what they were a few steps ago.
-
-        The momentum that weight decay leaves in an optimizer moves a clock for some steps after it was set.
-        """
-        return abs(self.clock - other.clock) <= max(DRIFT / 10, 8 * self.precision)
+    @property
+    def is_unmixed(self) -> bool:
+        """Whether the values are a copy of one moment's: the clock of an average lies between those of its parts."""
+        return abs(self.clock - nearest(self.clock)) <= max(1e-5, 8 * self.precision)
 
 
 def code_of(fingerprint: int) -> tuple[float, ...]:

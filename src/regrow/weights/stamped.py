@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
+from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
 from regrow.weights import stamp
@@ -35,13 +37,24 @@ class StampedWeight(SparseWeight):
             for copy in copies_of(self):
                 copy.record.due = True
 
-    def part(self) -> None:
+    def part(self, companions: Iterable[Tensor] = ()) -> None:
         super().part()
+        copies = copies_of(self)
+        # with each step, until each copy is known for an average: two writes of one clock do not show as a mixture
+        fine = self.parameter.dtype != torch.bfloat16  # which has few clocks to tell apart
+        self.record.due = fine and any(not copy.record.averages for copy in copies)
         found = stamp.read(self.parameter)
         if found is not None and not self._is_own(found):
             return  # other code has just written a copy's values here: `settle` will need the stamp they came with
-        self.record.clock = self.record.family.tick()
+        taken = {copy.record.clock for copy in copies}
+        while (clock := self.record.family.tick()) in taken:
+            pass
+        self.record.clock = clock
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
+        for tensor in companions:
+            tensor[-stamp.SIZE :] = (
+                0  # what weight decay has left of the clock before would mix into the new one
+            )
 
     def _settle_values(self, thorough: bool) -> None:
         if not (thorough or self.parameter.is_cpu):
@@ -136,9 +149,9 @@ class StampedWeight(SparseWeight):
         others = [abs(found.clock - copy.record.clock) for copy in copies_of(self)]
         return found.is_at(own) and abs(found.clock - own) <= min(others, default=1.0)
 
-    def is_overwritten_by(self, other: SparseWeight) -> bool:
-        found, theirs = stamp.read(self.parameter), stamp.read(other.parameter)
-        return found is not None and theirs is not None and found.is_as_late_as(theirs)
+    def is_overwritten(self) -> bool:
+        found = stamp.read(self.parameter)
+        return found is not None and found.is_unmixed
 
     def takes_from(self, other: SparseWeight) -> bool:
         found = stamp.read(self.parameter)
