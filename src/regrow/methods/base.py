@@ -161,7 +161,9 @@ class Method(Attached):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
         self._check_parameters()
-        self._told_of_zeros = self._told_of_zeros or gradients.warn_where_emptied(self.weights, hooks)
+        self._told_of_zeros = self._told_of_zeros or gradients.warn_where_emptied(
+            self.weights, hooks, self.model.parameters()
+        )
         for weight, hook, put in zip(self.weights, hooks, by_hand, strict=True):
             if put and hook is not None and self.wants_dense_gradient():
                 gradients.note_put_by_hand(weight, hook)

@@ -42,8 +42,13 @@ def note_put_by_hand(weight: SparseWeight, hook: GradientHook) -> None:
             hook.stash = noted
 
 
-def warn_where_emptied(weights: Iterable[SparseWeight], hooks: Iterable[GradientHook | None]) -> bool:
-    """Say so where the gradient of each compressed weight was edited and is zero. Returns whether that was said."""
+def warn_where_emptied(
+    weights: Iterable[SparseWeight], hooks: Iterable[GradientHook | None], others: Iterable[Tensor]
+) -> bool:
+    """Say so where the gradient of each compressed weight was edited and is zero, and not that of all `others`.
+
+    Returns whether that was said.
+    """
     found = False
     for weight, hook in zip(weights, hooks, strict=True):
         gradient = weight.parameter.grad
@@ -52,6 +57,7 @@ def warn_where_emptied(weights: Iterable[SparseWeight], hooks: Iterable[Gradient
         if not hook.was_edited(gradient) or weight.take(gradient.detach()).any():
             return False
         found = True
+    found = found and any(p.grad is not None and bool(p.grad.any()) for p in others)
     if found:
         warn(
             "the gradients of all weights in compressed storage are zero, after other code has edited them: gradient "
