@@ -22,9 +22,13 @@ Shapes = Mapping[str, Shape]
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
 
 
-def whole_share(fraction: float, count: int) -> int:
-    """``floor(fraction * count)``, the product rounded to 6 digits first: 0.1 * 30 is 3.0000000000000004."""
-    return math.floor(round(fraction * count, 6))
+def whole_share(fraction: float, count: int, *, up: bool = False) -> int:
+    """``floor(fraction * count)``, the product rounded to 6 digits first; `up` rounds it up instead.
+
+    0.29 * 100 is 28.999999999999996 in floating point and 0.1 * 30 is 3.0000000000000004.
+    """
+    product = round(fraction * count, 6)
+    return math.ceil(product) if up else math.floor(product)
 
 
 def connections(shape: Shape, sparsity: float) -> int:

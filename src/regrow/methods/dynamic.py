@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -79,7 +78,7 @@ class Dynamic(Periodic):
             optimizer,
             total_steps=total_steps,
             update_every=update_every,
-            stop_step=math.ceil(round(self.end, 6)),
+            stop_step=schedules.first_step(self.stop_fraction, total_steps),
             skip_step=skip_step,
             seed=seed,
             process_group=process_group,
@@ -165,6 +164,10 @@ class Dynamic(Periodic):
     @property
     def steered(self) -> bool:
         return self._asked(EXPLORE) != NEVER or self._asked(EVOLVE) != NEVER
+
+    @property
+    def begin_step(self) -> int:
+        return self.start_step if self._asked(EVOLVE) == NEVER else 0
 
     @property
     def end_step(self) -> int:

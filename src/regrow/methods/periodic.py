@@ -74,6 +74,11 @@ class Periodic(Method):
         raise NotImplementedError(f"{type(self).__name__} must define fraction")
 
     @property
+    def begin_step(self) -> int:
+        """Updates start at this step, as things stand now."""
+        return self.start_step
+
+    @property
     def end_step(self) -> int:
         """Updates stop before this step, as things stand now."""
         return self.stop_step
@@ -86,16 +91,16 @@ class Periodic(Method):
         return ever / sum(weight.numel for weight in self.weights)
 
     def is_update(self, step: int) -> bool:
-        return step >= self.start_step and schedules.is_update_step(step, self.update_every, self.end_step)
+        return step >= self.begin_step and schedules.is_update_step(step, self.update_every, self.end_step)
 
     @property
     def next_update(self) -> int | None:
-        return schedules.next_update(max(self.step, self.start_step), self.update_every, self.end_step)
+        return schedules.next_update(max(self.step, self.begin_step), self.update_every, self.end_step)
 
     @property
     def last_update(self) -> int | None:
         last = schedules.last_update(self.update_every, self.end_step)
-        return last if last is not None and last >= self.start_step else None
+        return last if last is not None and last >= self.begin_step else None
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""
