@@ -110,6 +110,16 @@ def test_five_times_the_steps(capsys):
     assert found["flops"]["inference_multiple"] == pytest.approx(0.2431, abs=1e-4)
 
 
+def test_granet_has_its_own_interval(capsys):
+    arguments = ("resnet50", "--sparsity", "0.8", "--convention", "rigl")
+    for every in ("100", "5000"):
+        found = document(capsys, *arguments, "--update-every", every)
+        assert found["training_multiple"]["granet"] == pytest.approx(0.4543, abs=5e-5)
+    text = cli(capsys, "flops", *arguments).out
+    assert "an update every 100 steps (granet: every 1,000, from sparsity 0.5):" in text
+    assert "granet 0.4543" in text
+
+
 def test_tickets(capsys):
     wrn = ["wrn", "depth=28", "widen=10"]
     found = document(capsys, *wrn, "--sparsity", "0.8", "--tickets", "3")
