@@ -101,6 +101,10 @@ class Dynamic(Periodic):
         """The `count` positions that come, ascending, none of them among `survivors`."""
         raise NotImplementedError(f"{type(self).__name__} must define grow")
 
+    def fractions(self, step: int, weights: list[SparseWeight]) -> list[float]:
+        """The share of its connections that each layer drops at this step: the schedule's, by default."""
+        return [self.fraction(step)] * len(weights)
+
     def redistribute(self, weights: list[SparseWeight], dropped: list[int]) -> list[int]:
         """How many connections come in each layer, given how many go: as many, by default."""
         return dropped
@@ -197,7 +201,9 @@ class Dynamic(Periodic):
         explore, evolve = self._asked(EXPLORE), self._asked(EVOLVE)
         if step == self.step and explore > 0:
             return explore
-        return self.drop_fraction * self.schedule(step / self.end) if evolve == NEVER else evolve
+        return (
+            self.drop_fraction * self.schedule((step + self.ahead) / self.end) if evolve == NEVER else evolve
+        )
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         record = super().update(step, weights)
@@ -207,7 +213,10 @@ class Dynamic(Periodic):
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
         weights = [weight for weight in weights if weight.nnz < weight.numel]
-        drops = [self.drop(weight, self.fraction(step)) for weight in weights]
+        if not weights:
+            return []
+        fractions = self.fractions(step, weights)
+        drops = [self.drop(weight, fraction) for weight, fraction in zip(weights, fractions, strict=True)]
         counts = self.redistribute(weights, [len(drop) for drop in drops])
         return [
             self.exchange(step, weight, drop, count)
