@@ -59,7 +59,7 @@ def test_update_j_of_five_has_gone_j_fifths_of_the_way(cls: type[regrow.Method],
 @storages
 @GRADUAL
 def test_jaxpruners_value_half_way(cls: type[regrow.Method], storage: str) -> None:
-    """PolynomialSchedule(update_freq=5, update_start_step=0, update_end_step=20), target 0.5: 0.4375 at progress 1/2."""
+    """PolynomialSchedule, updates every 5 of steps 0 to 20, target 0.5: 0.4375 at progress 1/2."""
     counts = held(cls, storage, 160, 25, 0.0, 0.8, update_every=5, final_sparsity=0.5)
     assert counts[10] == 160 * (1 - 0.4375)
     assert counts[20] == 80

@@ -150,8 +150,8 @@ def test_a_pruning_that_was_missed_is_made_up_for_and_exploring_prunes_nothing_e
             method.evolve(0.0 if i == 8 else None)
         train(model, optimizer, 1)
         held.append(sum(map(len, positions(model))))
-    # updates at steps 2 to 12, s = 1/2 - 1/4 (1 - p)^3: 16 - 5 at p = 1/6, 16 - 6 at 2/6, 16 - 7 at 3/6 (step 7 explores
-    # with what step 6 has reached), 8 at the next, step 16
+    # updates at steps 2 to 12, s = 1/2 - 1/4 (1 - p)^3: 16 - 5 at p = 1/6, 16 - 6 at 2/6, 16 - 7 at 3/6, where step
+    # 7 explores; 8 at the next, step 16
     assert held == [12] * 2 + [11] * 2 + [10] * 2 + [9] * 10 + [8] * 4
 
 
