@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,7 @@ from torch.optim import SGD
 
 import regrow
 from regrow import schedules
-from regrow.testing import Case, Run
+from regrow.testing import Case, Run, check_both_storages, check_calendar, check_resume
 from regrow.weights import sparse_weights
 
 
@@ -166,6 +168,14 @@ def test_set_as_published_updates_between_epochs_but_not_after_the_last(
     assert moved == updates
     assert due == [next((u for u in updates if u >= step), None) for step in range(steps)]
     assert method.last_update == (updates[-1] if updates else None)
+
+
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+@pytest.mark.parametrize("check", [check_both_storages, check_resume, check_calendar])
+def test_updates_at_the_end_of_intervals_pass_the_common_suite(
+    check: Callable[[Case], None], storage: str
+) -> None:
+    check(Case(regrow.SET, storage, {"epoch_end": True, "per_sign": True}))
 
 
 @pytest.mark.parametrize("storage", ["masked", "compressed"])
