@@ -110,6 +110,14 @@ def test_five_times_the_steps(capsys):
     assert found["flops"]["inference_multiple"] == pytest.approx(0.2431, abs=1e-4)
 
 
+def test_granet_has_its_own_interval(capsys):
+    text = cli(
+        capsys, "flops", "resnet50", "--sparsity", "0.8", "--convention", "rigl", "--update-every", "50"
+    ).out
+    assert "an update every 50 steps (granet: every 1,000, from sparsity 0.5):" in text
+    assert "granet 0.4543" in text
+
+
 def test_tickets(capsys):
     wrn = ["wrn", "depth=28", "widen=10"]
     found = document(capsys, *wrn, "--sparsity", "0.8", "--tickets", "3")

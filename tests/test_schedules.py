@@ -31,3 +31,20 @@ def test_next_and_last_agree_with_the_rule(every: int, end: int) -> None:
     assert schedules.last_update(every, end) == (steps[-1] if steps else None)
     for t in range(end + 20):
         assert schedules.next_update(t, every, end) == next((s for s in steps if s >= t), None)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "total", "every", "first", "last"),
+    [
+        (0.07, 10_000, 100, 700, 700),  # 700.0000000000001
+        (0.29, 100, 1, 29, 29),  # 28.999999999999996
+        (0.3125, 32_000, 100, 10_000, 10_000),
+        (0.6875, 8, 1, 6, 5),
+        (0.5, 100, 7, 56, 49),
+        (0.0, 100, 7, 0, 0),
+        (1.0, 100, 7, 105, 98),
+    ],
+)
+def test_shares_of_a_run_as_multiples(fraction: float, total: int, every: int, first: int, last: int) -> None:
+    assert schedules.first_step(fraction, total, every) == first
+    assert schedules.last_step(fraction, total, every) == last

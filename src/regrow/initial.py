@@ -40,7 +40,13 @@ def initial_topology(
     if isinstance(init, Mapping):
         positions = _own_masks(init, shapes)
         return {name: len(p) / math.prod(shapes[name]) for name, p in positions.items()}, positions
-    sparsities = _sparsities(chosen, shapes, sparsity, distribution)
+    if distribution == topology.GLOBAL:
+        count = topology.connections(
+            (sum(map(math.prod, shapes.values())),), require_fraction("sparsity", sparsity)
+        )
+        best = _best_of_all(_scores(model, chosen, shapes, init), count)
+        return {name: len(p) / math.prod(shapes[name]) for name, p in best.items()}, best
+    sparsities = _sparsities(chosen, shapes, sparsity, distribution, (topology.GLOBAL,))
     counts = {name: topology.connections(shapes[name], s) for name, s in sparsities.items()}
     return {name: 1 - s for name, s in sparsities.items()}, _initial(
         model, chosen, shapes, counts, init, seed
@@ -52,10 +58,11 @@ def _sparsities(
     shapes: dict[str, tuple[int, ...]],
     sparsity: float | None,
     distribution: str | topology.Distribution | Mapping[str, float],
+    others: tuple[str, ...] = (),
 ) -> dict[str, float]:
     if isinstance(distribution, Mapping):
         return _by_glob(distribution, chosen)
-    return topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity))
+    return topology.distribute(distribution, shapes, require_fraction("sparsity", sparsity), others=others)
 
 
 def asked_sparsities(
@@ -79,6 +86,11 @@ def asked_sparsities(
     if isinstance(distribution, Mapping) != (sparsity is None):
         raise RegrowValueError(
             f"`sparsity` is {sparsity}, allowed is [0, 1), and only beside a named distribution"
+        )
+    if distribution == topology.GLOBAL:
+        raise RegrowValueError(
+            "`distribution` 'global' leaves it to the weights' values how sparse each layer is, which is not known "
+            f"without them.\nGive one of {', '.join(topology.DISTRIBUTIONS)}."
         )
     return _sparsities(chosen, {layer.weight_name: layer.shape for layer in chosen}, sparsity, distribution)
 
@@ -110,6 +122,22 @@ def _initial(
             ).to(_home(layer))
             for layer in chosen
         }
+    scores = _scores(model, chosen, shapes, init)
+    if getattr(init, "per_layer", True):
+        return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
+    return _best_of_all(scores, sum(counts.values()))
+
+
+def _scores(
+    model: nn.Module, chosen: list[Layer], shapes: dict[str, tuple[int, ...]], init: str | Criterion
+) -> dict[str, Tensor]:
+    """The scores of each chosen weight, in the order of `shapes`."""
+    if init == "random":
+        raise RegrowValueError(
+            "`distribution` 'global' keeps the best connections of all layers together, but `init` is 'random', which "
+            "has no scores.\nGive init='magnitude' or a criterion such as regrow.SNIP, or another distribution: "
+            f"{', '.join(topology.DISTRIBUTIONS)}."
+        )
     if is_on_meta(model):
         raise RegrowValueError(
             f"`init` is {init!r}, but `model` is on the meta device, without weights to score.\n"
@@ -125,19 +153,18 @@ def _initial(
             f"`init` must be one of {', '.join(names)}, masks or a criterion, got {init!r}{closest(str(init), names)}"
         )
     _check_shapes("init", scores, shapes)
-    if getattr(init, "per_layer", True):
-        return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
-    return _best_of_all(scores, counts)
+    return {name: scores[name] for name in shapes}
 
 
-def _best_of_all(scores: Mapping[str, Tensor], counts: dict[str, int]) -> dict[str, Tensor]:
-    """The best positions of all layers together, as many as `counts` says in all."""
-    flat = {name: scores[name].reshape(-1) for name in counts}
-    chosen = top(torch.cat(list(flat.values())), sum(counts.values()))
+def _best_of_all(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """The `count` best positions of all layers together, those of each."""
+    flat = {name: own.reshape(-1) for name, own in scores.items()}
+    device = next(iter(flat.values())).device
+    chosen = top(torch.cat([own.to(device) for own in flat.values()]), count)
     positions, start = {}, 0
     for name, own in flat.items():
         inside = chosen[(chosen >= start) & (chosen < start + len(own))] - start
-        positions[name], start = inside, start + len(own)
+        positions[name], start = inside.to(own.device), start + len(own)
     empty = [name for name, inside in positions.items() if len(inside) == 0]
     if empty:
         warn(f"the criterion leaves no connection at all in {empty}")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 from regrow.errors import RegrowValueError, closest, require_fraction
+from regrow.topology import whole_share
 
 DropSchedule = Callable[[float], float]
 
@@ -73,6 +74,16 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
             f"t / T_end, got {schedule!r}{closest(schedule, SCHEDULES)}"
         )
     return SCHEDULES[schedule]
+
+
+def first_step(fraction: float, total_steps: int, every: int = 1) -> int:
+    """The first multiple of `every` at or after ``fraction * total_steps``."""
+    return -(-whole_share(fraction, total_steps, up=True) // every) * every
+
+
+def last_step(fraction: float, total_steps: int, every: int = 1) -> int:
+    """The last multiple of `every` up to ``fraction * total_steps``."""
+    return whole_share(fraction, total_steps) // every * every
 
 
 def is_update_step(step: int, every: int, end: int) -> bool:

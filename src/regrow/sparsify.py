@@ -74,7 +74,8 @@ def sparsify(
             normalised (weight_norm, weight standardisation), one of a class whose `forward` cannot be followed.
         sparsity: share of the weights that are zero, in [0, 1), over all sparse layers together.
         distribution: how it is spread over the layers: ``"uniform"`` (the model's first layer stays dense,
-            unless `include` names the layers), ``"er"``, ``"erk"``, a function ``(shapes, sparsity) ->
+            unless `include` names the layers), ``"er"``, ``"erk"``, ``"global"`` (the best of all layers together, by
+            the scores of `init`; a layer may keep all or lose everything), a function ``(shapes, sparsity) ->
             {weight: sparsity}``, or a dictionary ``{glob of layer names: sparsity}`` that says everything
             itself (leave `sparsity` out).
         include: globs of layer names, or a predicate ``(name, module)``, that name exactly what is sparse.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -22,9 +22,13 @@ Shapes = Mapping[str, Shape]
 Distribution = Callable[[Shapes, float], Mapping[str, float]]
 
 
-def whole_share(fraction: float, count: int) -> int:
-    """``floor(fraction * count)``, the product rounded to 6 digits first: 0.1 * 30 is 3.0000000000000004."""
-    return math.floor(round(fraction * count, 6))
+def whole_share(fraction: float, count: int, *, up: bool = False) -> int:
+    """``floor(fraction * count)``, the product rounded to 6 digits first; `up` rounds it up instead.
+
+    0.29 * 100 is 28.999999999999996 in floating point and 0.1 * 30 is 3.0000000000000004.
+    """
+    product = round(fraction * count, 6)
+    return math.ceil(product) if up else math.floor(product)
 
 
 def connections(shape: Shape, sparsity: float) -> int:
@@ -64,24 +68,30 @@ def _erdos_renyi(raw: Mapping[str, float], shapes: Shapes, sparsity: float) -> d
 
 
 DISTRIBUTIONS: dict[str, Distribution] = {"uniform": uniform, "er": er, "erk": erk}
+GLOBAL = "global"
+"""The name of what is no distribution: the best of all layers together, by scores (`regrow.initial`)."""
 
 
-def distribute(distribution: str | Distribution, shapes: Shapes, sparsity: float) -> dict[str, float]:
+def distribute(
+    distribution: str | Distribution, shapes: Shapes, sparsity: float, *, others: Sequence[str] = ()
+) -> dict[str, float]:
     """Sparsity of each layer, checked.
 
     Args:
         distribution: a name in `DISTRIBUTIONS` or a function ``(shapes, sparsity) -> {layer: sparsity}``.
         shapes: the dense shape of each layer's weight.
         sparsity: the overall sparsity asked for, in [0, 1).
+        others: further names that the caller knows, for messages.
 
     Raises:
         RegrowValueError: for an unknown name, a layer left out or unknown, or a sparsity outside [0, 1).
     """
     if isinstance(distribution, str):
         if distribution not in DISTRIBUTIONS:
+            names = (*DISTRIBUTIONS, *others)
             raise RegrowValueError(
-                f"`distribution` must be one of {', '.join(DISTRIBUTIONS)}, a function of the shapes or a "
-                f"dictionary, got {distribution!r}{closest(distribution, DISTRIBUTIONS)}"
+                f"`distribution` must be one of {', '.join(names)}, a function of the shapes or a "
+                f"dictionary, got {distribution!r}{closest(distribution, names)}"
             )
         distribution = DISTRIBUTIONS[distribution]
     result = dict(distribution(dict(shapes), sparsity))

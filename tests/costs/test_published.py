@@ -131,6 +131,18 @@ def test_pruning(sparsity: float, once: float, longer: float) -> None:
     assert replace(counted, multiplier=1.5).training_multiple["pruning"] == pytest.approx(longer, abs=1e-3)
 
 
+@pytest.mark.parametrize(("sparsity", "multiple"), [(0.8, 0.4543), (0.9, 0.3029)])
+def test_granet_by_its_own_defaults(sparsity: float, multiple: float) -> None:
+    counted = count("resnet50", sparsity, "erk", "rigl")
+    assert round(counted.training_multiple["granet"], 4) == multiple
+    assert replace(counted, update_every=100_000).training_multiple["granet"] == pytest.approx(
+        multiple, abs=5e-5
+    )
+    assert replace(counted, multiplier=2.0).training_multiple["granet"] == pytest.approx(
+        2 * multiple, abs=1e-4
+    )
+
+
 def test_pruning_by_the_flops_of_each_level() -> None:
     """The straight line between dense and sparse is what counting the network at each of the 33 levels gives."""
     dense = count("resnet50", 0.8, "uniform", "rigl").flops["dense"]

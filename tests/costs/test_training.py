@@ -1,10 +1,22 @@
 """The formulas, on numbers that can be done by hand."""
 
+import inspect
+
 import pytest
 
-from regrow.costs import FORMULAS, METHODS, TICKETS, pruning_levels, ticket_multiples, training_multiple
+from regrow.costs import (
+    FORMULAS,
+    METHODS,
+    TICKETS,
+    granet_levels,
+    pruning_levels,
+    ticket_multiples,
+    training_multiple,
+)
+from regrow.costs.training import GRANET
 from regrow.errors import RegrowValueError
-from regrow.methods.registry import methods
+from regrow.methods.registry import get, methods
+from regrow.training.ways import PRUNING
 
 
 @pytest.mark.parametrize(
@@ -62,6 +74,22 @@ def test_published_pruning_has_33_samples():
     assert len(exact) == 32_000
     assert sorted(set(exact)) == sorted(set(levels))
     assert sum(exact) / len(exact) < sum(levels) / len(levels)
+
+
+def test_granet_is_priced_by_the_defaults_that_it_has():
+    given = inspect.signature(get("granet").cls).parameters
+    assert given["prune_stop_fraction"].default == GRANET["stop"]
+    assert given["update_every"].default == GRANET["every"]
+    assert given["prune_start_fraction"].default == 0
+    assert PRUNING["granet"] == GRANET["initial"]
+
+
+def test_granets_levels():
+    levels = granet_levels(0.8)
+    assert len(levels) == 65
+    assert [levels[0], levels[22], levels[44], levels[64]] == pytest.approx([0.625, 1 - 0.375 / 8, 1, 1])
+    assert levels[43] < 1
+    assert set(granet_levels(0.5)) == set(granet_levels(0.3)) == set(granet_levels(0.0)) == {1.0}
 
 
 def test_every_method_names_a_formula():

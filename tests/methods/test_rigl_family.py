@@ -1,8 +1,8 @@
-"""SNIP, SNFS, Pruning, SET's original form and the options of RigL's ablations, by hand."""
+"""Pruning, SET's original form and the options of RigL's ablations, by hand."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,8 +11,7 @@ from torch.optim import SGD
 
 import regrow
 from regrow import schedules
-from regrow.methods.snfs import apportion
-from regrow.testing import Case, Run
+from regrow.testing import Case, Run, check_both_storages, check_calendar, check_resume
 from regrow.weights import sparse_weights
 
 
@@ -24,140 +23,6 @@ def mlp(seed: int = 0) -> nn.Sequential:
 def data() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(20, 12, generator=generator, dtype=torch.float64), torch.arange(20) % 4
-
-
-# --- SNIP
-
-
-def test_snip_keeps_the_largest_gradient_times_weight() -> None:
-    model, (x, y) = mlp(), data()
-    weight, gradient = model[3].weight, None
-    reference = copy.deepcopy(model).eval()
-    nn.functional.cross_entropy(reference(x), y).backward()
-    gradient = reference[3].weight.grad
-    assert gradient is not None
-    best = (gradient * weight).abs().detach().view(-1).sort(descending=True).indices[:12].sort().values
-    before = copy.deepcopy(model.state_dict())
-    regrow.sparsify(
-        model, 0.7, "uniform", include=["0", "3"], init=regrow.SNIP(nn.functional.cross_entropy, (x, y))
-    )
-    assert torch.equal(sparse_weights(model)[1].positions(), best)
-    assert [w.nnz for w in sparse_weights(model)] == [36, 12]
-    assert torch.equal(model[1].running_mean, before["1.running_mean"])  # norms in evaluation mode
-    assert model.training
-    assert all(p.grad is None for p in model.parameters())
-
-
-@pytest.mark.parametrize("per_layer", [True, False])
-def test_snip_does_not_depend_on_the_scale_of_the_loss(per_layer: bool) -> None:
-    topologies = []
-    for scale in (1.0, 37.0):
-        model = mlp()
-        criterion = regrow.SNIP(
-            lambda out, y, by=scale: by * nn.functional.cross_entropy(out, y), data(), per_layer=per_layer
-        )
-        regrow.sparsify(model, 0.8, init=criterion)
-        topologies.append([w.positions().tolist() for w in sparse_weights(model)])
-    assert topologies[0] == topologies[1]
-
-
-def test_global_snip_keeps_the_best_of_all_layers_together() -> None:
-    model = mlp()
-    criterion = regrow.SNIP(nn.functional.cross_entropy, data(), per_layer=False)
-    scores = criterion(model, {"0.weight": (10, 12), "3.weight": (4, 10)})
-    regrow.sparsify(model, 0.8, "uniform", include=["0", "3"], init=criterion)
-    kept = torch.cat([scores[w.name].view(-1)[w.positions()] for w in sparse_weights(model)])
-    everything = torch.cat([s.view(-1) for s in scores.values()])
-    assert len(kept) == 32
-    assert kept.min() == everything.sort(descending=True).values[31]
-
-
-def test_a_criterion_that_leaves_a_layer_empty_warns() -> None:
-    class First:
-        per_layer = False
-
-        def __call__(self, model: nn.Module, shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-            return {name: torch.full(shape, float(name == "0.weight")) for name, shape in shapes.items()}
-
-    model = mlp()
-    with pytest.warns(UserWarning, match=r"leaves no connection at all in \['3.weight'\]"):
-        regrow.sparsify(model, 0.5, "uniform", include=["0", "3"], init=First())
-    assert [w.nnz for w in sparse_weights(model)] == [80, 0]
-
-
-# --- SNFS
-
-
-def two_layers() -> nn.Sequential:
-    """Two layers of four positions, two of them active, on inputs that make gradients easy to write down."""
-    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 4, bias=False)).double()
-    with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, 2.0, 0.0, 0.0]]))
-        model[1].weight.copy_(torch.tensor([[1.0], [2.0], [0.0], [0.0]]))
-    first = torch.tensor([[True, True, False, False]])
-    return regrow.sparsify(model, init={"0.weight": first, "1.weight": first.t()})
-
-
-def test_snfs_grows_by_the_running_average() -> None:
-    model = two_layers()
-    optimizer = SGD(model.parameters(), lr=0.0)
-    method = regrow.SNFS(
-        model,
-        optimizer,
-        total_steps=10,
-        update_every=2,
-        drop_fraction=0.5,
-        schedule="constant",
-        redistribution=False,
-        momentum=0.5,
-    )
-    inputs = [torch.tensor([[0.0, 0.0, 8.0, 0.0]]), torch.tensor([[0.0, 0.0, 0.0, 1.0]])]
-    averages = []
-    for step in range(3):
-        optimizer.zero_grad()
-        model(inputs[min(step, 1)].double()).sum().backward()
-        optimizer.step()
-        averages.append(optimizer.state[model[0].weight]["regrow_average"].clone())
-    # d sum(output) / d weight of the first layer is 3 x: 24 at position 2, then twice 3 at position 3
-    assert averages[0].tolist() == [[0, 0, 24, 0]]
-    assert averages[1].tolist() == [[0, 0, 12, 1.5]]
-    assert averages[2].tolist() == [[0, 0, 6, 2.25]]
-    assert sparse_weights(model)[0].positions().tolist() == [1, 2]  # RigL would have grown position 3
-    assert method.step == 3
-
-
-def test_snfs_moves_connections_to_where_the_momentum_is() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Linear(20, 20, bias=False)).double()
-    regrow.sparsify(model, 0.8, "uniform", include="*")
-    optimizer = SGD(model.parameters(), lr=0.01)
-    regrow.SNFS(model, optimizer, total_steps=40, update_every=2)
-    before = [w.nnz for w in sparse_weights(model)]
-    for step in range(20):
-        optimizer.zero_grad()
-        x = torch.randn(8, 20, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
-        (model(10 * x).square().mean() + 0).backward()
-        optimizer.step()
-    after = [w.nnz for w in sparse_weights(model)]
-    assert sum(after) == sum(before) == 160
-    assert after != before
-
-
-@pytest.mark.parametrize(
-    ("total", "shares", "room", "counts"),
-    [
-        (10, [1.0, 1.0], [20.0, 20.0], [5, 5]),
-        (10, [3.0, 1.0], [20.0, 20.0], [8, 2]),  # 7.5 and 2.5: the remainder goes to the lower index
-        (10, [3.0, 1.0], [4.0, 20.0], [4, 6]),  # what does not fit goes to the other
-        (10, [0.0, 0.0], [20.0, 20.0], [5, 5]),
-        (10, [1.0, 0.0], [4.0, 20.0], [4, 6]),
-        (0, [1.0, 2.0], [5.0, 5.0], [0, 0]),
-        (30, [1.0, 1.0], [4.0, 5.0], [4, 5]),  # more than there is room for
-        (7, [1.0, 1.0, 1.0], [9.0, 9.0, 9.0], [3, 2, 2]),
-    ],
-)
-def test_apportion(total: int, shares: list[float], room: list[float], counts: list[int]) -> None:
-    assert apportion(total, torch.tensor(shares).double(), torch.tensor(room).double()) == counts
 
 
 # --- Pruning
@@ -258,10 +123,11 @@ def test_set_as_published_drops_each_sign_separately() -> None:
     regrow.sparsify(model, init={"0.weight": values != 0})
     optimizer = SGD(model.parameters(), lr=0.0)
     method = regrow.SET.original(model, optimizer, total_steps=9, steps_per_epoch=3, drop_fraction=0.5)
-    assert (method.next_update, method.last_update) == (3, 6)
+    assert (method.next_update, method.last_update) == (2, 5)  # the last steps of two epochs of three
     gone = method.drop(method.weights[0], 0.5).tolist()
     assert gone == [1, 3, 4]  # 1 and 3 of four positive ones, -0.1 of three negative ones
-    for _ in range(4):
+    for _ in range(3):
+        assert method.weights[0].positions().tolist() == list(range(7))
         optimizer.zero_grad()
         model(torch.ones(1, 10)).sum().backward()
         optimizer.step()
@@ -270,6 +136,46 @@ def test_set_as_published_drops_each_sign_separately() -> None:
     assert weight.mask()[0, [0, 2, 5, 6]].all()
     fresh = [p for p in weight.positions().tolist() if p not in range(7)]
     assert all(weight.to_dense()[0, p] != 0 for p in fresh)
+
+
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+@pytest.mark.parametrize(
+    ("steps", "length", "updates"),
+    [(16, 4, [3, 7, 11]), (16, 1, list(range(15))), (16, 5, [4, 9, 14]), (15, 5, [4, 9]), (20, 20, [])],
+)
+def test_set_as_published_updates_between_epochs_but_not_after_the_last(
+    storage: str, steps: int, length: int, updates: list[int]
+) -> None:
+    """The topology changes within the epoch's last step, after its weight step: an evaluation there sees it."""
+    torch.manual_seed(0)
+    model = regrow.sparsify(nn.Sequential(nn.Linear(12, 10, bias=False)), 0.5, storage=storage)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    given = {"total_steps": steps, "steps_per_epoch": length}
+    if updates:
+        method = regrow.SET.original(model, optimizer, **given)
+    else:
+        with pytest.warns(UserWarning, match="update_every=20 leaves no update within total_steps=20"):
+            method = regrow.SET.original(model, optimizer, **given)
+    (weight,) = sparse_weights(model)
+    due, moved = [], []
+    for step in range(steps):
+        before, due = weight.mask(), [*due, method.next_update]
+        optimizer.zero_grad()
+        model(torch.randn(4, 12, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        optimizer.step()
+        if not torch.equal(weight.mask(), before):
+            moved.append(step)
+    assert moved == updates
+    assert due == [next((u for u in updates if u >= step), None) for step in range(steps)]
+    assert method.last_update == (updates[-1] if updates else None)
+
+
+@pytest.mark.parametrize("storage", ["masked", "compressed"])
+@pytest.mark.parametrize("check", [check_both_storages, check_resume, check_calendar])
+def test_updates_at_the_end_of_intervals_pass_the_common_suite(
+    check: Callable[[Case], None], storage: str
+) -> None:
+    check(Case(regrow.SET, storage, {"epoch_end": True, "per_sign": True}))
 
 
 @pytest.mark.parametrize("storage", ["masked", "compressed"])

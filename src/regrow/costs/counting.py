@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from regrow.costs.trace import Work, trace
-from regrow.costs.training import METHODS, ticket_multiples, training_multiple
+from regrow.costs.training import GRANET, METHODS, granet_levels, ticket_multiples, training_multiple
 from regrow.costs.units import Unit, require_convention, stored_megabytes, units
 from regrow.errors import RegrowValueError, closest, require_count
 from regrow.example import Example
@@ -85,7 +85,8 @@ class Costs:
     def training_multiple(self) -> dict[str, float | None]:
         """FLOPs of training by each method, as a multiple of those of dense training of the plain length.
 
-        Pruning ends at this network's sparsity and follows the published 33 samples of its schedule; Small-Dense is
+        Pruning and GraNet end at this network's sparsity: Pruning follows the published 33 samples of its schedule,
+        GraNet its own defaults, from sparsity 0.5 with an update every 1,000 steps. Small-Dense is
         None where no network was given to compare with. `regrow.costs.training_multiple` has the formulas. With
         `tickets` also ``sup``, ``edst`` and ``dst`` (`regrow.costs.ticket_multiples`), of bare multiply-adds as in
         their paper's tables, whatever the convention.
@@ -112,8 +113,15 @@ class Costs:
             if self.small_dense is None:
                 return None
             sparse, cost = self.small_dense, "sparse"
+        every, levels = self.update_every, None
+        if kind == "granet":
+            parameters = self.parameters
+            every, levels = (
+                int(GRANET["every"]),
+                granet_levels(1 - parameters["sparse"] / parameters["dense"]),
+            )
         return training_multiple(
-            cost, dense=dense, sparse=sparse, update_every=self.update_every, multiplier=self.multiplier
+            cost, dense=dense, sparse=sparse, update_every=every, multiplier=self.multiplier, levels=levels
         )
 
     def training_flops(self, method: str, *, steps: int, batch_size: int) -> float:
@@ -185,7 +193,8 @@ class Costs:
             f"(weights; {self.other_parameters:,} biases and norms beside them)",
             f"FLOPs       {flops['dense']:.5g} dense, {flops['sparse']:.5g} sparse an example: "
             f"test {flops['inference_multiple']:.4f}x",
-            f"training{length}, multiples of dense, an update every {self.update_every} steps:",
+            f"training{length}, multiples of dense, an update every {self.update_every} steps "
+            f"(granet: every {GRANET['every']:,}, from sparsity {GRANET['initial']}):",
             "  " + "  ".join(f"{name} {value}" for name, value in said.items()),
             *self._of_tickets(),
             f"size        {size['dense']:.3f} MB dense, {size['sparse']:.3f} MB sparse",
@@ -228,7 +237,7 @@ def costs(
         convention: ``"clean"``: true output sizes, real connections. ``"rigl"``: as the RigL paper's tables were
             computed: convolutions sized as its counter does (a padding layer counts twice, so ResNet-50's first
             convolution has 115 x 115 outputs), one bias for a whole depthwise kernel, densities before rounding.
-        update_every: steps between two updates, of RigL's training cost.
+        update_every: steps between two updates, of RigL's training cost; GraNet's has its own interval.
         multiplier: length of training as a multiple of dense training's.
         small_dense: a dense network to compare with at equal stored size (`regrow.models.small_dense`).
 

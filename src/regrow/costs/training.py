@@ -75,6 +75,20 @@ def pruning_levels(
     return [level(step) for step in (range(steps) if exact else range(0, steps + 1, every))]
 
 
+GRANET = {"initial": 0.5, "stop": 0.6875, "every": 1_000}
+"""GraNet's own defaults: the sparsity that it starts at, the share of the run that it prunes in, its interval."""
+
+
+def granet_levels(sparsity: float) -> list[float]:
+    """Sparsity over a run of GraNet by its own defaults, as shares of the final `sparsity`.
+
+    64 intervals, about its 160 epochs of CIFAR, both ends included as in `pruning_levels`: 65 values.
+    """
+    initial = min(1.0, GRANET["initial"] / sparsity) if sparsity else 1.0
+    every = int(GRANET["every"])
+    return pruning_levels(64 * every, 0, round(GRANET["stop"] * 64) * every, every, initial=initial)
+
+
 def training_multiple(
     cost: str,
     *,
@@ -96,7 +110,8 @@ def training_multiple(
         update_every: steps between two updates, dT. RigL's update cost is spread over the whole run, as the
             paper has it, though none comes after ``stop_fraction``.
         multiplier: length of the run as a multiple of dense training's; dT stays.
-        levels: the levels over a run of ``pruning`` or ``granet``. Default: `pruning_levels()`.
+        levels: the levels over a run of ``pruning`` or ``granet``. Default: `pruning_levels()`; GraNet's own are
+            `granet_levels`, with an update every 1,000 steps.
 
     Raises:
         RegrowValueError: an unknown kind of cost, or numbers that cannot be.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -79,7 +78,7 @@ class Dynamic(Periodic):
             optimizer,
             total_steps=total_steps,
             update_every=update_every,
-            stop_step=math.ceil(round(self.end, 6)),
+            stop_step=schedules.first_step(self.stop_fraction, total_steps),
             skip_step=skip_step,
             seed=seed,
             process_group=process_group,
@@ -101,6 +100,10 @@ class Dynamic(Periodic):
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         """The `count` positions that come, ascending, none of them among `survivors`."""
         raise NotImplementedError(f"{type(self).__name__} must define grow")
+
+    def fractions(self, step: int, weights: list[SparseWeight]) -> list[float]:
+        """The share of its connections that each layer drops at this step: the schedule's, by default."""
+        return [self.fraction(step)] * len(weights)
 
     def redistribute(self, weights: list[SparseWeight], dropped: list[int]) -> list[int]:
         """How many connections come in each layer, given how many go: as many, by default."""
@@ -167,6 +170,10 @@ class Dynamic(Periodic):
         return self._asked(EXPLORE) != NEVER or self._asked(EVOLVE) != NEVER
 
     @property
+    def begin_step(self) -> int:
+        return self.start_step if self._asked(EVOLVE) == NEVER else 0
+
+    @property
     def end_step(self) -> int:
         evolve = self._asked(EVOLVE)
         if evolve == NEVER:
@@ -194,7 +201,9 @@ class Dynamic(Periodic):
         explore, evolve = self._asked(EXPLORE), self._asked(EVOLVE)
         if step == self.step and explore > 0:
             return explore
-        return self.drop_fraction * self.schedule(step / self.end) if evolve == NEVER else evolve
+        return (
+            self.drop_fraction * self.schedule((step + self.ahead) / self.end) if evolve == NEVER else evolve
+        )
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         record = super().update(step, weights)
@@ -204,7 +213,10 @@ class Dynamic(Periodic):
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
         weights = [weight for weight in weights if weight.nnz < weight.numel]
-        drops = [self.drop(weight, self.fraction(step)) for weight in weights]
+        if not weights:
+            return []
+        fractions = self.fractions(step, weights)
+        drops = [self.drop(weight, fraction) for weight, fraction in zip(weights, fractions, strict=True)]
         counts = self.redistribute(weights, [len(drop) for drop in drops])
         return [
             self.exchange(step, weight, drop, count)

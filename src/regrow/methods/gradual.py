@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ INITIAL = f"{PREFIX}initial_"
 
 @dataclass(frozen=True)
 class Descent:
-    """When the curve is gone down: from `start` to `stop`, both update steps, in steps of `every`."""
+    """When the curve is gone down: from `start` to `stop`, in steps of `every`; there is no update at step 0."""
 
     start: int
     stop: int
@@ -36,7 +35,10 @@ class Descent:
         end: int | None = None,
         prefix: str = "",
     ) -> Descent:
-        """From the first update step at or after ``start_fraction * total_steps`` to the last one by `stop_fraction`.
+        """From the first multiple of `update_every` at or after ``start_fraction * total_steps`` to the last update.
+
+        That is the last one by ``stop_fraction * total_steps``. The update at `start` prunes nothing yet, so a curve
+        from step 0 has gone the share j / n of its way at the j-th of its n updates.
 
         Args:
             total_steps, update_every: of the run, in optimizer steps.
@@ -54,11 +56,10 @@ class Descent:
                 f"`{prefix}start_fraction` must be at most `{prefix}stop_fraction` {last}, got {first}"
             )
         total, every = require_count("total_steps", total_steps), require_count("update_every", update_every)
-        start = max(every, math.ceil(first * total / every) * every)
-        stop = math.floor(last * total / every) * every
+        start, stop = schedules.first_step(first, total, every), schedules.last_step(last, total, every)
         if end is not None:
             stop = min(stop, schedules.last_update(every, end) or 0)
-        if stop < start:
+        if stop < max(start, every):
             raise RegrowValueError(
                 f"`update_every` {every} leaves no step to prune at between {first * total:g} and {last * total:g} of "
                 f"`total_steps` {total}"

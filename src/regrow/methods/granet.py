@@ -36,7 +36,8 @@ class GraNet(RigL):
 
     At each update, once the weights have taken their step: first the smallest |w| of all layers together go, down to
     the sparsity ``s(t) = s_f + (s_i - s_f) (1 - p)^3``, where p goes from 0 to 1 between the update steps at
-    `prune_start_fraction` and `prune_stop_fraction` of the run; then each layer drops ``floor(f(t) * connections)`` of
+    `prune_start_fraction` and `prune_stop_fraction` of the run, j / n at the j-th of n updates after the start, before
+    which nothing happens; then each layer drops ``floor(f(t) * connections)`` of
     what it has left by |w|, and grows as many where |dL/dw| is largest. s_i is the sparsity that `sparsify` gave: 0.5
     is the paper's sparse-to-sparse training, 0.0 its dense-to-sparse. What is pruned may grow back at once, and
     then counts as kept. Differs from the original code: counts are rounded down and exact, not by threshold, and the
@@ -54,7 +55,7 @@ class GraNet(RigL):
         update_every: steps between two updates; the paper's is 1000 on CIFAR and 4000 on ImageNet.
         stop_fraction: regeneration stops before this share of the run.
         schedule: as for `Dynamic`; the default falls from `drop_fraction` 0.5 to 0.005.
-        prune_start_fraction: where pruning starts, as a share of the run.
+        prune_start_fraction: where pruning and regeneration start, as a share of the run.
         prune_stop_fraction: where it ends, or at the last update if that comes first; the default is the code's
             for CIFAR, 110 of 160 epochs; on ImageNet 0.3.
         options: further ones of `Dynamic`.
@@ -104,6 +105,7 @@ class GraNet(RigL):
         self.descent = Descent.of_run(
             self.total_steps or 0, self.update_every, *self._between, end=self.stop_step, prefix="prune_"
         )
+        self.start_step = self.descent.start
         self._aim()
 
     def _aim(self) -> None:

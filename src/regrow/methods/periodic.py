@@ -23,7 +23,8 @@ Move = tuple[SparseWeight, Tensor, Tensor]
 class Periodic(Method):
     """Base of the methods with an update at each step t, ``t mod update_every == 0``, ``start <= t < stop``.
 
-    A subclass says in `moves` what happens at an update.
+    A subclass says in `moves` what happens at an update. With an attribute `ahead` of 1, updates are one step before
+    those: at the last step of an interval, not at the first of the next one.
 
     Args:
         model: a model that `sparsify` has made sparse.
@@ -36,6 +37,9 @@ class Periodic(Method):
         seed: of random choices.
         process_group: processes that train one model together.
     """
+
+    ahead = 0
+    """How many steps before the multiples of `update_every` the updates are: 0 or 1."""
 
     def __init__(
         self,
@@ -74,6 +78,11 @@ class Periodic(Method):
         raise NotImplementedError(f"{type(self).__name__} must define fraction")
 
     @property
+    def begin_step(self) -> int:
+        """Updates start at this step, as things stand now."""
+        return self.start_step
+
+    @property
     def end_step(self) -> int:
         """Updates stop before this step, as things stand now."""
         return self.stop_step
@@ -86,16 +95,19 @@ class Periodic(Method):
         return ever / sum(weight.numel for weight in self.weights)
 
     def is_update(self, step: int) -> bool:
-        return step >= self.start_step and schedules.is_update_step(step, self.update_every, self.end_step)
+        time = step + self.ahead
+        return time >= self.begin_step and schedules.is_update_step(time, self.update_every, self.end_step)
 
     @property
     def next_update(self) -> int | None:
-        return schedules.next_update(max(self.step, self.start_step), self.update_every, self.end_step)
+        time = max(self.step + self.ahead, self.begin_step)
+        following = schedules.next_update(time, self.update_every, self.end_step)
+        return None if following is None else following - self.ahead
 
     @property
     def last_update(self) -> int | None:
         last = schedules.last_update(self.update_every, self.end_step)
-        return last if last is not None and last >= self.start_step else None
+        return last - self.ahead if last is not None and last >= self.begin_step else None
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""

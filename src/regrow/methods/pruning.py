@@ -39,7 +39,8 @@ class Pruning(Periodic):
         total_steps: optimizer steps of the whole run, T.
         final_sparsity: of every layer, in [0, 1), or ``{weight name: sparsity}``.
         update_every: steps between two prunings.
-        start_fraction: t_0 / T; the default is that of RigL's ResNet-50 comparison, 10,000 of 32,000 steps.
+        start_fraction: t_0 / T, rounded up to a multiple of `update_every`; the default is that of RigL's ResNet-50
+            comparison, 10,000 of 32,000 steps. The first pruning is `update_every` steps later.
         stop_fraction: t_1 / T, rounded down to an update step; there, 25,000 of 32,000.
         skip_step: whether the weights rest at an update step.
         seed: not needed, there is nothing random.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from regrow import criteria
 from regrow.errors import RegrowValueError
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
+from regrow.topology import whole_share
 from regrow.weights import SparseWeight
 from regrow.weights.among import Among
 from regrow.weights.base import as_matrix
@@ -68,7 +68,7 @@ class RigL(Dynamic):
         if self.grow_columns is None:
             return columns
         wanted = self.grow_columns
-        return min(columns, wanted if isinstance(wanted, int) else math.ceil(round(wanted * columns, 6)))
+        return min(columns, wanted if isinstance(wanted, int) else whole_share(wanted, columns, up=True))
 
     def among(
         self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator

@@ -27,12 +27,14 @@ class SET(Dynamic):
     """Sparse Evolutionary Training (arXiv 1707.04780), in the form of the RigL paper's comparison.
 
     Differs from the original: smallest |w| of both signs together, every `update_every` steps on RigL's schedule
-    instead of after each epoch; new connections start at 0. `original` gives the original.
+    instead of at the end of each epoch; new connections start at 0. `original` gives the original.
 
     Args:
         model: a model that `sparsify` has made sparse.
         optimizer: the torch optimizer that trains it.
         per_sign: drop the fraction of the positive and of the negative weights separately.
+        epoch_end: update at the last step of each `update_every` steps, once the weights have taken it, instead of at
+            the first of the next ones: after each epoch, where that is the length of an epoch.
         options: those of `Dynamic`.
     """
 
@@ -42,18 +44,21 @@ class SET(Dynamic):
         optimizer: Optimizer,
         *,
         per_sign: bool = False,
+        epoch_end: bool = False,
         **options: Any,
     ) -> None:
         self.per_sign = per_sign
+        self.ahead = int(epoch_end)
         super().__init__(model, optimizer, **options)
 
     @classmethod
     def original(
         cls, model: nn.Module, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, **options: Any
     ) -> SET:
-        """SET as published: after each epoch but the last, 0.3 of each sign; new connections start at random.
+        """SET as published: at the end of each epoch but the last, 0.3 of each sign; new connections start at random.
 
-        Its topology is Erdos-Renyi with a dense output layer: ``sparsify(model, ..., "er", exclude="last")``.
+        An update is part of the epoch's last step: an evaluation between two epochs sees the new topology. At the
+        start that is Erdos-Renyi with a dense output layer: ``sparsify(model, ..., "er", exclude="last")``.
 
         Args:
             model: a model that `sparsify` has made sparse.
@@ -62,7 +67,13 @@ class SET(Dynamic):
             steps_per_epoch: optimizer steps of an epoch.
             options: those of `SET`, where they are to differ.
         """
-        published = {"stop_fraction": 1.0, "schedule": "constant", "per_sign": True, "grow_init": "normal"}
+        published = {
+            "stop_fraction": 1.0,
+            "schedule": "constant",
+            "per_sign": True,
+            "epoch_end": True,
+            "grow_init": "normal",
+        }
         return cls(
             model,
             optimizer,

@@ -13,10 +13,14 @@ from regrow.errors import require_fraction
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
 from regrow.methods.state import PREFIX
+from regrow.topology import whole_share
 from regrow.weights import SparseWeight
 
 AVERAGE = f"{PREFIX}average"
-FULL = 0.99  # no layer is grown beyond this share of its free positions
+FULL = (
+    0.99  # no layer is grown beyond this share of its free positions, unless to get back what it has dropped
+)
+DENSE = 0.2  # below this sparsity a layer that grows drops at most its sparsity, where that is asked for
 
 
 @register(
@@ -31,18 +35,22 @@ FULL = 0.99  # no layer is grown beyond this share of its free positions
 class SNFS(Dynamic):
     """Sparse Networks from Scratch, or Sparse Momentum (arXiv 1907.04840).
 
-    A running average of the dense gradient decides where connections come, in which layer (by its mean magnitude
-    over the layer's connections) and at which positions. It is the method's own, in ``optimizer.state[p]``, apart
-    from the optimizer's momentum, and needs the dense gradient at every step: masked storage only.
+    A running average of the dense gradient, from 0, decides where connections come, in which layer (by its mean
+    magnitude over the layer's connections; over all positions of a layer that has none left) and at which positions.
+    It is the method's own, in ``optimizer.state[p]``, apart from the optimizer's momentum, and needs the dense
+    gradient at every step: masked storage only.
 
     Differs from the original, as the RigL paper's version does: updates every `update_every` steps on RigL's
-    schedule; counts are exact.
+    schedule. Counts are exact: what is dropped comes back in the same update, where the original corrects later ones
+    by what it missed.
 
     Args:
         model: a model that `sparsify` has made sparse, in masked storage.
         optimizer: the torch optimizer that trains it.
         momentum: decay of the running average, in [0, 1).
         redistribution: move connections across layers, as the original does; the RigL paper's SNFS does not.
+        adjust_prune_rate: as the original does, lower the drop fraction of a layer of sparsity below 0.2 to that
+            sparsity, where the layer's share of what is grown is above the average of all.
         options: those of `Dynamic`.
     """
 
@@ -55,18 +63,29 @@ class SNFS(Dynamic):
         *,
         momentum: float = 0.9,
         redistribution: bool = True,
+        adjust_prune_rate: bool = False,
         **options: Any,
     ) -> None:
         self.momentum = require_fraction("momentum", momentum)
         self.redistribution = redistribution
+        self.adjust_prune_rate = adjust_prune_rate
         super().__init__(model, optimizer, **options)
 
     def observe(self, weight: SparseWeight, gradient: Tensor) -> None:
-        before = self.remembered(weight, AVERAGE)
         gradient = self.average(gradient)
         if gradient.isfinite().all():
-            average = gradient if before is None else before.to(gradient).lerp_(gradient, 1 - self.momentum)
-            self.remember(weight, AVERAGE, average.clone() if before is None else average)
+            self.remember(weight, AVERAGE, self._averaged(self.remembered(weight, AVERAGE), gradient))
+
+    def _averaged(self, before: Tensor | None, gradient: Tensor) -> Tensor:
+        """The running average with one more gradient."""
+        before = torch.zeros_like(gradient) if before is None else before.to(gradient)
+        return before.lerp_(gradient, 1 - self.momentum)
+
+    def _average(self, weight: SparseWeight) -> Tensor:
+        average = self.remembered(weight, AVERAGE)
+        if average is None:  # nothing has been remembered yet: the gradient of this step is all there is
+            return self._averaged(None, self.average(weight.stashed))
+        return average
 
     def _goes_by(self, weight: SparseWeight) -> bool:
         average = self.remembered(weight, AVERAGE)
@@ -75,22 +94,36 @@ class SNFS(Dynamic):
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         return weight.best(count, survivors, criteria.gradient_magnitude, gradient=self._average(weight))
 
+    def fractions(self, step: int, weights: list[SparseWeight]) -> list[float]:
+        fractions = super().fractions(step, weights)
+        if not self.adjust_prune_rate:
+            return fractions
+        shares = self._shares(weights)
+        sparsities = [(weight.numel - weight.nnz) / weight.numel for weight in weights]
+        return [
+            min(sparsity, fraction) if sparsity < DENSE and grows else fraction
+            for sparsity, fraction, grows in zip(sparsities, fractions, shares > shares.mean(), strict=True)
+        ]
+
     def redistribute(self, weights: list[SparseWeight], dropped: list[int]) -> list[int]:
         if not self.redistribution:
             return dropped
-        shares = torch.stack([weight.take(self._average(weight)).abs().mean() for weight in weights]).double()
-        room = torch.tensor(
-            [FULL * (w.numel - w.nnz + d) for w, d in zip(weights, dropped, strict=True)],
-            dtype=torch.float64,
-            device="cpu",
-        ).floor()
-        return apportion(sum(dropped), shares.cpu(), room)
+        room = [
+            max(count, whole_share(FULL, weight.numel - weight.nnz + count))
+            for weight, count in zip(weights, dropped, strict=True)
+        ]
+        return apportion(
+            sum(dropped), self._shares(weights), torch.tensor(room, dtype=torch.float64, device="cpu")
+        )
 
-    def _average(self, weight: SparseWeight) -> Tensor:
-        average = self.remembered(weight, AVERAGE)
-        if average is None:  # nothing has been remembered yet: the gradient of this step is all there is
-            return self.average(weight.stashed)
-        return average
+    def _shares(self, weights: list[SparseWeight]) -> Tensor:
+        """The mean magnitude [n] of each layer's average."""
+        averages = [self._average(weight) for weight in weights]
+        means = [
+            float((weight.take(average) if weight.nnz else average).abs().mean())
+            for weight, average in zip(weights, averages, strict=True)
+        ]
+        return torch.tensor(means, dtype=torch.float64, device="cpu")
 
 
 def apportion(total: int, shares: Tensor, room: Tensor) -> list[int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,8 +13,6 @@ from regrow.errors import warn
 
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
-
-_paused = False
 
 
 class Driver(Protocol):
@@ -49,6 +47,8 @@ class GradientHook:
         self.driver: weakref.ref[Driver] | None = None
         """Set by the method that drives the parameter; `driving` says whether it is still there."""
         self._told = False
+        self.paused = False
+        """Gradients stay dense and are not stashed (see the function `paused`)."""
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
         self.noted: Any = None
@@ -69,7 +69,7 @@ class GradientHook:
     def recording(self) -> bool:
         """Whether a backward pass that runs now is to be stashed."""
         driver = self.driving
-        return driver is not None and not _paused and driver.wants_dense_gradient()
+        return driver is not None and not self.paused and driver.wants_dense_gradient()
 
     def attach(self, parameter: Tensor) -> None:
         """Hook `parameter`."""
@@ -98,7 +98,7 @@ class GradientHook:
 
     def __call__(self, gradient: Tensor) -> Tensor | None:
         module = self._module()
-        if _paused:
+        if self.paused:
             return None
         if module is None:
             return self._restrict_alone(gradient)
@@ -126,7 +126,7 @@ class GradientHook:
     def accumulated(self, parameter: Tensor) -> None:
         """The gradient of the backward pass is in ``parameter.grad``."""
         module = self._module()
-        if module is None or _paused or parameter.grad is None:
+        if module is None or self.paused or parameter.grad is None:
             return
         self.ran = True
         if self.noted is not None:
@@ -175,11 +175,16 @@ def remove_hook(parameter: Tensor) -> None:
 
 
 @contextmanager
-def paused() -> Iterator[None]:
-    """Gradients computed inside stay dense and are not stashed: for scoring passes (SNIP, GraSP)."""
-    global _paused
-    before, _paused = _paused, True
+def paused(parameters: Iterable[Tensor]) -> Iterator[None]:
+    """Gradients of `parameters` computed inside stay dense and are not stashed: for scoring passes (SNIP, GraSP).
+
+    Other weights are as they always are: another thread may train a model of its own meanwhile.
+    """
+    hooks = [(hook, hook.paused) for hook in map(hook_of, parameters) if hook is not None]
+    for hook, _ in hooks:
+        hook.paused = True
     try:
         yield
     finally:
-        _paused = before
+        for hook, before in hooks:
+            hook.paused = before
