@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import resource
 import stat
 import subprocess
@@ -47,8 +48,8 @@ def answers(module: str, cases: Mapping[str, Callable[[Path], Any]], root: Path)
     return {one["case"]: one for one in found}
 
 
-def check(answer: Mapping[str, Any] | None) -> str:
-    """The text of an answer, once it is a clear error: of regrow's own, with nothing written, run or left in memory."""
+def check(answer: Mapping[str, Any] | None, pattern: str) -> None:
+    """See that an answer is a clear error: of regrow's own and as expected, nothing written, run or left in memory."""
     assert answer is not None, "the process ended before it answered"
     assert answer["error"] in ("RegrowValueError", "RegrowRuntimeError", "exit 2"), answer
     assert answer["changed"] == [], answer
@@ -58,7 +59,7 @@ def check(answer: Mapping[str, Any] | None) -> str:
     assert "allow_pickle" not in text, text
     assert "\n" in text, f"no remedy: {text}"
     assert len(text) < 2000, text
-    return text
+    assert re.search(pattern, text), text
 
 
 def serve(read: Callable[[Path], object]) -> None:
@@ -67,11 +68,12 @@ def serve(read: Callable[[Path], object]) -> None:
         os.chdir(folder)
         before, used = _content(folder), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         error, text = "none", ""
-        with contextlib.redirect_stdout(io.StringIO()):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
             try:
                 read(folder)
             except SystemExit as ended:
-                error = f"exit {ended.code}"
+                error, text = f"exit {ended.code}", said.getvalue()
             except Exception as problem:
                 error, text = type(problem).__name__, str(problem)
         changed = sorted(set(before.items()) ^ set(_content(folder).items()))
@@ -84,6 +86,8 @@ def _content(folder: Path) -> dict[str, str]:
     """Each file below `folder`, and what is in it."""
     found = {}
     for path in folder.rglob("*"):
+        if path.name == "lock":  # of a run folder, while a process is in it
+            continue
         status = path.lstat()
         name = os.fsencode(path.relative_to(folder)).decode(errors="backslashreplace")
         found[name] = f"{stat.S_IFMT(status.st_mode)} {status.st_size}"

@@ -36,7 +36,7 @@ def tell_code(recipe: Recipe, where: object, own: Collection[str] = ()) -> None:
     if foreign:
         _told.update(foreign)
         words = ", ".join(f"{key} {name}" for name, key in foreign.items())
-        print(f"note: {where} runs code: {words}", file=sys.stderr)
+        print(f"note: {where} runs code: {words}", file=sys.stderr, flush=True)
 
 
 def same_code(one: Recipe, other: Recipe) -> bool:

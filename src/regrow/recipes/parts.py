@@ -161,7 +161,7 @@ def import_file(path: Path) -> ModuleType:
     """
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise RegrowValueError(f"`--import` {path}: no such file")
+        raise RegrowValueError(f"`--import` {path}: no such file\nFiles that a recipe imports lie beside it.")
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):

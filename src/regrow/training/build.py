@@ -20,7 +20,7 @@ from regrow.errors import RegrowError, RegrowValueError
 from regrow.recipes import Part, Plan, Rate, Recipe, find
 from regrow.training import ways
 from regrow.training.batches import Batches
-from regrow.training.checkpoint import restoring
+from regrow.training.checkpoint import require_topology, restoring
 from regrow.training.groups import parameter_groups
 from regrow.training.tickets import Keeper, keeper
 from regrow.weights import sparse_weights
@@ -77,6 +77,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         regrow.fuse(model)
     if checkpoint:
         with restoring("model"):
+            require_topology(model, checkpoint["model"])
             model.load_state_dict(checkpoint["model"])
     optimizer = _make("optimizer", recipe.optimizer, parameter_groups(model, recipe.no_decay))
     if checkpoint:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.training.progress import Status
+from regrow.weights.loading import all_names
 
 PARTS: dict[str, type] = {
     "model": Mapping,
@@ -75,6 +76,17 @@ def _check_status(status: Mapping[str, Any]) -> None:
         raise RegrowValueError(
             f"`status` is at step {status['step']}, allowed is 0 .. {status['total']}\n{_AGAIN}"
         )
+
+
+def require_topology(model: nn.Module, state: Mapping[str, Any]) -> None:
+    """Refuse a model's state without the topology of one of its sparse weights, which its present one would cut.
+
+    Raises:
+        RegrowValueError: naming the weight.
+    """
+    for name, _ in all_names(model):
+        if f"{name}_mask" not in state and f"{name}_crow" not in state:
+            raise RegrowValueError(f"the topology of `{name}` is missing")
 
 
 @contextmanager
