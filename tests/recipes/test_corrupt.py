@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from corrupt import answers, check, serve
-from tiny import ENVIRONMENT, write_recipe
+from tiny import ENVIRONMENT, cli, write_recipe
 
 from regrow.cli import main
 from regrow.compare.grid import plan
@@ -170,7 +170,7 @@ def test_code_of_others_is_said_once_and_ones_own_is_not(tmp_path, monkeypatch, 
     )
 
 
-def test_configurations_are_compared_without_running_what_they_name(tmp_path, monkeypatch):
+def test_configurations_are_compared_without_running_what_they_name(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_recipe(tmp_path)
     (own,) = plan("tiny.yaml", ["set"], folder=tmp_path / "out").runs
@@ -192,6 +192,12 @@ def test_configurations_are_compared_without_running_what_they_name(tmp_path, mo
     (folder / "config.yaml").write_text(config)
     (run,) = plan("tiny.yaml", ["set"], folder=tmp_path / "out").runs
     assert run.folder == folder
+    (folder / "summary.json").write_text("{")
+    ended = cli(capsys, "compare", "tiny.yaml", "--methods", "set", "--seeds", "1", "--out", tmp_path / "out")
+    assert ended.code == 2
+    assert (
+        f"cannot read {folder / 'summary.json'}: it is damaged\nCopy the whole run folder again" in ended.err
+    )
 
 
 def test_names_stay_in_runs(tmp_path, monkeypatch):
