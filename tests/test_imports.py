@@ -19,7 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
-    {"timing", "uses", "trained", "places"},
+    {"timing", "uses", "trained", "places", "modelfile"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},

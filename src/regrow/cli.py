@@ -82,6 +82,7 @@ def train_command(
             )
         folder = RunFolder.open(resume)
         if folder.finished:
+            folder.summary()
             _finish(console, folder, json_, "was finished before")
             return
         setup = build(read(resume / "config.yaml"), folder.load_checkpoint())
@@ -301,7 +302,7 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
 
     pictures, note = draw(folder.path)
     console.print(f"\n{how}: {folder.path}", markup=False, highlight=False, soft_wrap=True)
-    text = (folder.path / "summary.txt").read_text(encoding="utf-8")
+    text = folder.text("summary.txt")
     text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
     console.print(
         text + (f"\n             {note}" if note else ""), markup=False, highlight=False, soft_wrap=True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from glob import escape
@@ -11,14 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from regrow import modelfile
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.layers import find_layers
 from regrow.sparsify import sparsify
 from regrow.weights import sparse_weights
 from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, to_csr
 from regrow.weights.views import named_weights, unwrapped
-
-FORMAT = "1"
 
 
 def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
@@ -52,7 +50,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     """Write `model` to one safetensors file: its tensors, its topology, storage and version.
 
     Sparse weights are written by their connections alone (values [n, 1], row pointers, columns), whatever their
-    storage, so that either storage reads them.
+    storage, so that either storage reads them. A model saved twice gives the same bytes, with a checksum in them.
 
     Returns:
         The path.
@@ -60,8 +58,6 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     Raises:
         RegrowRuntimeError: a model that is not sparse, or a file that cannot be written.
     """
-    from safetensors.torch import save_file
-
     model = unwrapped(model)
     sparse = dict(named_weights(model))
     if not sparse:
@@ -86,9 +82,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
             f"`model` has state that is no tensor: {strange} (get_extra_state).\n"
             "Use torch.save(model.state_dict(), file), and regrow.load(torch.load(file), into=model)."
         )
-    metadata = {"regrow": FORMAT, "layers": json.dumps(layers)}
-    own = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    return write_atomically(file, lambda path: save_file(own, path, metadata=metadata))
+    return write_atomically(file, lambda path: modelfile.write(path, tensors, layers))
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -119,7 +113,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
 
 
 def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> nn.Module:
-    """Read a sparse model's file or state dict into a model of the same architecture, in place.
+    """Read a sparse model's file or state dict into a model of the same architecture, in place, whole or not at all.
 
     A model that is sparse already keeps its storage, and takes the file's topology and number of connections; a
     dense one is made sparse as the file says.
@@ -133,40 +127,44 @@ def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> n
         `into`.
 
     Raises:
-        RegrowValueError: what is not a sparse model's, of a newer format, or of another architecture.
+        RegrowValueError: what is not a sparse model's, of a newer format, of another architecture, or damaged; nothing
+            has been written then.
     """
     model = unwrapped(into)
-    metadata, tensors = ({}, _without_prefix(file, model)) if isinstance(file, Mapping) else _opened(file)
+    metadata, tensors = (
+        ({}, _without_prefix(file, model)) if isinstance(file, Mapping) else modelfile.read(file)
+    )
     shapes = {name: weight.shape for name, weight in named_weights(model)}
     shapes = shapes or {layer.weight_name: layer.shape for layer in find_layers(model)}
     layers = _layers_of(file, metadata, tensors, shapes)
     _check_architecture(layers, shapes, tensors, model)
-    found = {name: of[0] for name in layers if (of := read(tensors, name, shapes[name]))}
+    found = {name: _positions(tensors, name, shapes[name]) for name in layers}
     if not sparse_weights(model):
-        for storage in sorted({layer["storage"] for layer in layers.values()}):
-            own = {name: found[name] for name, layer in layers.items() if layer["storage"] == storage}
-            sparsify(model, include=[escape(name) for name in own], init=own, storage=storage)
+        storage = {name: layer["storage"] for name, layer in layers.items()}
+        sparsify(model, include=[escape(name) for name in found], init=found, storage=storage)
     model.load_state_dict(tensors, strict=False)  # only names of what is tied to another weight are missing
     return into
 
 
-def _opened(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dictionary)
-            return opened.metadata() or {}, tensors
-    except (SafetensorError, OSError) as error:
+def _positions(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
+    """The connections of a weight, checked whole."""
+    found = read(tensors, name, shape)
+    if found is None:
         raise RegrowValueError(
-            f"`file` {file} cannot be read: {error}\n"
-            "It must be a safetensors file. What torch.save has written: regrow.load(torch.load(file), into=model)."
-        ) from error
+            f"`{name}_crow` is missing: `file` names `{name}` as sparse, and holds nothing of its connections\n"
+            "Save the model again, or fetch the whole file."
+        )
+    return found[0]
 
 
 def _without_prefix(state: Mapping[str, Any], into: nn.Module) -> dict[str, Any]:
     """A state dict without what torch.compile and DistributedDataParallel put before each key."""
+    keys_: list[object] = list(state)
+    if strange := [key for key in keys_ if not isinstance(key, str)]:
+        raise RegrowValueError(
+            f"`file` must be a state dict, whose keys are names, got the key {strange[0]!r}\n"
+            'Take the model\'s part of a file: regrow.load(torch.load(path)["model"], into=model).'
+        )
     own, found = into.state_dict(), dict(state)
     for prefix in WRAPPERS * 2:  # compiled and then wrapped, or the other way round
         if all(key.startswith(prefix) for key in found) and not any(key.startswith(prefix) for key in own):
@@ -181,9 +179,8 @@ def _layers_of(
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
     """Shape and storage of each sparse weight: as `save` noted them, or read off the keys of a state dict."""
-    if metadata.get("regrow") == FORMAT:
-        noted: dict[str, Any] = json.loads(metadata["layers"])
-        return noted
+    if metadata.get("regrow") == modelfile.FORMAT:
+        return modelfile.layers_in(file, metadata.get("layers"))
     layers = {}
     for name, shape in shapes.items() if "regrow" not in metadata else ():
         _, mask, _, crow, _ = keys(name)
@@ -198,7 +195,9 @@ def _layers_of(
             "for model.load_state_dict."
         )
     raise RegrowValueError(
-        f"`file` {file} must be written by regrow.save in format {FORMAT}, got format {metadata.get('regrow')}"
+        f"`file` {file} must be written by regrow.save in format {modelfile.FORMAT}, got format "
+        f"{metadata.get('regrow')}\n"
+        "A newer format needs a newer regrow; a dense model's file is for model.load_state_dict."
     )
 
 
@@ -227,10 +226,14 @@ def _check_architecture(
         if shapes.get(name) != tuple(layer["shape"]):
             raise RegrowValueError(
                 f"`into` must hold `{name}` of shape {tuple(layer['shape'])}, got {shapes.get(name, 'no such weight')}"
+                "\nBuild `into` as the model that was saved."
             )
     sparse = {name for name, _ in named_weights(into)}
     if sparse - layers.keys():
-        raise RegrowValueError(f"`into` is sparse where the file is dense: {sorted(sparse - layers.keys())}")
+        raise RegrowValueError(
+            f"`into` is sparse where the file is dense: {sorted(sparse - layers.keys())}\n"
+            "Load into a dense model of the same architecture; it is made sparse as the file says."
+        )
     ours = _keys_of(layers, into)
     state = into.state_dict(keep_vars=True)
     own = {key: value for key, value in state.items() if key not in ours}
@@ -241,4 +244,18 @@ def _check_architecture(
         key for key in rest if getattr(own[key], "shape", None) != getattr(rest[key], "shape", None)
     ]
     if wrong:
-        raise RegrowValueError(f"`into` is of another architecture than the file: {wrong} differ")
+        some = ", ".join(wrong[:8]) + (f" and {len(wrong) - 8} more" if len(wrong) > 8 else "")
+        raise RegrowValueError(
+            f"`into` is of another architecture than the file: {some} differ\n"
+            "Build `into` as the model that was saved."
+        )
+    for key, value in rest.items():
+        if isinstance(value, Tensor) and _kind(value) != _kind(own[key]):  # a cast would change what it means
+            raise RegrowValueError(
+                f"`{key}` must hold {_kind(own[key])} numbers, as in `into`, got {value.dtype}\n"
+                "Convert floating-point tensors only, to other floating-point types."
+            )
+
+
+def _kind(tensor: Tensor) -> str:
+    return "complex" if tensor.is_complex() else "floating-point" if tensor.is_floating_point() else "whole"

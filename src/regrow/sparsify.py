@@ -60,7 +60,7 @@ def sparsify(
     exclude: Selector | None = None,
     init: str | Mapping[str, Tensor] | Criterion | None = None,
     rescale: bool | None = None,
-    storage: str = "auto",
+    storage: str | Mapping[str, str] = "auto",
     seed: int = 0,
 ) -> nn.Module:
     """Make `model` sparse in place, with exact counts; build the optimizer afterwards.
@@ -89,7 +89,7 @@ def sparsify(
         rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not. None is
             False, with a warning where so little of the signal is left that the loss would stay flat at first.
         storage: ``"masked"``, ``"compressed"``, or ``"auto"``: compressed where that is faster on the device that
-            the model is on, masked elsewhere (`regrow.storage`; `summary` says why).
+            the model is on, masked elsewhere (`regrow.storage`; `summary` says why); or ``{weight name: storage}``.
         seed: of the random topology; the same seed and layer name give the same topology anywhere.
 
     Returns:
@@ -106,7 +106,7 @@ def sparsify(
     """
     if not isinstance(model, nn.Module):
         raise RegrowValueError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    if storage not in STORAGES:
+    if not isinstance(storage, Mapping) and storage not in STORAGES:
         raise RegrowValueError(
             f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
         )

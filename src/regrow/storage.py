@@ -36,7 +36,10 @@ CONVOLUTIONS = 0.5
 
 
 def storages(
-    model: nn.Module, layers: Sequence[Layer], connections: Mapping[str, int], storage: str
+    model: nn.Module,
+    layers: Sequence[Layer],
+    connections: Mapping[str, int],
+    storage: str | Mapping[str, str],
 ) -> dict[str, tuple[str, str]]:
     """Storage of the layers of `model` that are to be sparse, by the weight's name, and why where it was chosen here.
 
@@ -44,11 +47,22 @@ def storages(
         model: what the layers are part of.
         layers: those that are to be sparse.
         connections: that each is to have, by the weight's name.
-        storage: of `STORAGES`.
+        storage: of `STORAGES`, or ``{weight name: "masked" or "compressed"}``.
 
     Raises:
         RegrowValueError: a layer that cannot be compressed, where all are to be.
     """
+    if isinstance(storage, Mapping):
+        stored: dict[str, tuple[str, str]] = {}
+        for layer in layers:
+            kind = storage.get(layer.weight_name)
+            if kind not in ("masked", "compressed"):
+                raise RegrowValueError(
+                    f"`storage` must say masked or compressed for `{layer.weight_name}`, got {kind!r}\n"
+                    "Give one storage for all, or a dictionary with each weight that is to be sparse."
+                )
+            stored |= storages(model, [layer], {layer.weight_name: connections[layer.weight_name]}, kind)
+        return stored
     if storage == "masked":
         return dict.fromkeys(connections, (storage, ""))
     if storage == "auto" and not is_on_meta(model):

@@ -105,7 +105,7 @@ class Evil:
             r"has `data` uint8 of shape \[6, 3072\], allowed is uint8 of shape \[7, 3072\]",
         ),
         (pickle.dumps(batch(data=IMAGES.astype(np.int16))), r"has `data` int16 of shape \[7, 3072\]"),
-        (pickle.dumps(batch(data="abc")), r"has `data` 'abc'"),
+        (pickle.dumps(batch(data="abc")), r"has `data` that is a str"),
         (pickle.dumps(batch(labels=LABELS.tolist()[:5])), r"has 5 `labels`, allowed is 7, one an image"),
         (pickle.dumps(batch(labels=["1"] * 7)), r"has `labels` that are no list of whole numbers"),
         (pickle.dumps(batch(labels=[2**70] * 7)), r"has `labels` of more than 64 bits"),

@@ -73,7 +73,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(RegrowValueError, match=r"is no file and no folder with files \*.txt\nName a text"):
         text(str(tmp_path), pattern="*.txt")
     (tmp_path / "a.gz").write_bytes(gzip.compress(WORDS)[:-9])
-    with pytest.raises(RegrowValueError, match=r"a.gz is damaged: .*\nFetch the file again"):
+    with pytest.raises(RegrowValueError, match=r"a.gz is cut short: .*\nFetch the file again"):
         text(str(tmp_path / "a.gz"))
 
 

@@ -14,7 +14,7 @@ from regrow.compare.keys import Key, of_method, parse
 from regrow.compare.length import multiply
 from regrow.compare.ways import Way, is_dynamic, overrides, way_of
 from regrow.errors import RegrowError, RegrowValueError, closest, require_count
-from regrow.recipes import Part, Recipe, find, load, read
+from regrow.recipes import Part, Recipe, find, kept, load, resolve, same_code
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
 """Keys that change no result, so that a run which differs in them only is the same run."""
@@ -256,11 +256,13 @@ def _same(folder: Path, recipe: Recipe) -> bool:
     if not config.is_file():
         return True
     try:
-        there = _plain(read(config))
+        there = kept(config)
+        if not same_code(there, recipe):  # which is not run only to be compared
+            return False
+        there = resolve(there)
     except RegrowError:  # of another version, or damaged
         return False
-    wanted = _plain(recipe)
-    return there == wanted and (recipe.device == "auto" or read(config).device == recipe.device)
+    return _plain(there) == _plain(recipe) and recipe.device in ("auto", there.device)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:

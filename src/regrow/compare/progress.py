@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from regrow.compare.grid import Run
 from regrow.recipes import Recipe
+from regrow.training import RunFolder
 
 
 class Show:
@@ -32,7 +33,7 @@ class Show:
 
     def ended(self, run: Run, how: str) -> None:
         """`run` is finished."""
-        accuracy = json.loads((run.folder / "summary.json").read_text(encoding="utf-8"))["accuracy"]
+        accuracy = RunFolder(run.folder).summary()["accuracy"]
         self._line(run, f"{accuracy:.2%}   ({how})")
 
     def failed(self, run: Run, reason: str) -> None:

@@ -162,5 +162,4 @@ def _stopping() -> Iterator[threading.Event]:
 
 def summary_of(run: Run) -> dict[str, Any]:
     """``summary.json`` of a finished run."""
-    summary: dict[str, Any] = RunFolder(run.folder).read("summary.json")
-    return summary
+    return RunFolder(run.folder).summary()

@@ -20,6 +20,8 @@ from regrow.errors import RegrowValueError, require_count
 from regrow.places import locate
 
 PIXELS = 3 * 32 * 32
+_BESIDE = 1024
+"""Bytes that a pickle may take for an image's label and name, and around all of them; pixels as text take two each."""
 _REMEDY = "Unpack the published archive again, or name another folder with `data.folder`."
 
 
@@ -107,13 +109,13 @@ def read_binary(path: Path, labels: int, count: int) -> tuple[Tensor, Tensor]:
     Raises:
         RegrowValueError: for a file that cannot be read, is cut short or has bytes to spare.
     """
+    record = labels + PIXELS
     try:
-        content = np.fromfile(path, np.uint8)
+        off = path.stat().st_size - count * record
+        content = np.fromfile(path, np.uint8, count * record)
     except OSError as error:
         raise RegrowValueError(f"cannot read {path}: {error.strerror}\n{_REMEDY}") from error
-    record = labels + PIXELS
-    if len(content) != count * record:
-        off = len(content) - count * record
+    if off:
         how = f"has {off:,} bytes to spare" if off > 0 else f"is cut short by {-off:,} bytes"
         raise RegrowValueError(
             f"{path} {how}, allowed is {count * record:,} bytes, {count:,} records of {record:,}\n{_REMEDY}"
@@ -129,18 +131,19 @@ def read_python(path: Path, keys: list[str], count: int) -> tuple[Tensor, Tensor
         RegrowValueError: for a file that cannot be read, is damaged, asks for anything but arrays, or does not
             hold what it should.
     """
-    content = read_pickle(path, _REMEDY)
+    content = read_pickle(path, count * (2 * PIXELS + _BESIDE) + _BESIDE, _REMEDY)
     if not isinstance(content, dict):
         raise _error(path, f"holds a {type(content).__name__}", "a dictionary with `data` and labels")
     for key in ("data", *keys):
         if key not in content:
-            raise _error(
-                path, f"has no `{key}`, but {', '.join(map(str, content))}", "all of a published batch"
-            )
+            others = [other for other in content if other.isidentifier()]
+            raise _error(path, f"has no `{key}`, but {', '.join(others)[:200]}", "all of a published batch")
     data = content["data"]
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != (count, PIXELS):
         found = (
-            f"{data.dtype} of shape {list(data.shape)}" if isinstance(data, np.ndarray) else repr(data)[:40]
+            f"{data.dtype} of shape {list(data.shape)}"
+            if isinstance(data, np.ndarray)
+            else f"that is a {type(data).__name__}"
         )
         raise _error(path, f"has `data` {found}", f"uint8 of shape [{count}, {PIXELS}]")
     for key in keys:

@@ -6,15 +6,14 @@ dimensions, that many big-endian int32 sizes, the values; plain or gzipped.
 
 from __future__ import annotations
 
-import gzip
 import math
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regrow.data.packed import read_packed
 from regrow.errors import RegrowValueError
 
 _TYPES = {0x08: "uint8", 0x09: "int8", 0x0B: "int16", 0x0C: "int32", 0x0D: "float32", 0x0E: "float64"}
@@ -28,7 +27,7 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         RegrowValueError: for a file that cannot be read, is cut short, has bytes to spare, or another type
             or shape; the text names the file, what was found, what is allowed and a remedy.
     """
-    content = _read(path)
+    content = read_packed(path, _REMEDY)
     if len(content) < 4:
         raise _error(path, f"holds {len(content)} bytes", "an IDX header of at least 4")
     if content[:2] != b"\0\0":
@@ -58,22 +57,6 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
         raise _error(path, f"has {values - size:,} bytes to spare", f"{size:,} values, for its shape {shape}")
     # a copy, since torch wants memory it may write to
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).reshape(shape).copy())
-
-
-def _read(path: Path) -> bytes:
-    """The bytes of a plain or gzipped file."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise RegrowValueError(f"cannot read {path}: {error.strerror}\n{_REMEDY}") from error
-    if content[:2] != b"\x1f\x8b":
-        return content
-    try:
-        return gzip.decompress(content)
-    except EOFError as error:
-        raise _error(path, "is cut short: its gzip stream has no end", "a whole file") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise _error(path, f"is damaged: {error}", "a whole gzip file") from error
 
 
 def _error(path: Path, found: str, allowed: str) -> RegrowValueError:

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from regrow.data.dataset import Dataset, statistics
+from regrow.data.decoding import decode, require_file
 from regrow.data.waiting import waiting
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
 from regrow.ops.compiling import cores
@@ -71,6 +72,7 @@ def image_folder(
         require_count("data.size", size)
     if channels not in (1, 3):
         raise RegrowValueError(f"`data.channels` must be 1 (grey) or 3 (colour), got {channels!r}")
+    _require_name(root.resolve())
     train, test, classes = _list(root)
     if limit is not None:
         every = len(train.files) / min(require_count("data.limit", limit), len(train.files))
@@ -81,7 +83,7 @@ def image_folder(
     path = place / f"{root.resolve().name}-{_key(root, files, size, channels)}.npy"
     if not path.is_file():
         _decode(files, path, size, channels)
-    images = torch.from_numpy(_mapped(path))
+    images = torch.from_numpy(_mapped(path, len(files), size, channels))
     try:
         mean, std = statistics(images[: len(train.files)])
     except RegrowValueError as error:
@@ -108,11 +110,10 @@ def _list(root: Path) -> tuple[_Split, _Split, list[str]]:
         )
     if len(tests) > 1:
         raise RegrowValueError(f"{root} has both `test` and `val`, allowed is one\nMove the other away.")
-    classes = sorted(path.name for path in (root / "train").iterdir() if _visible_folder(path))
+    classes = _folders(root / "train")
     if len(classes) < 2:
         raise RegrowValueError(f"{root / 'train'} has {len(classes)} class folders, allowed are at least 2")
-    unknown = sorted(path.name for path in tests[0].iterdir() if _visible_folder(path))
-    unknown = [name for name in unknown if name not in classes]
+    unknown = [name for name in _folders(tests[0]) if name not in classes]
     if unknown:
         raise RegrowValueError(
             f"{tests[0]} has the class `{unknown[0]}`, which {root / 'train'} has not\n"
@@ -126,10 +127,10 @@ def _split(folder: Path, classes: list[str], all_: bool) -> _Split:
     targets: list[int] = []
     for number, name in enumerate(classes):
         inside = folder / name
-        found = (
-            [path for path in inside.iterdir() if path.suffix.lower() in SUFFIXES] if inside.is_dir() else []
-        )
-        found = sorted(path for path in found if not path.name.startswith("."))
+        entries = _entries(inside) if inside.is_dir() else []
+        found = [path for path in entries if path.suffix.lower() in SUFFIXES]
+        for path in found:
+            require_file(path)
         if not found and all_:
             raise RegrowValueError(f"{inside} has no images, allowed are files {', '.join(SUFFIXES)}")
         files += found
@@ -141,8 +142,39 @@ def _split(folder: Path, classes: list[str], all_: bool) -> _Split:
     return _Split(files, targets)
 
 
-def _visible_folder(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".")
+def _entries(folder: Path) -> list[Path]:
+    """What lies in `folder`, by name, but for what is hidden.
+
+    Raises:
+        RegrowValueError: a folder that cannot be read, or a name that cannot be printed.
+    """
+    try:
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise RegrowValueError(
+            f"cannot read {folder}: {error.strerror}\nMake the folder readable."
+        ) from error
+    for path in found:
+        _require_name(path)
+    return found
+
+
+def _require_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise RegrowValueError(
+            f"{os.fsencode(path)!r} is a name that is not UTF-8\nRename the file or folder."
+        ) from error
+
+
+def _folders(folder: Path) -> list[str]:
+    """The names of the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
+    entries = _entries(folder)
+    for path in entries:
+        if path.is_symlink() and not path.exists():
+            raise RegrowValueError(f"{path} is a link to nothing\nMend the link, or remove it.")
+    return [path.name for path in entries if path.is_dir()]
 
 
 def _key(root: Path, files: list[Path], size: int | None, channels: int) -> str:
@@ -156,7 +188,7 @@ def _key(root: Path, files: list[Path], size: int | None, channels: int) -> str:
 
 def _decode(files: list[Path], path: Path, size: int | None, channels: int) -> None:
     """Write the array file at `path`, whole or not at all."""
-    first = _image(files[0], size, channels)
+    first = decode(files[0], size, channels)
     shape = (len(files), *first.shape)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -215,40 +247,34 @@ def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDAr
     with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(files), 512):
             some = files[start : start + 512]
-            yield from pool.map(lambda file: _image(file, size, channels), some)
+            yield from pool.map(lambda file: decode(file, size, channels), some)
 
 
-def _image(path: Path, size: int | None, channels: int) -> NDArray[np.uint8]:
-    """One image, uint8 [C, H, W]."""
-    try:
-        with Image.open(path) as opened:
-            if size is not None:
-                opened.draft("RGB", (size, size))  # a JPEG is then decoded at the next larger size it offers
-            image: Image.Image = opened.convert("RGB" if channels == 3 else "L")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise RegrowValueError(
-            f"{path} cannot be decoded: {error}\nFetch the file again, or move it out of the folder."
-        ) from error
-    if size is not None:
-        width, height = image.size
-        scale = size / min(width, height)
-        sides = max(size, round(width * scale)), max(size, round(height * scale))
-        image = image.resize(sides, Image.Resampling.BILINEAR)
-        left, top = (sides[0] - size) // 2, (sides[1] - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    pixels = np.asarray(image, dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-
-
-def _mapped(path: Path) -> NDArray[np.uint8]:
+def _mapped(path: Path, count: int, size: int | None, channels: int) -> NDArray[np.uint8]:
     """The array file in memory as far as it is looked at; what is written to it stays in this process."""
     try:
-        array: NDArray[np.uint8] = np.load(path, mmap_mode="c")
-    except (OSError, ValueError) as error:
+        array: NDArray[Any] = np.lib.format.open_memmap(
+            path, mode="c"
+        )  # which reads no other format of numpy's
+    except Exception as error:  # numpy raises many kinds for a damaged file
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise RegrowRuntimeError(f"cannot read {path}: {reason}\n{_AGAIN}") from error
+    sides = ["height", "width"] if size is None else [size, size]
+    if (
+        array.dtype != np.uint8
+        or array.ndim != 4
+        or array.shape[:2] != (count, channels)
+        or (size is not None and array.shape[2:] != (size, size))
+        or not array.flags.c_contiguous
+    ):
         raise RegrowRuntimeError(
-            f"cannot read {path}: {error}\nDelete the file; it is made again."
-        ) from error
+            f"{path} holds {array.dtype} of shape {list(array.shape)}, allowed is uint8 of shape "
+            f"[{', '.join(map(str, [count, channels, *sides]))}]\n{_AGAIN}"
+        )
     return array
+
+
+_AGAIN = "Delete the file; it is made again."
 
 
 def _pixels(image: NDArray[np.uint8]) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import sysconfig
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from regrow.data.dataset import Dataset
+from regrow.data.packed import read_packed
 from regrow.errors import RegrowValueError, require_count
 from regrow.places import cache
 
@@ -50,7 +49,13 @@ def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = N
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        files = sorted(file for file in place.rglob(pattern) if file.is_file())
+        found = sorted(place.rglob(pattern))
+        broken = [file for file in found if file.is_symlink() and not file.exists()]
+        if broken:  # in silence, the text would be another one
+            raise RegrowValueError(
+                f"{broken[0]} is a link to nothing\nMend or remove it, or leave it out with `data.pattern`."
+            )
+        files = [file for file in found if file.is_file()]
     else:
         files = [place] if place.is_file() else []
     if not files:
@@ -123,12 +128,4 @@ def _windows(name: str, content: bytes, length: int, limit: int | None) -> Text:
 
 
 def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if path.suffix in (".gz", ".dz") else content
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise RegrowValueError(f"{path} is damaged: {error}\nFetch the file again.") from error
-    except OSError as error:
-        raise RegrowValueError(
-            f"cannot read {path}: {error.strerror}\nLeave it out, or make it readable."
-        ) from error
+    return read_packed(path, "Fetch the file again, or leave it out.", path.suffix in (".gz", ".dz"))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from regrow.recipes.loading import as_yaml, load, read, shipped
+from regrow.recipes.code import same_code
+from regrow.recipes.loading import as_yaml, kept, load, read, shipped
 from regrow.recipes.parts import find, import_file, resolve
 from regrow.recipes.rates import Rate
 from regrow.recipes.schema import Part, Recipe
@@ -17,8 +18,10 @@ __all__ = [
     "as_yaml",
     "find",
     "import_file",
+    "kept",
     "load",
     "read",
     "resolve",
+    "same_code",
     "shipped",
 ]

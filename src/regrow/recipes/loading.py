@@ -12,12 +12,17 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from regrow.errors import RegrowValueError, closest
+from regrow.recipes.code import PARTS, tell_code
 from regrow.recipes.parts import resolve
 from regrow.recipes.schema import Recipe
 from regrow.recipes.tickets import ALTERNATIVES
 
 LENGTHS = [["steps", "epochs"], *([f"tickets.{name}" for name in units] for units in ALTERNATIVES.values())]
 """Keys of which a recipe gives one."""
+
+
+LONGEST_FILE = 1_000_000
+"""Bytes of a recipe, and values in it."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -65,19 +70,36 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
     raw = _mapping(path)
     raw.setdefault("name", path.stem)
     # files named in a recipe lie beside it, those of the command line in the folder one is in
-    files = [str(path.parent / Path(f).expanduser()) for f in raw.get("imports") or []] + list(imports)
+    named = raw.get("imports") or []
+    if not isinstance(named, list) or not all(isinstance(file, str) for file in named):
+        raise RegrowValueError(
+            f"recipe {path}:\n`imports` must be a list of files, for example [methods.py]\n"
+            "Write it in brackets, each file in quotes."
+        )
+    files = [str(path.parent / Path(file).expanduser()) for file in named] + list(imports)
     raw["imports"] = [str(Path(file).resolve()) for file in files]
+    of_file = {key: _name_of(raw.get(key)) for key in PARTS}
     given = [_override(raw, override) for override in overrides]
     for lengths in LENGTHS:
         if any(length in given for length in lengths):
             for other in set(lengths) - set(given):
                 _remove(raw, other)  # the length asked for replaces the recipe's, whatever its unit
-    return resolve(_validate(raw, name))
+    recipe = _validate(raw, name)
+    typed = {_name_of(raw.get(key)) for key in PARTS if _name_of(raw.get(key)) != of_file[key]}
+    tell_code(recipe, path, {*typed, *(str(Path(file).resolve()) for file in imports)})
+    return resolve(recipe)
 
 
 def read(path: Path) -> Recipe:
-    """The resolved recipe that a run folder keeps."""
-    return resolve(_validate(_mapping(path), str(path)))
+    """The resolved recipe that a run folder keeps; what it imports and names is code, and runs."""
+    recipe = kept(path)
+    tell_code(recipe, path)
+    return resolve(recipe)
+
+
+def kept(path: Path) -> Recipe:
+    """The recipe that a run folder keeps, as it is written there: nothing that it names is imported."""
+    return _validate(_mapping(path), str(path))
 
 
 def as_yaml(recipe: Recipe) -> str:
@@ -87,14 +109,49 @@ def as_yaml(recipe: Recipe) -> str:
     )
 
 
+def _name_of(part: Any) -> Any:
+    """What names a part of a recipe, written in either way."""
+    return part.get("name") if isinstance(part, dict) else part
+
+
 def _mapping(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RegrowValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise RegrowValueError(f"{path} must hold a mapping of keys to values, got {raw!r}")
+        if path.stat().st_size > LONGEST_FILE:
+            raise RegrowValueError(
+                f"{path} has more than {LONGEST_FILE:,} bytes\nGive the YAML file of a recipe."
+            )
+        loader = _Loader(path.read_text(encoding="utf-8"))
+        node = loader.get_single_node()
+        _require_small(node, {}, path)
+        raw = loader.construct_document(node) if node is not None else None
+    except OSError as error:
+        raise RegrowValueError(f"cannot read {path}: {error.strerror}\nMake it readable.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        if isinstance(error, RegrowValueError):
+            raise
+        reason = "it is nested too deep" if isinstance(error, RecursionError) else str(error)[:500]
+        raise RegrowValueError(f"{path} is no YAML: {reason}\nGive the YAML file of a recipe.") from error
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise RegrowValueError(
+            f"{path} must hold a mapping of keys to values, got {repr(raw)[:80]}\n"
+            "Give the YAML file of a recipe, such as `regrow recipes` lists."
+        )
     return raw
+
+
+def _require_small(node: yaml.Node | None, sizes: dict[yaml.Node, int], path: Path) -> int:
+    """The values below `node`, those behind aliases counted each time: a short file may stand for a long one."""
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if node not in sizes:
+        sizes[node] = LONGEST_FILE  # whoever comes here again on the way holds itself
+        inner = [part for pair in node.value for part in (pair if isinstance(pair, tuple) else [pair])]
+        sizes[node] = 1 + sum(_require_small(part, sizes, path) for part in inner)
+    if sizes[node] >= LONGEST_FILE:
+        raise RegrowValueError(
+            f"{path} refers to itself, or to more than {LONGEST_FILE:,} values\nWrite the values out, without aliases."
+        )
+    return sizes[node]
 
 
 def _override(raw: dict[str, Any], text: str) -> str:

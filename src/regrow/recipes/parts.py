@@ -161,7 +161,7 @@ def import_file(path: Path) -> ModuleType:
     """
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise RegrowValueError(f"`--import` {path}: no such file")
+        raise RegrowValueError(f"`--import` {path}: no such file\nFiles that a recipe imports lie beside it.")
     loaded = sys.modules.get(path.stem)
     if loaded is not None:
         if getattr(loaded, "__file__", None) == str(path):
@@ -177,14 +177,20 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     try:
         spec.loader.exec_module(module)
-    except BaseException:
+    except BaseException as error:
         del sys.modules[path.stem]
+        if isinstance(error, SyntaxError | UnicodeDecodeError):
+            raise RegrowValueError(f"`--import` {path} is no Python: {error}\nGive a Python file.") from error
         raise
     return module
 
 
 def _import(key: str, name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if not all(word.isidentifier() for word in [*module_name.split("."), attribute]):
+        raise RegrowValueError(
+            f"`{key}` {name[:100]!r} must be package.module:function\nWrite names of Python with dots between them."
+        )
     if "" not in sys.path:  # as `python -m` has it, so that a module beside the recipe is found
         sys.path.insert(0, "")
     try:

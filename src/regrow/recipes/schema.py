@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
@@ -114,6 +115,15 @@ class Recipe(BaseModel):
         None, gt=0, description="steps between two checkpoints; default: an epoch"
     )
     out: str | None = Field(None, description="the run folder; default: runs/<recipe>-<method>-<time>")
+
+    @model_validator(mode="after")
+    def _plain_name(self) -> Recipe:
+        if not re.fullmatch(r"[^\W.][^/\\\x00-\x1f\x7f\ud800-\udfff]{0,99}", self.name):
+            raise ValueError(
+                "`name` must be a plain name of at most 100 characters that begins with a letter or digit, because run "
+                f"folders are called after it, got {self.name[:100]!r}\nTake out slashes, and dots at the beginning."
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Recipe:

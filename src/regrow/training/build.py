@@ -20,6 +20,7 @@ from regrow.errors import RegrowError, RegrowValueError
 from regrow.recipes import Part, Plan, Rate, Recipe, find
 from regrow.training import ways
 from regrow.training.batches import Batches
+from regrow.training.checkpoint import require_topology, restoring
 from regrow.training.groups import parameter_groups
 from regrow.training.tickets import Keeper, keeper
 from regrow.weights import sparse_weights
@@ -75,14 +76,18 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     if any(weight.storage == "compressed" for weight in sparse_weights(model)):
         regrow.fuse(model)
     if checkpoint:
-        model.load_state_dict(checkpoint["model"])
+        with restoring("model"):
+            require_topology(model, checkpoint["model"])
+            model.load_state_dict(checkpoint["model"])
     optimizer = _make("optimizer", recipe.optimizer, parameter_groups(model, recipe.no_decay))
     if checkpoint:
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        with restoring("optimizer"):
+            optimizer.load_state_dict(checkpoint["optimizer"])
     method = _method(recipe, model, optimizer, _schedule_end(recipe, plan, total), build_network)
     kept = keeper(recipe, batches, model, method, plan)
     if checkpoint:
-        kept.load_state_dict(checkpoint.get("keeper", {}))
+        with restoring("keeper"):
+            kept.load_state_dict(checkpoint.get("keeper", {}))
     return Setup(
         recipe=recipe.model_copy(update={"device": str(device), "threads": torch.get_num_threads()}),
         data=data,

@@ -37,7 +37,7 @@ class Finished:
         self.recipe = read(path / "config.yaml")
         if self.recipe.method.name == "small-dense":
             raise RegrowValueError(f"the run in {path} is one of small-dense, allowed are all other methods")
-        self.summary: dict[str, Any] = self.folder.read("summary.json")
+        self.summary: dict[str, Any] = self.folder.summary()
 
     @cached_property
     def data(self) -> Tensors:
@@ -48,7 +48,8 @@ class Finished:
     def tickets(self) -> list[nn.Module]:
         """The tickets in the order in which they were taken, in evaluation mode; none where the run made none."""
         files = (self.folder.path / "tickets").glob("*.safetensors")
-        return [self._load(file) for file in sorted(files, key=lambda file: int(file.stem))]
+        numbered = {int(file.stem): file for file in files if file.stem.isdecimal()}
+        return [self._load(numbered[number]) for number in sorted(numbered)]
 
     def network(self) -> nn.Module:
         """What the run came to, in evaluation mode: one network, or the ensemble of its tickets."""

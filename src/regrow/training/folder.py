@@ -24,15 +24,26 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 import regrow
-from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow import modelfile
+from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
 from regrow.saving import write_atomically
+from regrow.training import checkpoint
 
 LOGS = ("metrics.jsonl", "maps.jsonl")
+SUMMARY = {
+    "recipe": str,
+    "method": str,
+    "seed": int,
+    "steps": int,
+    "sparsity": float | int,
+    "accuracy": float | int,
+}
+"""What every summary holds."""
+_AGAIN = "Copy the whole run folder again, or train again."
 
 
 class RunFolder:
@@ -91,7 +102,31 @@ class RunFolder:
 
     def read(self, name: str) -> Any:
         """The JSON document in file `name`."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        text = self.text(name)
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise RegrowRuntimeError(f"cannot read {self.path / name}: it is damaged\n{_AGAIN}") from error
+
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` holds."""
+        found = self.read("summary.json")
+        for key, kind in SUMMARY.items():
+            if not isinstance(found, dict) or not isinstance(found.get(key), kind):
+                raise RegrowRuntimeError(
+                    f"{self.path / 'summary.json'} is no summary of a run: `{key}` is missing or of another type\n"
+                    f"{_AGAIN}"
+                )
+        return dict(found)
+
+    def text(self, name: str) -> str:
+        """The text in file `name`."""
+        path = self.path / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise RegrowRuntimeError(f"cannot read {path}: {reason}\n{_AGAIN}") from error
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """The records of log `name`, oldest first; none where there is no such log."""
@@ -140,11 +175,16 @@ class RunFolder:
     def load_model(self, name: str, into: nn.Module) -> nn.Module:
         """Read what `save_model` wrote `into` a network of the same architecture, sparse or not yet; returns it."""
         path = self.path / name
-        with safe_open(path, framework="pt") as opened:
-            sparse = "regrow" in (opened.metadata() or {})
-        if sparse:
+        metadata, tensors = modelfile.read(path)
+        if "regrow" in metadata:
             return regrow.load(path, into)
-        into.load_state_dict(load_file(path))
+        try:
+            into.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise RegrowRuntimeError(
+                f"{path} does not fit the network that the recipe of the run names: "
+                f"{' '.join(str(error).split())[:300]}\n{_AGAIN}"
+            ) from error
         return into
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -159,10 +199,10 @@ class RunFolder:
         """The last checkpoint, with the logs cut back to its moment; None where none was written yet."""
         path = self.path / "checkpoint.pt"
         state: dict[str, Any] | None = None
-        if path.is_file():
+        if os.path.lexists(path):
             try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # torch raises many kinds for a damaged file
+                state = checkpoint.read(path)
+            except RegrowError as error:
                 raise RegrowRuntimeError(f"cannot read checkpoint {path}: {error}") from error
         sizes = state["logs"] if state else {}
         for name in LOGS:

@@ -19,6 +19,7 @@ import regrow
 from regrow.errors import RegrowError, RegrowRuntimeError
 from regrow.tickets import Ensemble
 from regrow.training.build import Setup, seed_everything
+from regrow.training.checkpoint import restoring
 from regrow.training.evaluation import Evaluation, evaluate
 from regrow.training.folder import RunFolder
 from regrow.training.loss import cross_entropy
@@ -276,10 +277,11 @@ def _get_random() -> dict[str, Any]:
 
 
 def _set_random(state: dict[str, Any]) -> None:
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
+    with restoring("random"):
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+        kind, keys, *rest = state["numpy"]
+        np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))

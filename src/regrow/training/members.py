@@ -92,8 +92,7 @@ def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Pr
         return loop.train(build(recipe, data=data), own, progress)
     own = RunFolder.open(path)
     if own.finished:
-        done: dict[str, Any] = own.read("summary.json")
-        return done
+        return own.summary()
     return loop.train(build(read(path / "config.yaml"), own.load_checkpoint(), data), own, progress)
 
 

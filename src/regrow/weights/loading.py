@@ -30,6 +30,10 @@ State = MutableMapping[str, Any]
 WRAPPERS = ("_orig_mod.", "module.")
 """What torch.compile and DistributedDataParallel put before each key."""
 
+_WHOLE = (
+    "\nIt is damaged, or of another weight: load all parts of a weight from one file, as they were saved."
+)
+
 ZEROS_TELL = 0.9
 """Share of nonzero values below which a dense weight is taken for a sparse network's."""
 
@@ -45,14 +49,14 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
         _leave_out_own(state, base, weight)
         found = read(state, base, weight.shape, weight.positions)
         if found is not None:
-            if hook := hook_of(weight.parameter):
-                hook.before_load(weight)
             capacity = _capacity(len(found[0]), state.get(f"{base}_col"))
             converted.append((weight, base, *found, capacity, state.get(f"{base}_values")))
     if not converted:
         _refuse_prefixes(state, [base for base, _ in all_names(module, prefix)])
     _warn_of_cuts(state, {base: values for _, base, _, values, *_ in converted})
     for weight, base, positions, values, capacity, whole in converted:
+        if hook := hook_of(weight.parameter):
+            hook.before_load(weight)
         for key in keys(base):
             state.pop(key, None)
         state.update(_form(weight, base, positions, values, capacity))
@@ -77,7 +81,7 @@ def save_topology(module: nn.Module, state: State, prefix: str, _: Any) -> None:
 
 def _leave_out_own(state: State, base: str, weight: SparseWeight) -> None:
     """Leave out what is the model's own beside a whole form: ``state = model.state_dict(); state.update(others)``."""
-    held = {key for key in keys(base) if state.get(key) is not None}
+    held = _held(state, base)
     path, parameter = base.removesuffix(weight.parameter_name), weight.parameter
     topology = {f"{path}{name}": tensor for name, tensor in weight.topology.items()}
     present = {
@@ -159,6 +163,31 @@ def keys(base: str) -> list[str]:
     return [base, f"{base}_mask", f"{base}_values", *(f"{base}_{part}" for part in INDEX)]
 
 
+def _held(state: Mapping[str, Any], base: str) -> set[str]:
+    """The keys of a weight that a state dict holds, each a tensor that can be indexed."""
+    held = {key for key in keys(base) if state.get(key) is not None}
+    for key in sorted(held):
+        value = state[key]
+        if not isinstance(value, Tensor) or value.layout is not torch.strided or value.is_quantized:
+            what = value.layout if isinstance(value, Tensor) else type(value).__name__
+            raise RegrowValueError(
+                f"`{key}` must be an ordinary tensor, got {what}\nConvert it with to_dense() or dequantize()."
+            )
+    return held
+
+
+def _require_floats(key: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():  # a cast would change the weight in silence
+        raise RegrowValueError(
+            f"`{key}` must hold floating-point numbers, got {tensor.dtype}\n"
+            "Convert weights to floating-point types only."
+        )
+
+
+def _named(base: str, held: set[str]) -> str:
+    return ", ".join(f"`{key}`" for key in keys(base) if key in held)
+
+
 def _forms(base: str) -> list[set[str]]:
     dense, mask, values, *index_keys = keys(base)
     return [{dense, mask}, {values, *index_keys}, {dense, *index_keys}, {dense}]
@@ -178,14 +207,16 @@ def read(
     Raises:
         RegrowValueError: a part that is missing, one too many, or one that does not fit.
     """
-    held = {key for key in keys(base) if state.get(key) is not None}
+    held = _held(state, base)
     if not held or (present is None and held == {base}):
         return None
     if held not in _forms(base):
         raise RegrowValueError(_not_a_form(base, held))
     dense, mask, values, crow, col = (state.get(key) for key in keys(base))
     if dense is not None and tuple(dense.shape) != shape:
-        raise RegrowValueError(f"`{base}` must have shape {shape}, got {tuple(dense.shape)}")
+        raise RegrowValueError(
+            f"`{base}` must have shape {shape}, got {tuple(dense.shape)}\nBuild the model as the one that was saved."
+        )
     if crow is not None and col is not None:
         if values is not None:
             return from_csr(base, shape, values, crow, col)
@@ -195,17 +226,18 @@ def read(
         positions = present()
     elif tuple(mask.shape) != shape or mask.dtype != torch.bool:
         raise RegrowValueError(
-            f"`{base}_mask` must be boolean of shape {shape}, got {mask.dtype} of shape {tuple(mask.shape)}"
+            f"`{base}_mask` must be boolean of shape {shape}, got {mask.dtype} of shape {tuple(mask.shape)}{_WHOLE}"
         )
     else:
         positions = mask.reshape(-1).nonzero().view(-1)
     assert dense is not None
+    _require_floats(base, dense)
     positions = positions.to(dense.device)
     return positions, dense.detach().reshape(-1)[positions]
 
 
 def _not_a_form(base: str, held: set[str]) -> str:
-    named = ", ".join(f"`{key}`" for key in keys(base) if key in held)
+    named = _named(base, held)
     missing = [key for form in _forms(base) if held < form for key in keys(base) if key in form - held]
     if missing:
         return (
@@ -253,13 +285,14 @@ def from_csr(
         RegrowValueError: an index that is out of range, unsorted or repeated, or lengths that do not fit.
     """
     positions = _positions(base, shape, crow, col)
+    _require_floats(f"{base}_values", values)
     if values.shape != (len(col), 1):
         raise RegrowValueError(
             f"`{base}_values` must be [n, 1] and `{base}_col` [n] with n of at least {len(positions)}, "
-            f"got {tuple(values.shape)} and {tuple(col.shape)}"
+            f"got {tuple(values.shape)} and {tuple(col.shape)}{_WHOLE}"
         )
     mark = stamp.read(values) if len(values) - len(positions) >= stamp.SIZE else None
-    if mark is not None and not mark.is_of(index.fingerprint(crow, col, as_matrix(shape)[1])):
+    if mark is not None and not mark.is_of(index.fingerprint(crow.int(), col.int(), as_matrix(shape)[1])):
         raise RegrowValueError(
             f"`{base}_values` does not belong to `{base}_crow` and `{base}_col`: it holds values of another topology, "
             "or of several, averaged.\n"
@@ -270,27 +303,33 @@ def from_csr(
 
 def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> Tensor:
     rows, columns = as_matrix(shape)
+    converted = {}
     for part, tensor in zip(INDEX, (crow, col), strict=True):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
             raise RegrowValueError(
                 f"`{base}_{part}` must hold whole numbers, got {tensor.dtype}: it was converted or averaged together "
                 "with the weights.\nConvert and average floating-point tensors only, of one topology."
             )
+        converted[part] = tensor.long()  # differences of small unsigned numbers are never below 0
+    crow, col = (converted[part] for part in INDEX)
     if tuple(crow.shape) != (rows + 1,) or crow[0] != 0 or (crow.diff() < 0).any():
         raise RegrowValueError(
             f"`{base}_crow` must be {rows + 1} ascending row pointers that start at 0, for a weight of shape {shape}"
+            f"{_WHOLE}"
         )
     nnz = int(crow[-1])
     if col.dim() != 1 or nnz > len(col):
-        raise RegrowValueError(f"`{base}_col` must be [n] with n of at least {nnz}, got {tuple(col.shape)}")
-    used = col[:nnz].long()
+        raise RegrowValueError(
+            f"`{base}_col` must be [n] with n of at least {nnz}, got {tuple(col.shape)}{_WHOLE}"
+        )
+    used = col[:nnz]
     if nnz and (used.min() < 0 or used.max() >= columns):
         raise RegrowValueError(
-            f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}"
+            f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}{_WHOLE}"
         )
     found = index.positions(crow, used, columns)
     if (found[1:] <= found[:-1]).any():
-        raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition")
+        raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition{_WHOLE}")
     return found
 
 
