@@ -42,7 +42,7 @@ inline void norm_rows(const Norm<T>& args, const Geometry& g) {
         if (a.next) __builtin_prefetch(a.next + i, 0, 2);
         Vector<T> v = load(a.x + i) * scale + shift;
         if (RESIDUAL) v += load_ahead(a.residual + i);
-        if (RELU) v = v > 0 ? v : Vector<T>{};
+        if (RELU) v = rectify(v);
         return v;
     });
 }
@@ -60,8 +60,8 @@ enum class Gate { open, by_output, by_input };
 template <class T, Gate GATE>
 inline Vector<T> let_through(const NormBackward<T>& a, int64_t i, Vector<T> x) {
     const Vector<T> g = load_ahead(a.gradient + i);
-    if (GATE == Gate::by_output) return load_ahead(a.y + i) > 0 ? g : Vector<T>{};
-    if (GATE == Gate::by_input) return x * splat(a.scale) + splat(a.shift) > 0 ? g : Vector<T>{};
+    if (GATE == Gate::by_output) return through_relu(g, load_ahead(a.y + i));
+    if (GATE == Gate::by_input) return through_relu(g, x * splat(a.scale) + splat(a.shift));
     return g;
 }
 
