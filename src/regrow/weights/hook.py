@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from regrow.errors import warn
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
 
 _paused = False
+NO_PASS = -1
+"""The number that torch gives where no backward pass runs."""
 
 
 class Driver(Protocol):
@@ -44,19 +47,20 @@ class GradientHook:
         self._parameter_name = weight.parameter_name
         self._mask = mask
         self._left = (0, 0)  # address and version of .grad as the last pass left it
-        self._continues = False
+        self._times = 0  # gradients accumulated
         self._passed = False  # a gradient has been computed, accumulated or not
         self.driver: weakref.ref[Driver] | None = None
         """Set by the method that drives the parameter; `driving` says whether it is still there."""
         self._told = False
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
-        self.noted: Any = None
-        """The dense gradient of the last backward pass, until it is accumulated."""
+        self.noted: dict[int, tuple[Any, bool, int]] = {}
+        """By backward pass, several of which may run in threads: its dense gradient, until that is accumulated, whether
+        it continues the stash, and `_times` before."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
-        self.pending: list[tuple[int, Any]] = []
-        """What a running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
+        self.pending: dict[int, list[Any]] = {}
+        """What each running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
         self.overwritten: tuple[Tensor, bool] | None = None
         """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
 
@@ -78,8 +82,24 @@ class GradientHook:
 
     def reset(self) -> None:
         """Forget the step so far."""
-        self.ran, self._passed, self.noted, self.stash = False, False, None, None
+        self.ran, self._passed, self.stash = False, False, None
+        self.noted.clear()
         self.pending.clear()
+
+    def leave(self, found: Any) -> None:
+        """Keep what the backward pass that runs now has `found` for `left`, until the pass ends."""
+        running = torch._C._current_graph_task_id()
+        if running not in self.pending:
+            self.pending[running] = []
+            if running != NO_PASS:  # one that never reaches the parameter (attacks) leaves nothing behind
+                torch.autograd.Variable._execution_engine.queue_callback(
+                    lambda: self.pending.pop(running, None)
+                )
+        self.pending[running].append(found)
+
+    def left(self) -> list[Any]:
+        """What the backward pass that runs now has left so far, once."""
+        return self.pending.pop(torch._C._current_graph_task_id(), [])
 
     def has_gradient(self, parameter: Tensor) -> bool:
         """Whether a backward pass of this step has left a gradient in ``parameter.grad``."""
@@ -104,11 +124,20 @@ class GradientHook:
             return self._restrict_alone(gradient)
         weight = self._view(module, self._parameter_name)
         self._mask = weight.mask_alone
-        self._passed, self.noted = True, None
+        self._passed = True
+        self.noted.pop(NO_PASS, None)
         if self.recording:
-            self.noted = weight.note(gradient)
-            self._continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
+            running = torch._C._current_graph_task_id()
+            continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
+            self.noted[running] = weight.note(gradient), continues, self._times
+            if running != NO_PASS:
+                torch.autograd.Variable._execution_engine.queue_callback(lambda: self._ended(running))
         return weight.restrict(gradient)
+
+    def _ended(self, running: int) -> None:
+        """Keep what a pass has not accumulated (`torch.autograd.grad`), for whoever puts it into ``.grad`` by hand."""
+        if running in self.noted:
+            self.noted[NO_PASS] = self.noted.pop(running)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
         """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
@@ -129,10 +158,13 @@ class GradientHook:
         if module is None or _paused or parameter.grad is None:
             return
         self.ran = True
-        if self.noted is not None:
+        noted = self.noted.pop(torch._C._current_graph_task_id(), None)
+        if noted is not None:
+            gradient, continues, times = noted
+            continues |= self.stash is not None and times < self._times  # another thread was between
             weight = self._view(module, self._parameter_name)
-            self.stash = weight.add(self.stash, self.noted) if self._continues else self.noted
-            self.noted = None
+            self.stash = weight.add(self.stash, gradient) if continues else gradient
+        self._times += 1
         self._left = (parameter.grad.data_ptr(), parameter.grad._version)
 
     def was_edited(self, gradient: Tensor) -> bool:
