@@ -163,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
             const auto soon = [&](const Channels<const T>& from) { return next < last ? from.at(t, next) : nullptr; };
             const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
             return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), past.at(t, c), dr.at(t, c),
-                                   dx.at(t, c), soon(dy), soon(x), scale, shift, means[c], scale, 0, 0, relu, past_caches(dx, t)};
+                                   dx.at(t, c), soon(dy), soon(x), scale, shift, means[c], scale, 0, 0, !training, relu, past_caches(dx, t)};
         };
         Sums sums[MOST] = {};
         for (int64_t t = 0; t < g.tiles(); t++)

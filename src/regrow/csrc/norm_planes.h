@@ -89,13 +89,13 @@ inline Sums norm_sums(const NormBackward<T>& a, const Geometry& geometry, int64_
 }
 
 template <class T, Gate GATE>
-inline void norm_input_of(const NormBackward<T>& args, const Geometry& g) {
+inline void norm_input_of(const NormBackward<T>& args, const Geometry& geometry) {
     const NormBackward<T> a = args;
     const Vector<T> mean = splat(a.mean), va = splat(a.a), vb = splat(a.b), vc = splat(a.c);
-    write_plane(a.input, a.large, g, [&](int64_t i) {
+    write_plane(a.input, a.large, geometry, [&](int64_t i) {
         if (a.next_x) __builtin_prefetch(a.next_gradient + i, 0, 2), __builtin_prefetch(a.next_x + i, 0, 2);
         const Vector<T> x = load(a.x + i);
-        const Vector<T> v = va * let_through<T, GATE>(a, i, x) + (vb * (x - mean) + vc);
+        const Vector<T> g = va * let_through<T, GATE>(a, i, x), v = a.given ? g : g + (vb * (x - mean) + vc);
         return a.passed ? v + load_ahead(a.passed + i) : v;
     });
 }

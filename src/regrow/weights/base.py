@@ -330,11 +330,12 @@ class SparseWeight(ABC):
                     "and the optimizer's state need not belong together.\nLoad model and optimizer from a checkpoint, "
                     "or make them again."
                 )
-            if self.fingerprint() != self.record.fingerprint or not self.is_consistent():
-                raise RegrowRuntimeError(
-                    f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to "
-                    "its connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
-                )
+            try:
+                known = self.fingerprint() == self.record.fingerprint and self.is_consistent()
+            except RuntimeError as error:  # of what is no index any more
+                raise self._overwritten() from error
+            if not known:
+                raise self._overwritten()
             self.record.versions = versions
         if torch._C._len_torch_dispatch_stack():
             return  # operators are watched or faked
@@ -343,6 +344,12 @@ class SparseWeight(ABC):
             self._settle_values(thorough)
         elif kind is Tensor:
             self._check_given()
+
+    def _overwritten(self) -> RegrowRuntimeError:
+        return RegrowRuntimeError(
+            f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to its "
+            "connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
+        )
 
     @abstractmethod
     def _settle_values(self, thorough: bool) -> None:
