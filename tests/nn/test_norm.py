@@ -113,7 +113,7 @@ def test_fused_norm(
     residual=st.booleans(),
     drawn=st.tuples(places, places, places),
     affine=st.tuples(*[st.sampled_from([None, None, None, *STRANGE])] * 2),
-    scale=st.sampled_from([1.0, 1e25]),
+    scale=st.sampled_from([1.0, 1e19]),
     seed=st.integers(0, 10**6),
 )
 def test_what_is_not_finite(
@@ -128,14 +128,12 @@ def test_what_is_not_finite(
     scale: float,
     seed: int,
 ) -> None:
-    """Results exactly as torch's; gradients of a channel that has inf or nan somewhere are not finite where torch's are.
+    """Results exactly as torch's; of the gradients the finite ones, and those alone are finite.
 
-    There torch adds the same terms in another order of scaling, so that one says inf and the other nan.
+    For the others torch adds the same terms in another order of scaling, so that one says inf and the other nan.
     """
     draw, shape = torch.Generator().manual_seed(seed), (images, 3, 4, 3)
-    x, r, above = (
-        with_strange(torch.randn(shape, generator=draw, dtype=dtype), some) for some in drawn
-    )
+    x, r, above = (with_strange(torch.randn(shape, generator=draw, dtype=dtype), some) for some in drawn)
     x = x * scale  # squares are beyond float32
     norm = nn.BatchNorm2d(3, dtype=dtype).train(training)
     with torch.no_grad():
@@ -148,7 +146,7 @@ def test_what_is_not_finite(
     if not training:
         exact.running_var.copy_(norm.running_var)
 
-    leaves = [t.double().requires_grad_() for t in (x, r)]
+    leaves = [t.double().clone().requires_grad_() for t in (x, r)]
     expected = exact(leaves[0])
     expected = expected + leaves[1] if residual else expected
     expected = F.relu(expected) if relu else expected

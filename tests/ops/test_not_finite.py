@@ -70,7 +70,9 @@ def test_linear(
     products = x[:, col] * values[:, 0]
     before = bias + torch.zeros(batch, rows, dtype=torch.float64).index_add(1, row, products)
     assert_same(output.detach(), ACTIVATIONS[activation](before), TOLERANCE[dtype])
-    kept = output.detach().double() if activation == "relu" else before  # which rounding may have brought to 0
+    kept = (
+        output.detach().double() if activation == "relu" else before
+    )  # which rounding may have brought to 0
     through = THROUGH[activation](gradient, kept) if activation != "none" else gradient
     expected = (
         torch.zeros_like(x).index_add(1, col, through[:, row] * values[:, 0]),
@@ -85,11 +87,11 @@ def test_linear(
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
-def test_activations_and_their_derivatives(
-    implementation: str, dtype: torch.dtype, activation: str
-) -> None:
+def test_activations_and_their_derivatives(implementation: str, dtype: torch.dtype, activation: str) -> None:
     """One feature, passed on as it is, against torch's function and torch's own backward pass."""
-    x = torch.tensor([*STRANGE, -0.0, 0.0, -200.0, 200.0, -88.2, 88.9, -1e30, 1e30, 1.0] * 3, dtype=dtype)[:, None]
+    x = torch.tensor([*STRANGE, -0.0, 0.0, -200.0, 200.0, -88.2, 88.9, -1e30, 1e30, 1.0] * 3, dtype=dtype)[
+        :, None
+    ]
     layer = SparseLinear(
         1, 1, False, positions=torch.tensor([0]), values=torch.ones(1, dtype=dtype), activation=activation
     )
@@ -166,12 +168,16 @@ def test_convolutions(
     if exact or implementation != "reference":  # which has a dense weight, and so multiplies the zeros in it
         assert_finite_alike(images_of, expected, tolerance, exact=exact and implementation != "reference")
     spread = torch.zeros_like(read).index_add(1, col, (flat[:, row] * values).where(inside[:, col], 0))
-    assert_finite_alike(untile(found[0], geometry).double(), F.fold(spread, size, **unfold), tolerance, exact=False)
+    assert_finite_alike(
+        untile(found[0], geometry).double(), F.fold(spread, size, **unfold), tolerance, exact=False
+    )
     of_values = (flat[:, row] * read[:, col]).where(inside[:, col], 0).sum((0, 2))
     assert_finite_alike(found[1][:, 0].double(), of_values, tolerance, exact=False)
     assert_same(found[2], above.sum((0, 2, 3)), tolerance)
     for buffer, at in ((y, out), (found[0], geometry)):
-        assert_same(tile(untile(buffer, at), at.border), buffer, 0)  # zeros around the images and past the batch
+        assert_same(
+            tile(untile(buffer, at), at.border), buffer, 0
+        )  # zeros around the images and past the batch
 
 
 def assert_finite_alike(found: Tensor, expected: Tensor, tolerance: float, exact: bool) -> None:

@@ -106,4 +106,6 @@ def test_passes_that_accumulate_nothing_leave_nothing(storage: str) -> None:
     x = parts(0)[0].requires_grad_()
     torch.autograd.grad(model(x).sum(), x)
     hooks = [hook_of(weight.parameter) for weight in method.weights]
-    assert all(hook is not None and not hook.pending and not hook.noted and hook.stash is None for hook in hooks)
+    assert all(
+        hook is not None and not hook.pending and not hook.noted and hook.stash is None for hook in hooks
+    )

@@ -91,10 +91,7 @@ class GradientHook:
         running = torch._C._current_graph_task_id()
         if running not in self.pending:
             self.pending[running] = []
-            if running != NO_PASS:  # one that never reaches the parameter (attacks) leaves nothing behind
-                torch.autograd.Variable._execution_engine.queue_callback(
-                    lambda: self.pending.pop(running, None)
-                )
+            self._at_the_end_of(running)
         self.pending[running].append(found)
 
     def left(self) -> list[Any]:
@@ -130,14 +127,22 @@ class GradientHook:
             running = torch._C._current_graph_task_id()
             continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
             self.noted[running] = weight.note(gradient), continues, self._times
-            if running != NO_PASS:
-                torch.autograd.Variable._execution_engine.queue_callback(lambda: self._ended(running))
+            self._at_the_end_of(running)
         return weight.restrict(gradient)
 
-    def _ended(self, running: int) -> None:
-        """Keep what a pass has not accumulated (`torch.autograd.grad`), for whoever puts it into ``.grad`` by hand."""
-        if running in self.noted:
-            self.noted[NO_PASS] = self.noted.pop(running)
+    def _at_the_end_of(self, running: int) -> None:
+        """Drop what a pass that never reaches the parameter (attacks) has left, when it ends.
+
+        Keep what it has not accumulated (`torch.autograd.grad`), for whoever puts it into ``.grad`` by hand.
+        """
+
+        def end() -> None:
+            self.pending.pop(running, None)
+            if running in self.noted:
+                self.noted[NO_PASS] = self.noted.pop(running)
+
+        if running != NO_PASS:
+            torch.autograd.Variable._execution_engine.queue_callback(end)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
         """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
