@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from regrow.errors import RegrowRuntimeError
 from regrow.ops import index, native
+from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import plane
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
@@ -179,3 +181,30 @@ def test_an_unknown_instruction_set_is_named(threads: str) -> None:
     assert run.returncode == 1
     assert "REGROW_ISA must be one of " in run.stderr.splitlines()[-1]
     assert run.stderr.endswith("got sse9\n")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kernel": [0, 3]}, r"`kernel` must be 2 numbers of 1 or more, got \[0, 3\]"),
+        ({"padding": [1, 1]}, r"`padding` must be 4 numbers of 0 or more, got \[1, 1\]"),
+        ({"kernel": [1, 1]}, r"`input` must be \[N, 27, H, W\], got \[2, 3, 4, 4\]"),
+        ({"kernel": [2, 2]}, "`crow_t` must have 4 taps for each of one or more channels, plus 1"),
+        ({"kernel": [3, 3], "dilation": [9, 1]}, "`input` must be as large as the kernel"),
+        ({"input": torch.ones(2, 3, 0, 4)}, "`input` must be as large as the kernel"),
+        ({"values": torch.ones(4, 1).double()}, "`input` must be of the weight's dtype torch.float64"),
+        ({"order": ints(0)}, r"`order` must be int32 of shape \(4,\)"),
+        ({"bias": torch.ones(3)}, r"`bias` must have shape \(4,\)"),
+    ],
+)
+def test_the_operator_of_convolutions(change: dict[str, Any], message: str) -> None:
+    crow, col = index.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27)
+    crow_t, row_t, order = index.mirror(crow, col, 27)
+    given: dict[str, Any] = {
+        "input": torch.ones(2, 3, 4, 4), "values": torch.ones(4, 1), "bias": None, "crow": crow, "col": col,
+        "crow_t": crow_t, "row_t": row_t, "order": order, "kernel": [3, 3], "stride": [1, 1], "padding": [1] * 4,
+        "dilation": [1, 1],
+    }  # fmt: skip
+    assert sparse_conv2d(**given).shape == (2, 4, 4, 4)
+    with pytest.raises(RegrowRuntimeError, match=message):
+        sparse_conv2d(**{**given, **change})

@@ -164,19 +164,43 @@ def _check(
     Raises:
         RegrowRuntimeError: naming the operand, what it is and what is allowed.
     """
-    rows, columns = len(crow) - 1, len(crow_t) - 1
+    columns = len(crow_t) - 1
     if input.dim() == 0 or input.shape[-1] != columns:
         raise RegrowRuntimeError(
             f"`input` must have {columns} as its last dimension, got shape {tuple(input.shape)}"
         )
+    check_weight(input, values, bias, crow, col, crow_t, row_t, order)
+    if activation not in ACTIVATIONS:
+        raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+def check_weight(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+) -> None:
+    """The same for what does not depend on the kind of layer."""
     if values.dim() != 2 or values.shape[1] != 1 or not values.is_floating_point():
         raise RegrowRuntimeError(
             f"`values` must be floating point of shape [capacity, 1], got {values.dtype} of {tuple(values.shape)}"
         )
     if input.dtype != values.dtype:
         raise RegrowRuntimeError(f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}")
-    if bias is not None and bias.shape != (rows,):
-        raise RegrowRuntimeError(f"`bias` must have shape ({rows},), got {tuple(bias.shape)}")
+    if bias is not None and bias.shape != (len(crow) - 1,):
+        raise RegrowRuntimeError(f"`bias` must have shape ({len(crow) - 1},), got {tuple(bias.shape)}")
+    if bias is not None and bias.dtype != values.dtype:
+        raise RegrowRuntimeError(f"`bias` must be of the weight's dtype {values.dtype}, got {bias.dtype}")
+    parts = {"bias": bias, "crow": crow, "col": col, "crow_t": crow_t, "row_t": row_t, "order": order}
+    for name, part in {"input": input, **parts}.items():
+        if part is not None and part.device != values.device:
+            raise RegrowRuntimeError(
+                f"`{name}` must be on the weight's device {values.device}, got {part.device}"
+            )
     for name, part in (("col", col), ("row_t", row_t), ("order", order)):
         if part.shape != (len(values),) or part.dtype != torch.int32:
             raise RegrowRuntimeError(
@@ -187,8 +211,6 @@ def _check(
             raise RegrowRuntimeError(
                 f"`{name}` must be an int32 vector, got {part.dtype} of {tuple(part.shape)}"
             )
-    if activation not in ACTIVATIONS:
-        raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
 @torch.library.custom_op("regrow::sparse_linear", mutates_args=())
