@@ -37,8 +37,8 @@ inline FloatVector normal_share(FloatVector x, FloatVector e) {
 inline FloatVector gelu_of(FloatVector x) { return x * normal_share(x, exp_of(x * x * -0.5f)); }
 // From e = exp(-|x|), which cannot overflow: an infinite x gives what torch gives.
 inline FloatVector silu_of(FloatVector x) {
-    const FloatVector e = exp_of(x < 0 ? x : -x), s = 1.0f / (1.0f + e);
-    return x * (x < 0 ? e * s : s);
+    const FloatVector e = exp_of(x < 0 ? x : -x);
+    return (x < 0 ? x * e : x) / (1.0f + e);
 }
 inline FloatVector gelu_slope(FloatVector x) {
     const FloatVector e = exp_of(x * x * -0.5f);
