@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine import ISAS, threads, using
+from not_finite import STRANGE, assert_same, places, with_strange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -100,6 +101,105 @@ def test_fused_norm(
         if one is not None and other is not None:
             scale = max(1.0, float(other.abs().max()))
             assert torch.allclose(one.double(), other, rtol=tolerance, atol=10 * tolerance * scale)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@settings(deadline=None, max_examples=60)
+@given(
+    images=st.sampled_from([2, 16, 19]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    training=st.booleans(),
+    relu=st.booleans(),
+    residual=st.booleans(),
+    drawn=st.tuples(places, places, places),
+    affine=st.tuples(*[st.sampled_from([None, None, None, *STRANGE])] * 2),
+    scale=st.sampled_from([1.0, 1e19]),
+    seed=st.integers(0, 10**6),
+)
+def test_what_is_not_finite(
+    isa: str,
+    images: int,
+    dtype: torch.dtype,
+    training: bool,
+    relu: bool,
+    residual: bool,
+    drawn: tuple[list[tuple[float, float]], ...],
+    affine: tuple[float | None, float | None],
+    scale: float,
+    seed: int,
+) -> None:
+    """Results exactly as torch's; of the gradients the finite ones, and those alone are finite.
+
+    For the others torch adds the same terms in another order of scaling, so that one says inf and the other nan.
+    """
+    draw, shape = torch.Generator().manual_seed(seed), (images, 3, 4, 3)
+    x, r, above = (with_strange(torch.randn(shape, generator=draw, dtype=dtype), some) for some in drawn)
+    x = x * scale  # squares are beyond float32
+    norm = nn.BatchNorm2d(3, dtype=dtype).train(training)
+    with torch.no_grad():
+        for parameter, value in zip(norm.parameters(), affine, strict=True):
+            parameter.uniform_(0.5, 2, generator=draw)
+            if value is not None:
+                parameter[1] = value
+        norm.running_var.fill_(scale * scale)
+    fused, exact = FusedBatchNorm2d.from_batch_norm(copy.deepcopy(norm)), copy.deepcopy(norm).double()
+    if not training:
+        exact.running_var.copy_(norm.running_var)
+
+    leaves = [t.double().clone().requires_grad_() for t in (x, r)]
+    expected = exact(leaves[0])
+    expected = expected + leaves[1] if residual else expected
+    expected = F.relu(expected) if relu else expected
+    expected.backward(above.double())
+
+    own = [t.clone().requires_grad_() for t in (x, r)]
+    with using(isa):
+        layer = fused if relu else fused.to_batch_norm()
+        found = layer(to_tiles(own[0]), to_tiles(own[1])) if relu and residual else layer(to_tiles(own[0]))
+        found = found + to_tiles(own[1]) if residual and not relu else found
+        assert_zero_around_or_nan(found)
+        found.backward(to_tiles(above))
+
+    tolerance = 1e-3 if dtype == torch.float32 else 1e-9
+    plain = found.detach().to_dense_layout()
+    assert_same(plain, expected.detach(), tolerance)
+    for name, value in layer.state_dict().items():
+        wanted = exact.state_dict()[name].to(value.dtype)
+        assert torch.allclose(value, wanted, rtol=tolerance, equal_nan=True), name
+    if relu and ((plain > 0) != (expected > 0)).any():
+        return  # rounding decides what a ReLU lets through
+    pairs = list(zip(own[: 1 + residual], leaves, strict=False))
+    pairs += list(zip(layer.parameters(), exact.parameters(), strict=True))
+    for one, other in pairs:
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad.isfinite(), other.grad.to(dtype).isfinite())
+        sound = other.grad.isfinite()
+        limit = tolerance * max(1.0, float(other.grad[sound].abs().max())) if sound.any() else 0.0
+        assert torch.allclose(one.grad[sound].double(), other.grad[sound], rtol=tolerance, atol=10 * limit)
+
+
+def assert_zero_around_or_nan(x: Tensor) -> None:
+    assert_same(tile(x.detach().to_dense_layout(), x.geometry.border), x.buffer, 0)
+
+
+def test_a_second_derivative_through_nan() -> None:
+    """The gate of a ReLU behind a sum: nan passes, and what is not finite is cut where the ReLU was closed."""
+    x, r = torch.randn(2, 2, 3, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        r[0, 0, 0, 0], r[1, 2, 0, 0] = float("nan"), -100.0
+    above = torch.ones_like(x)
+    above[1, 2, 0, 0] = float("inf")
+    fused, results = FusedBatchNorm2d(3, dtype=torch.float64).eval(), []
+    for tiled in (True, False):
+        leaves = [x.clone().requires_grad_(), r.clone().requires_grad_()]
+        if tiled:
+            y = fused(*(to_tiles(t) for t in leaves)).to_dense_layout()
+        else:
+            y = fused(*leaves)
+        results.append(torch.autograd.grad(y, leaves, above, create_graph=True))
+    for found, expected in zip(*results, strict=True):
+        assert_same(found.detach(), expected.detach(), 1e-9)
 
 
 def test_gradcheck() -> None:

@@ -7,6 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from machine import ISAS, using
+from not_finite import assert_same, places, with_strange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,22 +19,29 @@ from regrow.ops.tiles import tile
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 
 
-def compare(function: object, x: Tensor, border: int, isa: str) -> BatchTiles | Tensor:
-    """Values and gradients of `function` on tiles and on the plain tensor."""
+def compare(
+    function: object,
+    x: Tensor,
+    border: int,
+    isa: str,
+    above: list[tuple[float, float]] = [],  # noqa: B006  (read only)
+) -> BatchTiles | Tensor:
+    """Values and gradients of `function` on tiles and on the plain tensor; `above`: not finite in the gradient."""
     assert callable(function)
     plain, tiled = x.clone().requires_grad_(), x.clone().requires_grad_()
     expected = function(plain)
     with using(isa):
         found = function(to_tiles(tiled, border))
         weight = torch.arange(expected.numel(), dtype=x.dtype).reshape(expected.shape).cos()
-        (expected * weight).sum().backward()
-        (found * weight).sum().backward()
+        weight = with_strange(weight, above)
+        expected.backward(weight)
+        found.backward(to_tiles(weight, 1) if isinstance(found, BatchTiles) else weight)
         dense = found.to_dense_layout() if isinstance(found, BatchTiles) else found
         tolerance = 1e-5 if x.dtype == torch.float32 else 1e-12
-        assert torch.allclose(dense, expected, rtol=tolerance, atol=tolerance)
-        assert torch.allclose(tiled.grad, plain.grad, rtol=tolerance, atol=tolerance)
+        assert_same(dense.detach(), expected.detach(), tolerance)
+        assert_same(tiled.grad, plain.grad, tolerance)
     if isinstance(found, BatchTiles):
-        assert torch.equal(tile(dense.detach(), found.geometry.border), found.buffer)
+        assert_same(tile(dense.detach(), found.geometry.border), found.buffer, 0)
     return found
 
 
@@ -54,6 +62,7 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     count_include_pad=st.booleans(),
     divisor_override=st.sampled_from([None, 3]),
     ties=st.booleans(),
+    strange=st.tuples(places, places),
     seed=st.integers(0, 10**6),
 )
 def test_windows(
@@ -69,16 +78,17 @@ def test_windows(
     count_include_pad: bool,
     divisor_override: int | None,
     ties: bool,
+    strange: tuple[list[tuple[float, float]], ...],
     seed: int,
 ) -> None:
     assume(all(2 * p <= k <= size + 2 * p for p, k, size in zip(padding, kernel, shape[2:], strict=True)))
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-    x = x.round() if ties else x
+    x = with_strange(x.round() if ties else x, strange[0])
     if kind == "max":
         pool: nn.Module = nn.MaxPool2d(kernel, stride, padding, ceil_mode=ceil_mode)
     else:
         pool = nn.AvgPool2d(kernel, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    assert isinstance(compare(pool, x, border, isa), BatchTiles)
+    assert isinstance(compare(pool, x, border, isa, strange[1]), BatchTiles)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -101,6 +111,15 @@ def test_means(isa: str, dtype: torch.dtype, function: object) -> None:
     finally:
         tiles.on_convert.clear()
     assert set(converted) == {"to_tiles", "gradient of the first tiles"}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_of_several_nan_the_last_gets_the_gradient(isa: str, dtype: torch.dtype) -> None:
+    """As in torch, whose other ties go to the first."""
+    nan = float("nan")
+    x = torch.tensor([[nan, 1.0, 4.0, 4.0], [2.0, nan, 4.0, nan], [1.0, nan, 3.0, 3.0]], dtype=dtype)
+    compare(nn.MaxPool2d(2, 1), x.expand(17, 2, 3, 4), 1, isa)
 
 
 def test_nan_is_kept() -> None:

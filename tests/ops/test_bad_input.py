@@ -77,6 +77,16 @@ def test_data_parallel() -> None:
             r"`values` must be floating point of shape \[capacity",
         ),
         ("bias", torch.zeros(4), r"`bias` must have shape \(5,\), got \(4,\)"),
+        (
+            "bias",
+            torch.zeros(5).double(),
+            "`bias` must be of the weight's dtype torch.float32, got torch.float64",
+        ),
+        (
+            "order",
+            torch.zeros(5, dtype=torch.int32, device="meta"),
+            "`order` must be on the weight's device cpu",
+        ),
         ("col", torch.zeros(5, dtype=torch.int64), "`col` must be int32"),
         ("crow", torch.zeros(6, dtype=torch.int64), "`crow` must be an int32 vector, got torch.int64"),
         ("order", torch.zeros(3, dtype=torch.int32), r"`order` must be int32 of shape \(5,\)"),

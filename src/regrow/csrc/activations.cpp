@@ -86,7 +86,7 @@ Tensor Output<T>::finish() const {
         const T* const from = read<T>(buffer_);
         const auto convert = [&](auto* to) {
             const int64_t stride = stride_of(batch_);
-            torch::stable::parallel_for(0, features_, 1 + (1 << 14) / (stride + 1), [&](int64_t begin, int64_t end) {
+            parallel_for(0, features_, 1 + (1 << 14) / (stride + 1), [&](int64_t begin, int64_t end) {
                 for (int64_t f = begin; f < end; f++)
                     for (int64_t start = 0; start < batch_; start += stride_) {
                         const T* const part = from + (start / stride_ * features_ + f) * stride_;
@@ -133,7 +133,7 @@ Tensor laid_out(const Tensor& input) {
     return batch_first(Input<T>(input, {stride, false}, Reading::copy).tensor(), batch, input.size(1), stride);
 }
 Tensor lay_out_op(Tensor input) {
-    return input.scalar_type() == ScalarType::Double ? laid_out<double>(input) : laid_out<float>(input);
+    return is_double(input) ? laid_out<double>(input) : laid_out<float>(input);
 }
 
 } // namespace

@@ -57,7 +57,7 @@ constexpr int64_t GROUP = 16; // features that are copied together
 template <class F>
 void for_groups(int64_t features, int64_t batch, const F& f) {
     const int64_t groups = (features + GROUP - 1) / GROUP;
-    torch::stable::parallel_for(0, groups, 1 + (1 << 14) / (GROUP * batch + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups, 1 + (1 << 14) / (GROUP * batch + 1), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) f(i * GROUP, std::min(i * GROUP + GROUP, features));
     });
 }

@@ -218,7 +218,8 @@ int64_t scan_op(Tensor tile, Tensor excluded, int64_t offset, bool magnitude, in
                 Tensor positions, int64_t filled) {
     check_candidates(scores, positions, filled, count + std::min(SLAB, tile.numel()));
     check_positions(excluded, "excluded");
-    STD_TORCH_CHECK(count > 0 && scores.scalar_type() == tile.scalar_type(), "the wrong type");
+    STD_TORCH_CHECK(count > 0, "`count` must be positive, got ", count);
+    STD_TORCH_CHECK(scores.scalar_type() == tile.scalar_type(), "`scores` must be of the tile's dtype");
     const int64_t* const e = read<int64_t>(excluded);
     const int64_t n = excluded.numel();
     STD_TORCH_CHECK(n == 0 || (e[0] >= offset && e[n - 1] < offset + tile.numel()), "`excluded` must be in the tile");
@@ -291,8 +292,8 @@ double floor_of(T* sample, const int64_t* rows, int64_t number, int64_t columns,
         for (int64_t r = begin; r < end; r++) {
             T* const row = sample + r * columns;
             for (int64_t c = 0; c < columns; c++) row[c] = std::abs(row[c]);
-            const int64_t *e = std::lower_bound(excluded, last, rows[r] * columns), *const first = e;
-            for (; e < last && *e < (rows[r] + 1) * columns; e++) row[*e - rows[r] * columns] = -1;
+            const int64_t start = rows[r] * columns, *e = std::lower_bound(excluded, last, start), *const first = e;
+            for (; e < last && *e >= start && *e < start + columns; e++) row[*e - start] = -1;
             taken[r] = e - first;
         }
     });
@@ -313,7 +314,9 @@ double floor_of(T* sample, const int64_t* rows, int64_t number, int64_t columns,
 double floor_op(Tensor sample, Tensor rows, Tensor excluded, double share) {
     check_positions(rows, "rows");
     check_positions(excluded, "excluded");
-    STD_TORCH_CHECK(sample.dim() == 2 && sample.size(0) == rows.numel(), "`sample` must be a matrix of the rows");
+    STD_TORCH_CHECK(sample.dim() == 2 && sample.size(0) == rows.numel() && sample.numel() > 0,
+                    "`sample` must be a matrix of the rows");
+    STD_TORCH_CHECK(share >= 0 && share <= 1, "`share` must be in [0, 1], got ", share);
     const auto of = [&](auto* data) {
         const int64_t* const e = read<int64_t>(excluded);
         return floor_of(data, read<int64_t>(rows), sample.size(0), sample.size(1), e, e + excluded.numel(), share);

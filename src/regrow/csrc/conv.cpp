@@ -1,5 +1,7 @@
 // Convolutions on batch tiles with a compressed weight: the operators around the kernels.
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -28,9 +30,12 @@ Window window_of(const Sizes& kernel, const Sizes& stride, const Sizes& padding,
 }
 
 Geometry output_of(const Window& w, const Geometry& in, int64_t border) {
+    check_geometry(in);
+    STD_TORCH_CHECK(in.height > 0 && in.width > 0, "`height` and `width` must be positive");
     const Geometry out{in.images, w.output(0, in.height), w.output(1, in.width), border};
     STD_TORCH_CHECK(in.height + w.before[0] + w.after[0] >= w.span(0) && in.width + w.before[1] + w.after[1] >= w.span(1),
                     "the kernel is larger than the padded image");
+    check_geometry(out);
     return out;
 }
 
@@ -55,6 +60,21 @@ Pixels<T> every(Pixels<T> p, const int64_t* first, const int64_t* stride) {
     p.rows *= stride[0];
     p.pixels *= stride[1];
     return p;
+}
+
+// Whether all are finite. Times the zeros past the batch, one that is not would fill them.
+template <class T>
+bool are_finite(const T* values, int64_t number) {
+    int32_t bad = 0;
+    for (int64_t i = 0; i < number; i++) bad |= !(std::abs(values[i]) <= std::numeric_limits<T>::max());
+    return !bad;
+}
+
+// Zeros past the batch.
+template <class T>
+void clear_past_batch(const Geometry& g, T* buffer, int64_t channels) {
+    const int64_t tile = g.tiles() - 1;
+    for (int64_t c = 0; tile >= 0 && c < channels; c++) clear_absent(g, buffer + (tile * channels + c) * g.size(), tile);
 }
 
 // Parts of each job, so that all threads have as much to do.
@@ -83,15 +103,14 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
         r ? pixels_of(read<T>(*r), out, rows).data : nullptr, every(pixels_of(read<T>(x), in, channels), origin, w.stride),
         pixels_of(to, out, rows), rows, index.blocks, out.width, large, index.used.read(), w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
     const int64_t bands = std::min(split(tiles), out.height);
-    torch::stable::parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             const int64_t tile = i / bands, band = i % bands;
             if (band == 0) clear_borders(out, to + tile * rows * out.size(), rows, large);
             kernels.forward(work, tile, band * out.height / bands, (band + 1) * out.height / bands);
         }
     });
-    if (b && tiles > 0) // a bias has filled them
-        for (int64_t c = 0; c < rows; c++) clear_absent(out, to + ((tiles - 1) * rows + c) * out.size(), tiles - 1);
+    if (b || !are_finite(read<T>(v), read(crow)[rows])) clear_past_batch(out, to, rows); // a bias has filled them too
     return buffer.scalar_type() == TYPE<T> ? y : torch::stable::to(y, buffer.scalar_type());
 }
 
@@ -101,7 +120,7 @@ Tensor bias_gradient(const Tensor& gradient, int64_t rows) {
     Tensor sums = empty(gradient, {rows}, TYPE<T>);
     if (tiles == 0) torch::stable::zero_(sums);
     const auto finish = isa().kernels<T>().finish;
-    torch::stable::parallel_for(0, rows, 1 + (1 << 15) / (size * tiles + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, 1 + (1 << 15) / (size * tiles + 1), [&](int64_t begin, int64_t end) {
         for (int64_t t = 0; t < tiles; t++)
             finish({read<T>(gradient) + t * rows * size, nullptr, nullptr, write<T>(sums), size, 0, 0, size, t > 0},
                    begin, end);
@@ -117,14 +136,14 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
     const auto clear_borders = isa().kernels<T>().clear_borders;
     const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
     const bool large = is_large<T>(channels, in);
-    const BackwardIndex index(read(crow_t), read(row_t), read(order), rows, channels, w, in, out,
+    const BackwardIndex index(read(crow_t), read(row_t), read(order), values.numel(), rows, channels, w, in, out,
                               kernels.backward_pixels, large, split(groups));
     const int64_t nnz = int64_t(index.place.size()), parts = int64_t(index.parts.size());
     std::vector<T> own(nnz), sums(dw ? groups * nnz : 0);
     for (int64_t j = 0; j < nnz; j++) own[j] = read<T>(values)[index.place[j]];
     const bool wait = dw && nnz * kernels.vector * int64_t(sizeof(T)) <= PRODUCTS;
 
-    torch::stable::parallel_for(0, groups * parts, 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, groups * parts, 1, [&](int64_t begin, int64_t end) {
         std::vector<T> room;
         for (int64_t i = begin; i < end; i++) {
             const BackwardIndex::Part& part = index.parts[i % parts];
@@ -157,8 +176,9 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
             if (wait) kernels.reduce(products, sum + part.first, size);
         }
     });
+    if (dx && !are_finite(own.data(), nnz)) clear_past_batch(in, dx, channels);
     if (!dw) return;
-    torch::stable::parallel_for(0, nnz, 1 << 13, [&](int64_t begin, int64_t end) {
+    parallel_for(0, nnz, 1 << 13, [&](int64_t begin, int64_t end) {
         for (int64_t j = begin; j < end; j++) {
             T sum(0);
             for (int64_t group = 0; group < groups; group++) sum += sums[group * nnz + j];
@@ -187,19 +207,26 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     return {back(dx), back(dw), back(db)};
 }
 
+void check_conv(int64_t rows, const Tensor& buffer, const std::optional<Tensor>& other, const char* name) {
+    STD_TORCH_CHECK(rows > 0 && buffer.size(1) > 0, "a convolution has at least one channel on each side, got ",
+                    buffer.size(1), " and ", rows);
+    STD_TORCH_CHECK(!other || other->scalar_type() == buffer.scalar_type(), "`", name, "` must be of the buffer's dtype");
+}
+
 Tensor conv_forward(
     Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, Tensor values,
     std::optional<Tensor> bias, Tensor crow, Tensor col, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
     int64_t out_border, std::optional<Tensor> residual) {
     STD_TORCH_CHECK(buffer.dim() == 4, "`buffer` must be of shape [T, C, P, 16]");
+    const auto f = is_double(buffer) ? &forward<double> : &forward<float>;
     const Window w = window_of(kernel, stride, padding, dilation);
     const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
     STD_TORCH_CHECK(w.border(in, out) <= border, "`border` must be at least ", w.border(in, out), ", got ", border);
     const int64_t rows = std::max<int64_t>(crow.numel() - 1, 0), nnz = check_pointers(crow, rows, "crow");
     check_index(col, nnz, "col");
-    check_vector(values, nnz, "values");
-    if (bias) check_vector(*bias, rows, "bias");
-    const auto f = is_double(buffer) ? &forward<double> : &forward<float>;
+    check_vector(values, nnz, buffer, "values");
+    if (bias) check_vector(*bias, rows, buffer, "bias");
+    check_conv(rows, buffer, residual, "residual");
     return f(buffer, in, values, bias, residual, crow, col, w, out);
 }
 
@@ -212,11 +239,13 @@ std::tuple<Tensor, Tensor, Tensor> conv_backward(
     STD_TORCH_CHECK(w.gradient_border(in, out) <= out_border,
                     "`out_border` must be at least ", w.gradient_border(in, out), ", got ", out_border);
     STD_TORCH_CHECK(buffer.dim() == 4 && gradient.dim() == 4, "`buffer` and `gradient` must be of shape [T, C, P, 16]");
+    const auto f = is_double(buffer) ? &backward<double> : &backward<float>;
     const int64_t nnz = check_pointers(crow_t, buffer.size(1) * w.taps(), "crow_t");
     check_index(row_t, nnz, "row_t");
     check_index(order, nnz, "order");
-    check_vector(values, nnz, "values");
-    const auto f = is_double(buffer) ? &backward<double> : &backward<float>;
+    check_vector(values, nnz, buffer, "values");
+    check_conv(gradient.size(1), buffer, gradient, "gradient");
+    check_conv(gradient.size(1), buffer, passed, "passed");
     return f(gradient, out, buffer, in, values, crow_t, row_t, order, w, need_input, need_values, need_bias, passed);
 }
 

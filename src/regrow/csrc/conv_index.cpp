@@ -37,6 +37,18 @@ Used used_of(const std::vector<char>& any, int64_t block) {
     return used;
 }
 
+// What is looked at here at each call in any case, and so checked too.
+void check_ascending(const int32_t* pointers, int64_t number, const char* name) {
+    bool ascending = true;
+    for (int64_t i = 0; i < number; i++) ascending &= pointers[i] <= pointers[i + 1];
+    STD_TORCH_CHECK(ascending, "`", name, "` must ascend");
+}
+void check_below(const int32_t* numbers, int64_t count, int64_t end, const char* name) {
+    bool inside = true;
+    for (int64_t j = 0; j < count; j++) inside &= numbers[j] >= 0 && numbers[j] < end;
+    STD_TORCH_CHECK(inside, "`", name, "` must be in [0, ", end, ")");
+}
+
 } // namespace
 
 int64_t Window::border(const Geometry& in, const Geometry& out) const {
@@ -63,6 +75,8 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
     const int64_t block = block_of(channels, lines_of(w, patch, true), density * taps, 40 << 10, large ? 25 : 12);
     blocks = (channels + block - 1) / block;
 
+    check_ascending(crow, rows, "crow");
+    check_below(col, nnz, channels * taps, "col");
     std::vector<int32_t> from(channels * taps);
     for (int64_t c = 0, column = 0; c < channels; c++)
         for (int64_t u = 0; u < w.kernel[0]; u++)
@@ -88,14 +102,17 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
     }
 }
 
-BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t rows,
-                             int64_t channels, const Window& w, const Geometry& in, const Geometry& out, int64_t patch,
+BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t values,
+                             int64_t rows, int64_t channels, const Window& w, const Geometry& in, const Geometry& out, int64_t patch,
                              bool large, int64_t most) {
     const int64_t taps = w.taps(), nnz = crow_t[channels * taps];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));
     const int64_t block = block_of(rows, lines_of(w, patch, false), density * taps, 48 << 10, large ? 40 : 20);
     blocks = (rows + block - 1) / block;
 
+    check_ascending(crow_t, channels * taps, "crow_t");
+    check_below(row_t, nnz, rows, "row_t");
+    check_below(order, nnz, values, "order");
     std::vector<int32_t> crow_channels(channels + 1);
     for (int64_t c = 0; c <= channels; c++) crow_channels[c] = crow_t[c * taps];
     const Parts even(crow_channels.data(), channels, most, in.tiles() * TILE * in.height * in.width);

@@ -46,8 +46,9 @@ struct Sweep {
 
 // For the backward pass: connections by part of the input channels, sweep, block of output channels, input channel.
 struct BackwardIndex {
-    BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t rows, int64_t channels,
-                  const Window& window, const Geometry& in, const Geometry& out, int64_t patch, bool large,
+    // values: as many as `order` may name
+    BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t values, int64_t rows,
+                  int64_t channels, const Window& window, const Geometry& in, const Geometry& out, int64_t patch, bool large,
                   int64_t most);
     struct Part {
         int64_t begin, end; // input channels

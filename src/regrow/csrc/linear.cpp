@@ -41,7 +41,7 @@ void run(const Forward<T>& work, int64_t rows) {
     const int64_t tiles = (work.batch + kernels.forward_tile - 1) / kernels.forward_tile;
     if (tiles == 0) return;
     const Parts parts(work.crow, rows, (torch::stable::get_num_threads() + tiles - 1) / tiles, work.batch);
-    torch::stable::parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, tiles * parts.count(), 1, [&](int64_t begin, int64_t end) {
         std::vector<int32_t> cursor(work.chunk + 1);
         for (int64_t i = begin; i < end; i++) {
             const int64_t part = i % parts.count();
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
     const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
     const OfValues<T> own(values_gradient, used, rows, parts.count());
-    torch::stable::parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
+    parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
         Backward<T> mine = work;
         for (int64_t part = begin; part < end; part++) {
             const int64_t first = parts.first(part), last = parts.first(part + 1);
@@ -131,6 +131,9 @@ void check_activations(const Tensor& t, const Tensor& input, int64_t features, c
                         t.scalar_type() == input.scalar_type(),
                     "`", name, "` must be of shape [", input.size(0), ", ", features, "] and the input's dtype, on the CPU");
 }
+void check_sizes(int64_t rows, int64_t columns) {
+    STD_TORCH_CHECK(rows > 0 && columns > 0, "a linear layer has at least one row and one column, got ", rows, " and ", columns);
+}
 void check_activation(int64_t activation, bool kept) {
     STD_TORCH_CHECK(activation >= 0 && activation <= int64_t(Activation::silu), "`activation` must be in [0, 3], got ",
                     activation);
@@ -140,13 +143,14 @@ void check_activation(int64_t activation, bool kept) {
 std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor values, std::optional<Tensor> bias, Tensor crow, Tensor col,
                                           int64_t activation, bool keep) {
     STD_TORCH_CHECK(input.dim() == 2, "`input` must be of shape [batch, columns]");
+    const auto f = is_double(input) ? &forward<double> : &forward<float>;
     check_activations(input, input, input.size(1), "input");
     const int64_t rows = std::max<int64_t>(crow.numel() - 1, 0), nnz = check_pointers(crow, rows, "crow");
+    check_sizes(rows, input.size(1));
     check_index(col, nnz, "col");
-    check_vector(values, nnz, "values");
-    if (bias) check_vector(*bias, rows, "bias");
+    check_vector(values, nnz, input, "values");
+    if (bias) check_vector(*bias, rows, input, "bias");
     check_activation(activation, true);
-    const auto f = is_double(input) ? &forward<double> : &forward<float>;
     return f(input, values, bias, crow, col, Activation(activation), keep);
 }
 
@@ -154,16 +158,17 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
     Tensor gradient, Tensor input, std::optional<Tensor> kept, Tensor values, Tensor crow_t, Tensor row_t, Tensor order,
     int64_t activation, bool need_input, bool need_values, bool need_bias) {
     STD_TORCH_CHECK(input.dim() == 2 && gradient.dim() == 2, "`input` and `gradient` must be of shape [batch, features]");
+    const auto f = is_double(input) ? &backward<double> : &backward<float>;
     const int64_t rows = gradient.size(1), columns = input.size(1);
     check_activations(input, input, columns, "input");
     check_activations(gradient, input, rows, "gradient");
     if (kept) check_activations(*kept, input, rows, "kept");
+    check_sizes(rows, columns);
     const int64_t nnz = check_pointers(crow_t, columns, "crow_t");
     check_index(row_t, nnz, "row_t");
     check_index(order, nnz, "order");
-    check_vector(values, nnz, "values");
+    check_vector(values, nnz, input, "values");
     check_activation(activation, kept.has_value());
-    const auto f = is_double(input) ? &backward<double> : &backward<float>;
     return f(gradient, input, kept, values, crow_t, row_t, order, Activation(activation), need_input, need_values, need_bias);
 }
 

@@ -66,7 +66,7 @@ public:
         if (!others_) return;
         Bits* const all = reinterpret_cast<Bits*>(values_);
         const Bits* const others = reinterpret_cast<const Bits*>(read<T>(*others_));
-        torch::stable::parallel_for(0, nnz_, 1 << 12, [&](int64_t begin, int64_t end) {
+        parallel_for(0, nnz_, 1 << 12, [&](int64_t begin, int64_t end) {
             for (int64_t part = 0; part < parts_ - 1; part++)
                 for (int64_t i = begin; i < end; i++) all[i] |= others[part * nnz_ + i];
         });

@@ -4,9 +4,9 @@
 
 typedef uint32_t BitVector __attribute__((vector_size(VECTOR_BYTES), may_alias));
 
+// Of x <= 0; 0 from -88 on.
 inline FloatVector exp_of(FloatVector x) {
-    x = x > 88.0f ? splat(88.0f) : x;
-    x = x < -87.0f ? splat(-87.0f) : x;
+    x = x < -88.0f ? splat(-88.0f) : x;
     constexpr float ROUNDER = 12582912.0f; // 1.5 x 2^23: a sum with it is a whole number in its low bits
     const FloatVector shifted = x * 1.44269504f + ROUNDER, n = shifted - ROUNDER;
     const FloatVector r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -35,14 +35,18 @@ inline FloatVector normal_share(FloatVector x, FloatVector e) {
 }
 
 inline FloatVector gelu_of(FloatVector x) { return x * normal_share(x, exp_of(x * x * -0.5f)); }
-inline FloatVector silu_of(FloatVector x) { return x / (1.0f + exp_of(-x)); }
+// From e = exp(-|x|), which cannot overflow: an infinite x gives what torch gives.
+inline FloatVector silu_of(FloatVector x) {
+    const FloatVector e = exp_of(x < 0 ? x : -x);
+    return (x < 0 ? x * e : x) / (1.0f + e);
+}
 inline FloatVector gelu_slope(FloatVector x) {
     const FloatVector e = exp_of(x * x * -0.5f);
     return normal_share(x, e) + x * 0.398942280f * e;
 }
 inline FloatVector silu_slope(FloatVector x) {
-    const FloatVector e = exp_of(-x), s = 1.0f / (1.0f + e);
-    return s + x * s * (e * s);
+    const FloatVector e = exp_of(x < 0 ? x : -x), s = 1.0f / (1.0f + e), rest = e * s;
+    return (x < 0 ? rest : s) + x * (s * rest);
 }
 
 inline DoubleVector each_of(DoubleVector x, double (*function)(double)) {
@@ -54,11 +58,17 @@ inline DoubleVector silu_of(DoubleVector x) { return each_of(x, regrow::silu); }
 inline DoubleVector gelu_slope(DoubleVector x) { return each_of(x, regrow::gelu_derivative); }
 inline DoubleVector silu_slope(DoubleVector x) { return each_of(x, regrow::silu_derivative); }
 
+// A ReLU, and its gradient from that of its output y. Nan passes both ways, as in torch: it is not below 0.
+template <class V>
+inline V rectify(V x) { return x < 0 ? V{} : x; }
+template <class V>
+inline V through_relu(V g, V y) { return y <= 0 ? V{} : g; }
+
 template <class V>
 inline V activate(V x, Activation activation) {
     switch (activation) {
         case Activation::none: return x;
-        case Activation::relu: return x > 0 ? x : V{};
+        case Activation::relu: return rectify(x);
         case Activation::gelu: return gelu_of(x);
         case Activation::silu: return silu_of(x);
     }
@@ -68,7 +78,7 @@ inline V activate(V x, Activation activation) {
 // The derivative times g; `kept` is the output of a ReLU, and the sum that went into the others.
 template <Activation A, class V>
 inline V through(V g, V kept) {
-    if (A == Activation::relu) return kept > 0 ? g : V{};
+    if (A == Activation::relu) return through_relu(g, kept);
     if (A == Activation::gelu) return g * gelu_slope(kept);
     if (A == Activation::silu) return g * silu_slope(kept);
     return g;

@@ -38,7 +38,7 @@ template <class T, class F>
 void some_channels(const Channels<T>& x, int64_t operands, F work) {
     const int64_t bytes = operands * x.bytes(), together = std::clamp<int64_t>(NEAR / (2 * bytes + 1), 1, MOST);
     const int64_t grain = 1 + (int64_t(sizeof(T)) << 14) / (x.bytes() + 1);
-    torch::stable::parallel_for(0, x.channels, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, x.channels, grain, [&](int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; c += together) {
             const int64_t stop = std::min(c + together, end);
             work(c, stop, bytes <= NEAR ? end : stop);
@@ -57,6 +57,22 @@ struct Moments {
     T mean;
     double variance;
 };
+
+// In float64, as torch does it: where squares pass what T holds, or a value is not finite.
+template <class T>
+Moments<T> exact_statistics(const Channels<const T>& x, int64_t c) {
+    const Geometry& g = x.g;
+    const double count = double(g.images * g.pixels());
+    const auto sum = [&](auto of) {
+        double total = 0;
+        for (int64_t t = 0; t < g.tiles(); t++)
+            for (int64_t pixel = 0; pixel < g.pixels(); pixel++)
+                for (int64_t n = 0; n < g.present(t); n++) total += of(double(x.at(t, c)[g.line(pixel) * TILE + n]));
+        return total;
+    };
+    const double mean = sum([](double value) { return value; }) / count;
+    return {T(mean), sum([&](double value) { return (value - mean) * (value - mean); }) / count};
+}
 
 // Of the channels [begin, end).
 template <class T>
@@ -78,6 +94,7 @@ void statistics(const Channels<const T>& x, int64_t begin, int64_t end, Moments<
     for (int64_t i = 0; i < end - begin; i++) {
         const double off = sums[i].first / count;
         found[i] = {T(pivot[i] + off), std::max(sums[i].second / count - off * off, 0.0)};
+        if (!std::isfinite(sums[i].second)) found[i] = exact_statistics(x, begin + i);
     }
 }
 
@@ -146,7 +163,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
             const auto soon = [&](const Channels<const T>& from) { return next < last ? from.at(t, next) : nullptr; };
             const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
             return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), past.at(t, c), dr.at(t, c),
-                                   dx.at(t, c), soon(dy), soon(x), scale, shift, means[c], scale, 0, 0, relu, past_caches(dx, t)};
+                                   dx.at(t, c), soon(dy), soon(x), scale, shift, means[c], scale, 0, 0, !training, relu, past_caches(dx, t)};
         };
         Sums sums[MOST] = {};
         for (int64_t t = 0; t < g.tiles(); t++)
@@ -184,6 +201,9 @@ void check(const Tensor& given, const Tensor& like, bool vector) {
             given.numel() == (vector ? like.size(1) : like.numel()),
         "operands of batch norm must be contiguous, of one dtype and fit each other");
 }
+void check_images(const Geometry& g) {
+    STD_TORCH_CHECK(g.images * g.pixels() > 0, "batch norm needs at least one image and one pixel");
+}
 void check(Given given, const Tensor& like, bool vector) {
     if (given) check(*given, like, vector);
 }
@@ -194,6 +214,7 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(
     int64_t border, bool training, double momentum, double eps, bool relu) {
     const Geometry g{images, height, width, border};
     check_tiles(input, g);
+    check_images(g);
     check(residual, input, false);
     for (Given each : {weight, bias, running_mean, running_var}) check(each, input, true);
     STD_TORCH_CHECK(training || (running_mean && running_var), "evaluation needs running statistics");
@@ -209,6 +230,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
     int64_t width, int64_t border, bool training, bool relu) {
     const Geometry g{images, height, width, border};
     check_tiles(input, g);
+    check_images(g);
     check(gradient, input, false);
     for (Given each : {output, passed}) check(each, input, false);
     for (Given each : {weight, bias}) check(each, input, true);

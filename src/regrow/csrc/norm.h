@@ -29,6 +29,7 @@ struct NormBackward {
     const T *next_gradient, *next_x; // what is read next and fetched meanwhile, or null
     T scale, shift, mean;
     T a, b, c;
+    bool given; // the statistics, not computed: b and c are 0, and x says nothing even where it is nan
     bool relu;
     bool large; // as above
 };

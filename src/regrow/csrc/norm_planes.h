@@ -42,7 +42,7 @@ inline void norm_rows(const Norm<T>& args, const Geometry& g) {
         if (a.next) __builtin_prefetch(a.next + i, 0, 2);
         Vector<T> v = load(a.x + i) * scale + shift;
         if (RESIDUAL) v += load_ahead(a.residual + i);
-        if (RELU) v = v > 0 ? v : Vector<T>{};
+        if (RELU) v = rectify(v);
         return v;
     });
 }
@@ -60,8 +60,8 @@ enum class Gate { open, by_output, by_input };
 template <class T, Gate GATE>
 inline Vector<T> let_through(const NormBackward<T>& a, int64_t i, Vector<T> x) {
     const Vector<T> g = load_ahead(a.gradient + i);
-    if (GATE == Gate::by_output) return load_ahead(a.y + i) > 0 ? g : Vector<T>{};
-    if (GATE == Gate::by_input) return x * splat(a.scale) + splat(a.shift) > 0 ? g : Vector<T>{};
+    if (GATE == Gate::by_output) return through_relu(g, load_ahead(a.y + i));
+    if (GATE == Gate::by_input) return through_relu(g, x * splat(a.scale) + splat(a.shift));
     return g;
 }
 
@@ -88,14 +88,15 @@ inline Sums norm_sums(const NormBackward<T>& a, const Geometry& geometry, int64_
     return a.y ? norm_sums_of<T, Gate::by_output>(a, g, t) : norm_sums_of<T, Gate::by_input>(a, g, t);
 }
 
-template <class T, Gate GATE>
+template <class T, Gate GATE, bool GIVEN>
 inline void norm_input_of(const NormBackward<T>& args, const Geometry& g) {
     const NormBackward<T> a = args;
     const Vector<T> mean = splat(a.mean), va = splat(a.a), vb = splat(a.b), vc = splat(a.c);
     write_plane(a.input, a.large, g, [&](int64_t i) {
         if (a.next_x) __builtin_prefetch(a.next_gradient + i, 0, 2), __builtin_prefetch(a.next_x + i, 0, 2);
         const Vector<T> x = load(a.x + i);
-        const Vector<T> v = va * let_through<T, GATE>(a, i, x) + (vb * (x - mean) + vc);
+        Vector<T> v = va * let_through<T, GATE>(a, i, x);
+        if (!GIVEN) v += vb * (x - mean) + vc;
         return a.passed ? v + load_ahead(a.passed + i) : v;
     });
 }
@@ -103,5 +104,6 @@ inline void norm_input_of(const NormBackward<T>& args, const Geometry& g) {
 template <class T>
 inline void norm_backward(const NormBackward<T>& a, const Geometry& geometry) {
     const Geometry g = geometry;
-    a.relu ? norm_input_of<T, Gate::by_input>(a, g) : norm_input_of<T, Gate::open>(a, g);
+    if (a.given) a.relu ? norm_input_of<T, Gate::by_input, true>(a, g) : norm_input_of<T, Gate::open, true>(a, g);
+    else a.relu ? norm_input_of<T, Gate::by_input, false>(a, g) : norm_input_of<T, Gate::open, false>(a, g);
 }

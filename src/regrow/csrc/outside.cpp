@@ -29,6 +29,13 @@ bool outside_as(const void* values, const uint8_t* mask, int64_t count) {
 // `values` and the boolean `mask` have one shape and the same strides, without gaps.
 bool outside(Tensor values, Tensor mask) {
     const int64_t count = values.numel();
+    bool alike = values.is_cpu() && values.dim() == mask.dim();
+    int64_t reach = 1; // elements from the first to the last
+    for (int64_t d = 0; alike && d < values.dim(); d++) {
+        alike = values.size(d) == mask.size(d) && (values.size(d) == 1 || values.stride(d) == mask.stride(d));
+        reach += (values.size(d) - 1) * values.stride(d);
+    }
+    STD_TORCH_CHECK(alike && (count == 0 || reach == count), "`values` and `mask` must be laid out alike, without gaps, on the CPU");
     STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == ScalarType::Bool && mask.numel() == count,
                     "`mask` must be boolean, of the values' shape, on the CPU");
     const auto* const active = static_cast<const uint8_t*>(mask.const_data_ptr());

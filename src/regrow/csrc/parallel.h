@@ -15,7 +15,7 @@ inline int64_t parts_of(int64_t n, int64_t least) {
 // f(part, begin, end) for each of `parts` parts of [0, n), at the same time.
 template <class F>
 void in_parts(int64_t n, int64_t parts, const F& f) {
-    torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
         for (int64_t part = first; part < last; part++) f(part, n * part / parts, n * (part + 1) / parts);
     });
 }

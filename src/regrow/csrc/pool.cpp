@@ -12,7 +12,7 @@ namespace {
 // Calls run(t, c, channel) for each channel of each tile, threaded; `channel` counts channels from the buffer's start.
 template <class Run>
 void for_channels(const Geometry& g, int64_t channels, Run run) {
-    torch::stable::parallel_for(0, g.tiles() * channels, 1 + (1 << 14) / (g.size() + 1), [&](int64_t begin, int64_t end) {
+    parallel_for(0, g.tiles() * channels, 1 + (1 << 14) / (g.size() + 1), [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) run(i / channels, i % channels, i);
     });
 }
@@ -20,8 +20,17 @@ void for_channels(const Geometry& g, int64_t channels, Run run) {
 Pool pool_of(int64_t images, int64_t height, int64_t width, int64_t border, int64_t out_height, int64_t out_width,
              int64_t out_border, int64_t kernel_height, int64_t kernel_width, int64_t stride_height, int64_t stride_width,
              int64_t pad_height, int64_t pad_width, bool count_pad, int64_t divisor) {
-    return {{images, height, width, border}, {images, out_height, out_width, out_border},
-            kernel_height, kernel_width, stride_height, stride_width, pad_height, pad_width, count_pad, divisor};
+    STD_TORCH_CHECK(std::min({kernel_height, kernel_width, stride_height, stride_width}) > 0 &&
+                        std::min({pad_height, pad_width, divisor}) >= 0 &&
+                        2 * pad_height <= kernel_height && 2 * pad_width <= kernel_width,
+                    "kernel and stride must be positive, `pad` at most half the kernel, neither it nor `divisor` negative");
+    const Pool p{{images, height, width, border}, {images, out_height, out_width, out_border},
+                 kernel_height, kernel_width, stride_height, stride_width, pad_height, pad_width, count_pad, divisor};
+    check_geometry(p.input);
+    check_geometry(p.output);
+    STD_TORCH_CHECK((out_height - 1) * stride_height - pad_height < height && (out_width - 1) * stride_width - pad_width < width,
+                    "`out_height` or `out_width` is too large: windows would begin behind the image");
+    return p;
 }
 
 Tensor forward(const Tensor& input, const Pool& p, bool max) {
@@ -111,6 +120,7 @@ Tensor image_means(Tensor input, int64_t images, int64_t height, int64_t width, 
 
 Tensor image_means_backward(Tensor gradient, int64_t images, int64_t height, int64_t width, int64_t border) {
     const Geometry g{images, height, width, border};
+    check_geometry(g);
     STD_TORCH_CHECK(
         gradient.dim() == 2 && gradient.is_contiguous() && gradient.is_cpu() && gradient.size(0) == images,
         "`gradient` must be contiguous [", images, ", channels] on the CPU");

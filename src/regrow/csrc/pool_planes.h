@@ -42,22 +42,39 @@ inline void pool_max(const T* x, T* y, const Pool& p) {
     });
 }
 
-// The gradient goes to the first pixel of the window that has the greatest value.
+// What `pool_max_backward` leaves out: windows that hold a nan.
+template <class T>
+inline void pool_nan_backward(const T* x, const T* y, const T* gradient, T* input_gradient, const Pool& p) {
+    each_window<T>(p, [&](int64_t at, auto window, T) {
+        for (int64_t lane = 0; lane < TILE; lane++) {
+            if (y[at + lane] == y[at + lane]) continue;
+            int64_t last = -1;
+            window([&](int64_t i) { last = x[i + lane] == x[i + lane] ? last : i; });
+            if (last >= 0) input_gradient[last + lane] += gradient[at + lane];
+        }
+    });
+}
+
+// The gradient goes to the first pixel of the window that has the greatest value; of several nan to the last, as in torch.
 template <class T>
 inline void pool_max_backward(const T* x, const T* y, const T* gradient, T* input_gradient, const Pool& p) {
+    auto strange = Vector<T>{} != Vector<T>{}; // lanes with a nan somewhere
     each_window<T>(p, [&](int64_t at, auto window, T) {
         for (int64_t lane = 0; lane < TILE; lane += LANES<T>) {
             const Vector<T> best = load(y + at + lane), g = load(gradient + at + lane);
-            auto open = (best == best) | (best != best); // lanes whose pixel is not found yet
+            auto open = best == best; // lanes whose pixel is not found yet
+            strange |= ~open;
             window([&](int64_t i) {
                 const Vector<T> v = load(x + i + lane);
-                const auto hit = ((v == best) | (v != v)) & open;
+                const auto hit = (v == best) & open;
                 open &= ~hit;
                 T* const to = input_gradient + i + lane;
                 store(to, load(to) + (hit ? g : Vector<T>{}));
             });
         }
     });
+    for (int lane = 0; lane < LANES<T>; lane++)
+        if (strange[lane]) return pool_nan_backward(x, y, gradient, input_gradient, p);
 }
 
 template <class T>

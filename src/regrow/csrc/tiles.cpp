@@ -26,7 +26,7 @@ template <class F>
 void for_groups(const Geometry& g, int64_t channels, F copy) {
     const int64_t groups = (channels + GROUP - 1) / GROUP;
     const int64_t grain = 1 + (1 << 14) / (GROUP * g.size() + 1);
-    torch::stable::parallel_for(0, g.tiles() * groups, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(0, g.tiles() * groups, grain, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
             const int64_t c = i % groups * GROUP;
             copy(i / groups, c, std::min(c + GROUP, channels));
@@ -39,7 +39,10 @@ Tensor tile(Tensor input, int64_t border) {
     const Geometry g{input.size(0), input.size(2), input.size(3), border};
     const int64_t channels = input.size(1);
     Tensor buffer = empty_tiles(input, channels, g);
-    if (buffer.numel() == 0) return buffer;
+    if (input.numel() == 0) {
+        torch::stable::zero_(buffer);
+        return buffer;
+    }
     const auto stride = [&](int d) { return input.size(d) == 1 ? int64_t(1) : input.stride(d); };
     const bool by_channel = stride(1) == 1;
     const bool by_pixel = stride(3) == 1 && (g.height == 1 || input.stride(2) == g.width);
@@ -85,6 +88,7 @@ Tensor untile(Tensor buffer, int64_t images, int64_t height, int64_t width, int6
 Tensor reborder(Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, int64_t out_border) {
     const Geometry from{images, height, width, border}, to{images, height, width, out_border};
     check_tiles(buffer, from);
+    check_geometry(to);
     const int64_t channels = buffer.size(1);
     Tensor output = empty_tiles(buffer, channels, to);
     if (output.numel() == 0) return output;

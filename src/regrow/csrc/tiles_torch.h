@@ -26,7 +26,14 @@ inline std::optional<Tensor> aligned(const std::optional<Tensor>& t) {
     return t ? std::optional(aligned(*t)) : std::nullopt;
 }
 
+inline void check_geometry(const Geometry& g) {
+    STD_TORCH_CHECK(std::min({g.images, g.height, g.width, g.border}) >= 0,
+                    "`images`, `height`, `width` and `border` must not be negative, got ", g.images, ", ", g.height, ", ",
+                    g.width, " and ", g.border);
+}
+
 inline void check_tiles(const Tensor& buffer, const Geometry& g, const char* name = "buffer") {
+    check_geometry(g);
     STD_TORCH_CHECK(
         buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
             buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,

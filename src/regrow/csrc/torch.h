@@ -3,6 +3,27 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
+#include <exception>
+#include <stdexcept>
+#include <string>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/util/shim_utils.h>
+
+// torch has had it since 2.13; null in one that is older.
+extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
+namespace regrow {
+// What torch says of a call of its C interface that has failed, which its own check leaves out.
+[[noreturn]] inline void throw_error_of_torch(const char* call) {
+    const char* const what = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : nullptr;
+    throw std::runtime_error(what && *what ? what : std::string("torch failed, for lack of memory perhaps, in ") + call);
+}
+} // namespace regrow
+#undef TORCH_ERROR_CODE_CHECK
+#define TORCH_ERROR_CODE_CHECK(call) \
+    if ((call) != 0) { regrow::throw_error_of_torch(#call); }
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -20,6 +41,21 @@ namespace regrow {
 using torch::headeronly::BFloat16;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// As torch's. What a thread throws is thrown here: torch's interface between would leave its message out.
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
+    std::exception_ptr thrown;
+    std::atomic_flag any = ATOMIC_FLAG_INIT;
+    torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+        try {
+            f(first, last);
+        } catch (...) {
+            if (!any.test_and_set()) thrown = std::current_exception();
+        }
+    });
+    if (thrown) std::rethrow_exception(thrown);
+}
 
 template <class T> constexpr ScalarType TYPE = ScalarType::Float;
 template <> constexpr ScalarType TYPE<double> = ScalarType::Double;
@@ -82,9 +118,11 @@ inline int64_t check_pointers(const Tensor& crow, int64_t rows, const char* name
                     "] and start at 0");
     return c[rows];
 }
-inline void check_vector(const Tensor& t, int64_t least, const char* name) {
-    STD_TORCH_CHECK(t.is_cpu() && t.numel() >= least, "`", name, "` must hold at least ", least, " numbers, on the CPU, got ",
-                    t.numel());
+// A vector, or a matrix of one column, of the dtype of `like`.
+inline void check_vector(const Tensor& t, int64_t least, const Tensor& like, const char* name) {
+    STD_TORCH_CHECK(t.is_cpu() && t.numel() >= least && t.dim() > 0 && t.size(0) == t.numel(), "`", name,
+                    "` must hold at least ", least, " numbers, in one column on the CPU, got ", t.numel());
+    STD_TORCH_CHECK(t.scalar_type() == like.scalar_type(), "`", name, "` must be of the input's dtype");
 }
 
 } // namespace regrow

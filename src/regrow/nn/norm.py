@@ -96,7 +96,7 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
     """What `_Norm.backward` finds, to be differentiated again: by torch's own batch norm, on plain images."""
     input, gate, weight, bias = ctx.saved_tensors
     if gate is not None:  # after the sum
-        gradient = gradient * BatchTiles((gate > 0).to(gate.dtype), ctx.geometry)
+        gradient = torch.ops.aten.threshold_backward(gradient, BatchTiles(gate, ctx.geometry), 0)
     affine = [x for x in (weight, bias) if x is not None]
 
     def normed(images: Tensor, *affine: Tensor) -> Tensor:

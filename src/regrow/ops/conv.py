@@ -215,5 +215,5 @@ def bilinear(
         lambda x, v: forward(x.contiguous(), geometry, v, None, crow, col, window, out_border),
         lambda g, v: back(g, some_buffer, v, True, False, False)[0],
         lambda g, x: back(g, x.contiguous(), some_values, False, True, False)[1],
-        crow,
+        index_,
     )

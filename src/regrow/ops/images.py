@@ -15,6 +15,7 @@ from torch import Tensor
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import flops, twice
 from regrow.ops.conv import backward, bilinear, forward
+from regrow.ops.linear import check_weight
 from regrow.ops.listener import settle
 from regrow.ops.tiles import BORDER, geometry_of, tile, untile
 from regrow.ops.window import Window
@@ -22,6 +23,45 @@ from regrow.ops.window import Window
 
 def _window(kernel: Sequence[int], *rest: Sequence[int]) -> Window:
     return Window(*map(tuple, (kernel, *rest)))
+
+
+def _check(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+    window: Window,
+) -> None:
+    """Refuse operands whose shapes or types do not fit.
+
+    Raises:
+        RegrowRuntimeError: naming the operand, what it is and what is allowed.
+    """
+    for name, length, least in (("kernel", 2, 1), ("stride", 2, 1), ("padding", 4, 0), ("dilation", 2, 1)):
+        given = getattr(window, name)
+        if len(given) != length or min(given) < least:
+            raise RegrowRuntimeError(
+                f"`{name}` must be {length} numbers of {least} or more, got {list(given)}"
+            )
+    check_weight(input, values, bias, crow, col, crow_t, row_t, order)
+    taps = window.kernel[0] * window.kernel[1]
+    channels, left = divmod(len(crow_t) - 1, taps)
+    if left or channels == 0 or len(crow) == 1:
+        raise RegrowRuntimeError(
+            f"`crow_t` must have {taps} taps for each of one or more channels, plus 1, and `crow` an output, "
+            f"got {len(crow_t)} and {len(crow)}"
+        )
+    if input.dim() != 4 or input.shape[1] != channels:
+        raise RegrowRuntimeError(f"`input` must be [N, {channels}, H, W], got {list(input.shape)}")
+    if min(window.size(0, input.shape[2]), window.size(1, input.shape[3])) < 1 or 0 in input.shape[2:]:
+        raise RegrowRuntimeError(
+            f"`input` must be as large as the kernel once it is padded: {tuple(input.shape[2:])} with padding "
+            f"{list(window.padding)} is smaller than {window.span(0)} x {window.span(1)}"
+        )
 
 
 @torch.library.custom_op("regrow::sparse_conv2d", mutates_args=())
@@ -44,10 +84,9 @@ def sparse_conv2d(
     `kernel`, `stride`, `padding` and `dilation` are those of a `Window`.
     """
     settle(crow)
-    channels = (len(crow_t) - 1) // (kernel[0] * kernel[1])
-    if input.dim() != 4 or input.shape[1] != channels:
-        raise RegrowRuntimeError(f"`input` must be [N, {channels}, H, W], got {list(input.shape)}")
-    window, geometry = _window(kernel, stride, padding, dilation), geometry_of(input, BORDER)
+    window = _window(kernel, stride, padding, dilation)
+    _check(input, values, bias, crow, col, crow_t, row_t, order, window)
+    geometry = geometry_of(input, BORDER)
     buffer = forward(tile(input), geometry, values, bias, crow, col, window, BORDER)
     return untile(buffer, window.output(geometry))
 
@@ -95,6 +134,7 @@ def sparse_conv2d_backward(
     Opaque to compilers, so that it can hand its operands to a listener.
     """
     window, geometry = _window(kernel, stride, padding, dilation), geometry_of(input, BORDER)
+    _check(input, values, None, crow, col, crow_t, row_t, order, window)
     index_ = (crow, col, crow_t, row_t, order)
     needs = (need_input, need_values, need_bias)
     buffers = (tile(gradient), BORDER, tile(input))

@@ -128,7 +128,7 @@ def _differentiable_gradients(
         lambda x, v: _forward(x, v, None, crow, col, "none", False)[0],
         lambda g, v: back(g, input.detach(), v, True, False, False)[0],
         lambda g, x: back(g, x, values.detach(), False, True, False)[1],
-        crow,
+        index,
     )
     if _keeps_input(activation):
         before = twice.output(layer, input, values)
@@ -164,19 +164,43 @@ def _check(
     Raises:
         RegrowRuntimeError: naming the operand, what it is and what is allowed.
     """
-    rows, columns = len(crow) - 1, len(crow_t) - 1
+    columns = len(crow_t) - 1
     if input.dim() == 0 or input.shape[-1] != columns:
         raise RegrowRuntimeError(
             f"`input` must have {columns} as its last dimension, got shape {tuple(input.shape)}"
         )
+    check_weight(input, values, bias, crow, col, crow_t, row_t, order)
+    if activation not in ACTIVATIONS:
+        raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+
+
+def check_weight(
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    crow: Tensor,
+    col: Tensor,
+    crow_t: Tensor,
+    row_t: Tensor,
+    order: Tensor,
+) -> None:
+    """The same for what does not depend on the kind of layer."""
     if values.dim() != 2 or values.shape[1] != 1 or not values.is_floating_point():
         raise RegrowRuntimeError(
             f"`values` must be floating point of shape [capacity, 1], got {values.dtype} of {tuple(values.shape)}"
         )
     if input.dtype != values.dtype:
         raise RegrowRuntimeError(f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}")
-    if bias is not None and bias.shape != (rows,):
-        raise RegrowRuntimeError(f"`bias` must have shape ({rows},), got {tuple(bias.shape)}")
+    if bias is not None and bias.shape != (len(crow) - 1,):
+        raise RegrowRuntimeError(f"`bias` must have shape ({len(crow) - 1},), got {tuple(bias.shape)}")
+    if bias is not None and bias.dtype != values.dtype:
+        raise RegrowRuntimeError(f"`bias` must be of the weight's dtype {values.dtype}, got {bias.dtype}")
+    parts = {"bias": bias, "crow": crow, "col": col, "crow_t": crow_t, "row_t": row_t, "order": order}
+    for name, part in {"input": input, **parts}.items():
+        if part is not None and part.device != values.device:
+            raise RegrowRuntimeError(
+                f"`{name}` must be on the weight's device {values.device}, got {part.device}"
+            )
     for name, part in (("col", col), ("row_t", row_t), ("order", order)):
         if part.shape != (len(values),) or part.dtype != torch.int32:
             raise RegrowRuntimeError(
@@ -187,8 +211,6 @@ def _check(
             raise RegrowRuntimeError(
                 f"`{name}` must be an int32 vector, got {part.dtype} of {tuple(part.shape)}"
             )
-    if activation not in ACTIVATIONS:
-        raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
 @torch.library.custom_op("regrow::sparse_linear", mutates_args=())
@@ -327,7 +349,8 @@ flops.count_linear_operators()
 class _Direct(torch.autograd.Function):
     """`sparse_linear` by the kernels on an input [batch, columns], with less on the way to them.
 
-    The index comes as one argument; saved is `crow` alone, by which autograd sees that the topology has changed.
+    The index comes as one argument; saved is `crow` alone, by which autograd sees that the topology has changed. For
+    the others it would take four times as long as to look at their versions here.
     """
 
     @staticmethod
@@ -339,17 +362,24 @@ class _Direct(torch.autograd.Function):
         index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
         activation: str,
     ) -> Tensor:
-        keep = _keeps_input(activation) and any(ctx.needs_input_grad)
+        needed = any(ctx.needs_input_grad)
+        keep = _keeps_input(activation) and needed
         output, before = _forward(input, values, bias, index[0], index[1], activation, keep)
         kept = before if keep else output if activation == "relu" else None
         ctx.save_for_backward(input, kept, values, index[0], bias if keep else None)
         ctx.index, ctx.activation = index, activation
+        ctx.written = _written(index) if needed else 0
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         need_input, need_values, need_bias, *_ = ctx.needs_input_grad
         input, kept, values, crow, bias = ctx.saved_tensors
+        if _written(ctx.index) != ctx.written:
+            raise RegrowRuntimeError(
+                "the index of a compressed weight was overwritten between the forward and the backward pass.\n"
+                "Call backward before anything writes to weight_col, weight_crow_t, weight_row_t or weight_order."
+            )
         if torch.is_grad_enabled():
             needs = (need_input, need_values, need_bias)
             again = _differentiable_gradients(
@@ -379,6 +409,12 @@ class _Direct(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _written(index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> int:
+    """How often columns and mirrored index have been written to."""
+    _, col, crow_t, row_t, order = index
+    return col._version + crow_t._version + row_t._version + order._version
 
 
 class _LaidOut(torch.autograd.Function):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-import torch
 from torch import Tensor
 
 
@@ -29,12 +28,12 @@ class Operands(Protocol):
 class Listener(Protocol):
     """Someone who wants the operands of backward passes."""
 
-    pending: list[tuple[int, Operands]]
-    """Number of the running backward pass, and its operands."""
-
     @property
     def recording(self) -> bool:
         """Whether the backward pass that runs now is of interest."""
+
+    def leave(self, operands: Operands) -> None:
+        """Take the operands of the backward pass that runs now."""
 
 
 _listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
@@ -80,4 +79,4 @@ def tell(crow: Tensor, operands: Callable[[], Operands]) -> None:
     """
     listener = _listeners.get(crow.data_ptr())
     if listener is not None and listener.recording:
-        listener.pending.append((torch._C._current_graph_task_id(), operands()))
+        listener.leave(operands())

@@ -25,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 """What can be fused to a layer, in the order of the kernels' numbers."""
 
 THROUGH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "relu": lambda gradient, output: gradient.where(output > 0, 0),
+    "relu": lambda gradient, output: torch.ops.aten.threshold_backward.default(gradient, output, 0),
     "gelu": torch.ops.aten.gelu_backward.default,
     "silu": torch.ops.aten.silu_backward.default,
 }

@@ -23,20 +23,20 @@ class Bilinear(NamedTuple):
     """The gradient of the input, of the output's gradient and the values."""
     of_values: Product
     """The gradient of the values, of the output's gradient and the input."""
-    watched: Tensor
-    """Of the topology: autograd sees by it that that has changed."""
+    watched: tuple[Tensor, ...]
+    """The topology: autograd sees by it that that has changed."""
 
 
 class _Output(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, values: Tensor, layer: Bilinear) -> Tensor:
-        ctx.save_for_backward(input, values, layer.watched)
+        ctx.save_for_backward(input, values, *layer.watched)
         ctx.layer = layer
         return layer.output(input, values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (input, values, _), (gradient,), needed = ctx.saved_tensors, gradients, ctx.needs_input_grad
+        (input, values, *_), (gradient,), needed = ctx.saved_tensors, gradients, ctx.needs_input_grad
         return (
             of_input(ctx.layer, gradient, values) if needed[0] else None,
             of_values(ctx.layer, gradient, input) if needed[1] else None,
@@ -47,13 +47,13 @@ class _Output(torch.autograd.Function):
 class _OfInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, values: Tensor, layer: Bilinear) -> Tensor:
-        ctx.save_for_backward(gradient, values, layer.watched)
+        ctx.save_for_backward(gradient, values, *layer.watched)
         ctx.layer = layer
         return layer.of_input(gradient, values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient, values, _), (direction,), needed = ctx.saved_tensors, gradients, ctx.needs_input_grad
+        (gradient, values, *_), (direction,), needed = ctx.saved_tensors, gradients, ctx.needs_input_grad
         return (
             output(ctx.layer, direction, values) if needed[0] else None,
             of_values(ctx.layer, gradient, direction) if needed[1] else None,
@@ -64,13 +64,13 @@ class _OfInput(torch.autograd.Function):
 class _OfValues(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, input: Tensor, layer: Bilinear) -> Tensor:
-        ctx.save_for_backward(gradient, input, layer.watched)
+        ctx.save_for_backward(gradient, input, *layer.watched)
         ctx.layer = layer
         return layer.of_values(gradient, input)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient, input, _), (direction,), needed = ctx.saved_tensors, gradients, ctx.needs_input_grad
+        (gradient, input, *_), (direction,), needed = ctx.saved_tensors, gradients, ctx.needs_input_grad
         return (
             output(ctx.layer, input, direction) if needed[0] else None,
             of_input(ctx.layer, gradient, direction) if needed[1] else None,

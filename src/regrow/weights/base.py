@@ -295,11 +295,20 @@ class SparseWeight(ABC):
         """A number that tells two topologies apart, the same in every storage."""
         return int(sketch.mix(self.positions()).sum())
 
+    def is_consistent(self) -> bool:
+        """Whether all that follows from the topology is as it should be."""
+        return True
+
+    def forget(self) -> None:
+        """Begin to change values and topology, until `remember`: what stops in between is noticed at the next pass."""
+        self.record.versions = ()
+
     def remember(self, fingerprint: int | None = None) -> None:
         """Note the topology as the one that regrow knows; its `fingerprint` where it is at hand."""
         self.record.fingerprint = self.fingerprint() if fingerprint is None else fingerprint
         self.record.code = stamp.code_of(self.record.fingerprint)
-        self.record.versions, self.record.total = _versions(self), None
+        self.record.total = None
+        self.record.versions = _versions(self)  # last: from here on all belongs together
 
     def settle(self, *, thorough: bool = False) -> None:
         """See that topology and values belong together, before either is used.
@@ -315,11 +324,18 @@ class SparseWeight(ABC):
         """
         versions = _versions(self)
         if versions != self.record.versions or thorough:
-            if self.fingerprint() != self.record.fingerprint:
+            if not self.record.versions:
                 raise RegrowRuntimeError(
-                    f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to "
-                    "its connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
+                    f"a change of the connections of `{self.name}` was interrupted (Ctrl-C?): its values, its topology "
+                    "and the optimizer's state need not belong together.\nLoad model and optimizer from a checkpoint, "
+                    "or make them again."
                 )
+            try:
+                known = self.fingerprint() == self.record.fingerprint and self.is_consistent()
+            except RuntimeError as error:  # of what is no index any more
+                raise self._overwritten() from error
+            if not known:
+                raise self._overwritten()
             self.record.versions = versions
         if torch._C._len_torch_dispatch_stack():
             return  # operators are watched or faked
@@ -330,6 +346,12 @@ class SparseWeight(ABC):
             self._settle_values(thorough)
         elif kind is Tensor:
             self._check_given()
+
+    def _overwritten(self) -> RegrowRuntimeError:
+        return RegrowRuntimeError(
+            f"the topology of `{self.name}` was overwritten by other code, so its values no longer belong to its "
+            "connections.\nTo change it, use load_state_dict, or densify and sparsify with masks as `init`."
+        )
 
     @abstractmethod
     def _settle_values(self, thorough: bool) -> None:

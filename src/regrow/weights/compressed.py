@@ -122,9 +122,7 @@ class CompressedWeight(StampedWeight):
     def note(self, gradient: Tensor) -> list[Operands]:
         hook = hook_of(self.parameter)
         assert hook is not None
-        running = torch._C._current_graph_task_id()
-        own = [operands for number, operands in hook.pending if number == running]
-        hook.pending.clear()  # what is left comes from passes that never reached the parameter (attacks)
+        own = hook.left()
         if not own:
             raise RegrowRuntimeError(
                 f"`{self.name}`: the backward operator has not left its operands. The model was moved in memory since "
@@ -241,6 +239,7 @@ class CompressedWeight(StampedWeight):
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
                 f"{len(source)}: a method whose count grows needs storage='masked'"
             )
+        self.forget()
         index.move(source, self.parameter.detach(), *companions)
         self._write_index(new_crow, new_col)
         return new
@@ -255,10 +254,12 @@ class CompressedWeight(StampedWeight):
         into[torch.searchsorted(self.positions(), positions), 0] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
+        crow, col = index.from_positions(positions, *as_matrix(self.shape))
+        self.forget()
         if len(positions) != self.capacity:
             self.resize(len(positions))
         self.parameter.detach()[: len(values), 0] = values
-        self._write_index(*index.from_positions(positions, *as_matrix(self.shape)))
+        self._write_index(crow, col)
 
     def resize(self, capacity: int) -> None:
         """Give the parameter, which stays the same object, and its index room for `capacity` connections."""
@@ -278,6 +279,11 @@ class CompressedWeight(StampedWeight):
     def fingerprint(self) -> int:
         return index.fingerprint(self._part("crow"), self._part("col"), as_matrix(self.shape)[1])
 
+    def is_consistent(self) -> bool:
+        crow, col, *mirrored = (self._part(part) for part in (*INDEX, *MIRROR))
+        expected = index.mirror(crow, col, as_matrix(self.shape)[1])
+        return all(torch.equal(*pair) for pair in zip(mirrored, expected, strict=True))
+
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
         for part, like, entries in (
@@ -287,12 +293,14 @@ class CompressedWeight(StampedWeight):
         ):
             if len(self._part(part)) != entries:
                 self.module.__dict__[f"{self.parameter_name}_{part}"] = self._part(like).new_empty(entries)
-        self.remember(index.mirror_into(*(self._part(part) for part in (*INDEX, *MIRROR))))
-        stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
+        fingerprint = index.mirror_into(*(self._part(part) for part in (*INDEX, *MIRROR)))
+        stamp.write(self.parameter, fingerprint, self.record.clock)
+        self.remember(fingerprint)
 
     def _adopt_index(self, other: SparseWeight) -> None:
         """Take over the topology of `other`, a copy."""
         assert isinstance(other, CompressedWeight)
+        self.forget()
         for part in (*INDEX, *MIRROR):
             mine, theirs = self._part(part), other._part(part)
             if mine.shape == theirs.shape and not mine.is_inference():

@@ -7,12 +7,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
+import torch
 from torch import Tensor
 
 from regrow.errors import warn
 
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
+
+NO_PASS = -1
+"""The number that torch gives where no backward pass runs."""
 
 
 class Driver(Protocol):
@@ -42,7 +46,7 @@ class GradientHook:
         self._parameter_name = weight.parameter_name
         self._mask = mask
         self._left = (0, 0)  # address and version of .grad as the last pass left it
-        self._continues = False
+        self._times = 0  # gradients accumulated
         self._passed = False  # a gradient has been computed, accumulated or not
         self.driver: weakref.ref[Driver] | None = None
         """Set by the method that drives the parameter; `driving` says whether it is still there."""
@@ -51,12 +55,13 @@ class GradientHook:
         """Gradients stay dense and are not stashed (see the function `paused`)."""
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
-        self.noted: Any = None
-        """The dense gradient of the last backward pass, until it is accumulated."""
+        self.noted: dict[int, tuple[Any, bool, int]] = {}
+        """By backward pass, several of which may run in threads: its dense gradient, until that is accumulated, whether
+        it continues the stash, and `_times` before."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
-        self.pending: list[tuple[int, Any]] = []
-        """What a running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
+        self.pending: dict[int, list[Any]] = {}
+        """What each running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
         self.overwritten: tuple[Tensor, bool] | None = None
         """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
 
@@ -78,8 +83,21 @@ class GradientHook:
 
     def reset(self) -> None:
         """Forget the step so far."""
-        self.ran, self._passed, self.noted, self.stash = False, False, None, None
+        self.ran, self._passed, self.stash = False, False, None
+        self.noted.clear()
         self.pending.clear()
+
+    def leave(self, found: Any) -> None:
+        """Keep what the backward pass that runs now has `found` for `left`, until the pass ends."""
+        running = torch._C._current_graph_task_id()
+        if running not in self.pending:
+            self.pending[running] = []
+            self._at_the_end_of(running)
+        self.pending[running].append(found)
+
+    def left(self) -> list[Any]:
+        """What the backward pass that runs now has left so far, once."""
+        return self.pending.pop(torch._C._current_graph_task_id(), [])
 
     def has_gradient(self, parameter: Tensor) -> bool:
         """Whether a backward pass of this step has left a gradient in ``parameter.grad``."""
@@ -104,11 +122,28 @@ class GradientHook:
             return self._restrict_alone(gradient)
         weight = self._view(module, self._parameter_name)
         self._mask = weight.mask_alone
-        self._passed, self.noted = True, None
+        self._passed = True
+        self.noted.pop(NO_PASS, None)
         if self.recording:
-            self.noted = weight.note(gradient)
-            self._continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
+            running = torch._C._current_graph_task_id()
+            continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
+            self.noted[running] = weight.note(gradient), continues, self._times
+            self._at_the_end_of(running)
         return weight.restrict(gradient)
+
+    def _at_the_end_of(self, running: int) -> None:
+        """Drop what a pass that never reaches the parameter (attacks) has left, when it ends.
+
+        Keep what it has not accumulated (`torch.autograd.grad`), for whoever puts it into ``.grad`` by hand.
+        """
+
+        def end() -> None:
+            self.pending.pop(running, None)
+            if running in self.noted:
+                self.noted[NO_PASS] = self.noted.pop(running)
+
+        if running != NO_PASS:
+            torch.autograd.Variable._execution_engine.queue_callback(end)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
         """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
@@ -129,10 +164,13 @@ class GradientHook:
         if module is None or self.paused or parameter.grad is None:
             return
         self.ran = True
-        if self.noted is not None:
+        noted = self.noted.pop(torch._C._current_graph_task_id(), None)
+        if noted is not None:
+            gradient, continues, times = noted
+            continues |= self.stash is not None and times < self._times  # another thread was between
             weight = self._view(module, self._parameter_name)
-            self.stash = weight.add(self.stash, self.noted) if self._continues else self.noted
-            self.noted = None
+            self.stash = weight.add(self.stash, gradient) if continues else gradient
+        self._times += 1
         self._left = (parameter.grad.data_ptr(), parameter.grad._version)
 
     def was_edited(self, gradient: Tensor) -> bool:

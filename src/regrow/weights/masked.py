@@ -85,8 +85,7 @@ class MaskedWeight(SparseWeight):
         """Leave what a cut keeps from the parameter with the parameter's hook: connections are grown by it."""
         hook = hook_of(self.parameter)
         if hook is not None and hook.recording:
-            withheld = gradient.detach().masked_fill(self._mask, 0)
-            hook.pending.append((torch._C._current_graph_task_id(), withheld))
+            hook.leave(gradient.detach().masked_fill(self._mask, 0))
 
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
         every = gradient.numel() // 512 | 1  # writing through ``.data`` leaves no trace but the values
@@ -101,11 +100,8 @@ class MaskedWeight(SparseWeight):
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         exact = exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
         hook = hook_of(self.parameter)
-        if hook is not None and hook.pending:
-            for number, withheld in hook.pending:
-                if number == torch._C._current_graph_task_id():
-                    exact += withheld
-            hook.pending.clear()
+        for withheld in () if hook is None else hook.left():
+            exact += withheld
         return exact
 
     def add(self, before: Tensor, noted: Tensor) -> Tensor:
@@ -140,15 +136,17 @@ class MaskedWeight(SparseWeight):
         return best if among is None else among.widen(best)
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
-        before = self._mask.clone()
-        self._mask[self._places(self.positions()[drop])] = False
-        self._mask[self._places(grow)] = True
+        before, gone, come = self._mask.clone(), self._places(self.positions()[drop]), self._places(grow)
+        self.forget()
+        self._mask[gone] = False
+        self._mask[come] = True
         kept = before & self._mask
         self.parameter.detach().masked_fill_(~kept, 0 if self.record.kept is None else UNTOUCHED)
         for tensor in companions:
             tensor.masked_fill_(~kept, 0)
+        new = int(self._mask.count_nonzero() - kept.count_nonzero())
         self.remember()
-        return int(self._mask.count_nonzero() - kept.count_nonzero())
+        return new
 
     def _places(self, positions: Tensor) -> tuple[Tensor, ...]:
         """Positions as an index of the dense tensor, whatever its memory format."""
@@ -191,6 +189,7 @@ class MaskedWeight(SparseWeight):
         if self.driver() is not None and values[mine & ~theirs].any():
             return False  # mixed with an average, as Lookahead does: the topology is the method's
         self._leave_state()
+        self.forget()
         mine.copy_(theirs)
         self.cut()
         self.remember()
@@ -206,6 +205,7 @@ class MaskedWeight(SparseWeight):
         (self.parameter.detach() if tensor is None else tensor)[self._places(positions)] = values
 
     def assign(self, positions: Tensor, values: Tensor) -> None:
+        self.forget()
         self._mask.zero_()[self._places(positions)] = True
         dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
         dense[positions] = values.to(dense)

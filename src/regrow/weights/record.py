@@ -62,7 +62,7 @@ class Record:
     code: tuple[float, ...] = ()
     """The fingerprint as a stamp holds it (`regrow.weights.stamp`)."""
     versions: tuple[int, ...] = ()
-    """Version counters of the topology's tensors at that moment."""
+    """Version counters of the topology's tensors at that moment; none while it is being changed."""
     clock: float = CLOCK
     """The clock of the stamp that regrow last wrote (`regrow.weights.stamp`)."""
     total: float | None = None
