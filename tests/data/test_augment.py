@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -36,6 +37,33 @@ def test_each_crop_is_a_cut_of_the_padded_image_and_every_place_comes():
             assert len(found) == 1
             places.add(found[0])
     assert len(places) == 25
+
+
+@pytest.mark.parametrize("border", ["symmetric", "reflect"])
+def test_a_border_mirrors_the_image(border):
+    row = torch.arange(5, dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 1, 5, 5)
+    wanted = {"symmetric": [1, 0, 0, 1, 2, 3, 4, 4, 3], "reflect": [2, 1, 0, 1, 2, 3, 4, 3, 2]}[border]
+    # TensorFlow's and torch's own words for the same
+    assert np.pad(range(5), 2, mode=border).tolist() == wanted
+    for images in (IMAGES, IMAGES / 255, row):
+        height, width = images.shape[2:]
+        padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode=border))
+        for image, whole in zip(Augment(crop=2, border=border).train(images, 0, 3), padded, strict=True):
+            cuts = [whole[:, y : y + height, x : x + width] for y in range(5) for x in range(5)]
+            assert any(torch.equal(cut, image) for cut in cuts)
+            assert image.dtype == images.dtype
+
+
+def test_a_border_that_the_image_is_too_small_for():
+    Augment(crop=8, border="symmetric").check([3, 8, 9])
+    Augment(crop=9).check([3, 8, 9])
+    for border, most in (("reflect", 7), ("symmetric", 8)):
+        with pytest.raises(
+            RegrowValueError,
+            match=rf"`augment.crop` must be at most {most} where `augment.border` is {border} and images are 8 x 9, "
+            rf"got {most + 1}",
+        ):
+            Augment(crop=most + 1, border=border).check([3, 8, 9])
 
 
 def test_about_half_are_mirrored():
@@ -84,6 +112,10 @@ def test_the_centre_is_tested():
         ({"crop": -1}, r"`augment.crop` must be a whole number of at least 0, got -1"),
         ({"crop": True}, r"`augment.crop` must be a whole number"),
         ({"resized_crop": 0}, r"`augment.resized_crop` must be a whole number of at least 1, got 0"),
+        (
+            {"border": "mirror"},
+            r"`augment.border` must be one of zeros, reflect, symmetric, got 'mirror'",
+        ),
         ({"flip": 1}, r"`augment.flip` must be true or false, got 1"),
         (
             {"scale": [0.5, 1.5]},

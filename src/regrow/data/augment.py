@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.errors import RegrowValueError, closest, require_count
 from regrow.topology import generator
+
+BORDERS = ("zeros", "reflect", "symmetric")
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,10 @@ class Augment:
     """What is done to the images of a training batch, in this order.
 
     Args:
-        crop: pad each side by so many pixels, then cut out the original size at a random place. The padding is 0:
-            black where images are kept in bytes, the mean where they are kept normalised.
+        crop: pad each side by so many pixels, then cut out the original size at a random place.
+        border: what `crop` pads with: ``"zeros"`` (black where images are kept in bytes, the mean where they are kept
+            normalised), or the image mirrored at its edge, whose own pixels come twice (``"symmetric"``) or once
+            (``"reflect"``).
         resized_crop: cut out a random part and resize it to so many pixels a side (bilinear); test images are
             cut to their centre of that size.
         scale: of that part, its share of the image's area, from and to.
@@ -29,6 +33,7 @@ class Augment:
     """
 
     crop: int = 0
+    border: str = "zeros"
     resized_crop: int | None = None
     scale: Sequence[float] = (0.08, 1.0)
     ratio: Sequence[float] = (3 / 4, 4 / 3)
@@ -36,6 +41,11 @@ class Augment:
 
     def __post_init__(self) -> None:
         require_count("augment.crop", self.crop, least=0)
+        if self.border not in BORDERS:
+            raise RegrowValueError(
+                f"`augment.border` must be one of {', '.join(BORDERS)}, got {self.border!r}"
+                f"{closest(str(self.border), BORDERS)}"
+            )
         if self.resized_crop is not None:
             require_count("augment.resized_crop", self.resized_crop)
         if not isinstance(self.flip, bool):
@@ -54,7 +64,7 @@ class Augment:
         return bool(self.crop or self.resized_crop or self.flip)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse examples of `shape` that are no images [C, H, W], or smaller than `resized_crop`.
+        """Refuse examples of `shape` that are no images [C, H, W], or too small for what is to be done.
 
         Raises:
             RegrowValueError: with the shape.
@@ -68,6 +78,13 @@ class Augment:
                 f"`augment.resized_crop` must be at most the images' size, {min(shape[1:])}, got {self.resized_crop}"
             )
 
+        most = min(shape[1:]) - (self.border == "reflect") if self and self.border != "zeros" else self.crop
+        if self.crop > most:
+            raise RegrowValueError(
+                f"`augment.crop` must be at most {most} where `augment.border` is {self.border} and images are "
+                f"{shape[1]} x {shape[2]}, got {self.crop}"
+            )
+
     def train(self, images: Tensor, seed: int, step: int) -> Tensor:
         """Images [B, C, H, W] of the batch of `step`, changed; [B, C, S, S] where `resized_crop` is S."""
         if not self:
@@ -75,7 +92,9 @@ class Augment:
         count, random = len(images), generator(seed, "augment", step)
         if self.crop:
             places = torch.randint(2 * self.crop + 1, (2, count), generator=random, device="cpu")
-            images = _crop(images, self.crop, places.to(images.device))
+            images = _crop(
+                _padded(images, self.crop, self.border), images.shape[2:], places.to(images.device)
+            )
         if self.resized_crop:
             boxes = self._boxes(count, images.shape[2] / images.shape[3], random).to(images.device)
             images = _resized(images, boxes, self.resized_crop)
@@ -107,13 +126,27 @@ class Augment:
         return torch.cat([centre, size])
 
 
-def _crop(images: Tensor, padding: int, places: Tensor) -> Tensor:
-    """`images` [B, C, H, W] padded and cut at the rows and columns `places` [2, B], the original size."""
-    height, width = images.shape[2:]
-    padded = F.pad(images, [padding] * 4)
+def _padded(images: Tensor, padding: int, border: str) -> Tensor:
+    """`images` [B, C, H, W] with `padding` more pixels at each side."""
+    if border == "zeros":
+        return F.pad(images, [padding] * 4)
+    for dimension in (2, 3):  # F.pad mirrors no bytes
+        size = images.shape[dimension]
+        place = torch.arange(-padding, size + padding, device=images.device)
+        if border == "symmetric":
+            place = torch.where(place < 0, -1 - place, place)
+            place = torch.where(place >= size, 2 * size - 1 - place, place)
+        else:
+            place = size - 1 - (size - 1 - place.abs()).abs()
+        images = images.index_select(dimension, place)
+    return images
+
+
+def _crop(padded: Tensor, size: Sequence[int], places: Tensor) -> Tensor:
+    """Images [B, C, H + 2p, W + 2p] cut to `size` [H, W] at the rows and columns `places` [2, B]."""
     # every possible cut is a view, of which the index takes one an image
-    cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2p + 1, 2p + 1, H, W]
-    return cuts[torch.arange(len(images), device=images.device), :, places[0], places[1]]
+    cuts = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [B, C, 2p + 1, 2p + 1, H, W]
+    return cuts[torch.arange(len(padded), device=padded.device), :, places[0], places[1]]
 
 
 def _resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
