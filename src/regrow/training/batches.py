@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -67,8 +68,10 @@ class Batches:
             self.final = held_out
         self.during = held_out or self.final
         self.examples = count if self._chosen is None else len(self._chosen)
-        self.steps_per_epoch = self.examples // self.size
-        if self.steps_per_epoch == 0:
+        self.steps_per_epoch = (
+            self.examples // self.size if recipe.drop_last else math.ceil(self.examples / self.size)
+        )
+        if self.examples < self.size:
             raise RegrowValueError(
                 f"`batch_size` must be at most the {self.examples} training examples, got {self.size}"
             )
@@ -82,7 +85,7 @@ class Batches:
             indices = indices if self._chosen is None else self._chosen[indices]
             self._epoch, self._order = epoch, indices.to(self.inputs.device)
         batch = self._order[position * self.size : (position + 1) * self.size]
-        inputs = self.augment.train(self.inputs[batch].to(self.device), self.seed, step)
+        inputs = self.augment.train(self._whole(self.inputs[batch]), self.seed, step)
         return prepared(self.data, inputs), self.targets[batch].to(self.device, torch.int64)
 
     def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -90,7 +93,7 @@ class Batches:
         tested = examples or self.during
         size = self.test_size or min(1000, max(self.size, AT_ONCE // tested.inputs[0].numel()))
         for some in tested.chosen.to(tested.inputs.device).split(size):
-            inputs = self.augment.test(tested.inputs[some].to(self.device))
+            inputs = self.augment.test(self._whole(tested.inputs[some]))
             yield prepared(self.data, inputs), tested.targets[some].to(self.device, torch.int64)
 
     def epoch(self, step: int) -> Iterator[Tensor]:
@@ -100,7 +103,12 @@ class Batches:
 
     def example(self, count: int = 1) -> Tensor:
         """`count` test inputs as the model takes them, on the run's device."""
-        return prepared(self.data, self.augment.test(self.data.test_inputs[:count].to(self.device)))
+        return prepared(self.data, self.augment.test(self._whole(self.data.test_inputs[:count])))
+
+    def _whole(self, inputs: Tensor) -> Tensor:
+        """`inputs` on the run's device; prepared if that goes by whole images, which augmentation cuts."""
+        inputs = inputs.to(self.device)
+        return prepared(self.data, inputs) if getattr(self.data, "per_image", False) else inputs
 
 
 def _resident(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
