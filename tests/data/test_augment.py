@@ -99,7 +99,33 @@ def test_resized_crop_is_within_the_image_and_as_large_as_asked():
     assert 0.09 < float(area.min()) < 0.15
     assert 0.4 < float(area.max()) < 0.51
     assert 0.49 < float(ratio.min()) < 0.6
-    assert 1.7 < float(ratio.max()) < 2.02
+    assert 1.7 < float(ratio.max()) < 2.05  # sides are whole pixels
+
+
+def test_a_part_that_never_fits_is_the_largest_in_the_middle():
+    """As torchvision's RandomResizedCrop: after ten attempts, with the nearest ratio that is allowed."""
+    ramp = torch.arange(100.0).expand(4, 1, 10, 100).clone()
+    for images, axis in ((ramp, 3), (ramp.transpose(2, 3), 2)):
+        cut = Augment(resized_crop=8, scale=[0.9, 1]).train(images, 0, 0)
+        # 13 of 100 from the 43rd on, in eight pixels
+        wanted = 43 + (torch.arange(8) + 0.5) * 13 / 8 - 0.5
+        torch.testing.assert_close(
+            cut, wanted.view([1, 1, 8, 1] if axis == 2 else [1, 1, 1, 8]).expand(4, 1, 8, 8)
+        )
+
+
+def test_a_part_is_another_draw_where_one_does_not_fit():
+    augment = Augment(resized_crop=4, scale=[0.08, 1])
+    part = augment._parts(2000, torch.Generator().manual_seed(0))
+    parts = torch.tensor([part(number, 30, 60) for number in range(2000)])
+    top, left, height, width = parts.T
+    assert bool((top >= 0).all() and (left >= 0).all())
+    assert bool((top + height <= 30).all() and (left + width <= 60).all())
+    assert int((top + height == 30).sum()) > 20  # every place comes, up to the last row
+    assert 0.7 < float((width / height).min()) < 0.8  # 3 / 4, in whole pixels
+    assert 1.25 < float((width / height).max()) < 1.43
+    # a square of more than half of the image would not fit: it is drawn again, not made flat
+    assert float((height * width).max()) <= 30 * 40
 
 
 def test_the_centre_is_tested():

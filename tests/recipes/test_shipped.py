@@ -298,6 +298,11 @@ def test_published_values():
         assert recipe.method.options["stop_fraction"] == pytest.approx(stop, abs=1e-6)
         assert (recipe.method.options["drop_fraction"], recipe.method.options["update_every"]) == (0.3, 100)
     assert load("resnet50-imagenet").label_smoothing == 0.1
+    for name in ("resnet50-imagenet", "mobilenet-v1-imagenet"):
+        recipe = load(name)
+        assert (recipe.data.options["whole"], recipe.data.options["size"]) == (True, 256)
+        assert (recipe.augment["resized_crop"], recipe.augment["scale"]) == (224, [0.08, 1.0])
+        assert recipe.augment["ratio"] == [3 / 4, 4 / 3]
 
 
 def test_big_and_sparse_has_the_connections_of_small_and_dense(folders):

@@ -146,7 +146,7 @@ def order(seed: int, epoch: int, size: int) -> Tensor:
 def spread(tensor: Tensor) -> Tensor:
     """`tensor`, or so many of its examples, evenly spaced, that they hold no more than `LARGE` values."""
     every = -(-tensor.numel() // LARGE)
-    return tensor[::every]
+    return tensor[::every].to("cpu")  # images in files are decoded
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
