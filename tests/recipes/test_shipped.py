@@ -298,6 +298,8 @@ def test_published_values():
         assert recipe.method.options["stop_fraction"] == pytest.approx(stop, abs=1e-6)
         assert (recipe.method.options["drop_fraction"], recipe.method.options["update_every"]) == (0.3, 100)
     assert load("resnet50-imagenet").label_smoothing == 0.1
+    assert load("mnist-mlp").data.options["normalize"] is False  # its images are in [0, 1]
+    assert load("mnist-mlp").schedule.options["milestones"] == [75 * 600, 95 * 600]
     for name in ("resnet50-imagenet", "mobilenet-v1-imagenet"):
         recipe = load(name)
         assert (recipe.data.options["whole"], recipe.data.options["size"]) == (True, 256)
