@@ -10,6 +10,7 @@ import pytest
 import regrow
 from regrow.methods import registry
 from regrow.recipes import shipped
+from regrow.weights import SparseWeight
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -51,3 +52,22 @@ def test_every_recipe_is_on_the_page():
     named = set(re.findall(r"`([a-z0-9.-]+)`", text))
     own = {name for name in shipped() if name.startswith("fashion-")}
     assert set(shipped()) - own <= named
+
+
+def test_every_recipe_has_its_time():
+    timed = {name for row in cells("recipes.md", 5) for name in re.findall(r"`([a-z0-9.-]+)`", row[0])}
+    assert timed == set(shipped())
+
+
+def test_what_an_own_method_may_define_is_there_to_define():
+    rows = cells("own-method.md", 3)
+    assert len(rows) == 8
+    for name, *_ in rows:
+        name, _, arguments = name.strip("`").rstrip(")").partition("(")
+        member = getattr(regrow.Dynamic, name)
+        if arguments:
+            assert [n for n in inspect.signature(member).parameters if n != "self"] == arguments.split(", ")
+    for name in ("average", "random", "remember", "remembered"):
+        assert callable(getattr(regrow.Dynamic, name))
+    for name in ("best", "fan_in", "values"):
+        assert callable(getattr(SparseWeight, name))
