@@ -9,6 +9,7 @@ from published import write_cifar10, write_cifar100, write_images
 from tiny import write_folder
 
 import regrow
+from regrow.compare import plan
 from regrow.methods.gradual import Descent
 from regrow.recipes import find, load, shipped
 from regrow.training import RunFolder, build, train, ways
@@ -189,7 +190,7 @@ def test_published_values_of_tickets():
 
 
 @pytest.mark.parametrize("recipe", ["sup-vgg16-cifar10", "sup-resnet50-cifar100"])
-def test_granet_under_sup_tickets_is_down_by_epoch_110(recipe):
+def test_granet_under_sup_tickets_is_down_by_epoch_110(recipe, tmp_path):
     """The default of its code; updates come each 1,000 steps."""
     epoch = 352 if "cifar100" not in recipe else 391
     loaded = load(recipe, ["method.name=granet", "method.prune_stop_fraction=0.486726"])
@@ -198,6 +199,11 @@ def test_granet_under_sup_tickets_is_down_by_epoch_110(recipe):
     assert descent.stop == 110 * epoch // 1000 * 1000
     assert (options["schedule"], options["drop_fraction"], loaded.initial_sparsity) == ("constant", 0.5, None)
     assert ways.PRUNING["granet"] == 0.5
+    key = "sup-granet.method.prune_stop_fraction=0.486726"
+    grid = plan(recipe, ["rigl", "sup-granet"], seeds=1, overrides=[key], folder=tmp_path)
+    compared = {run.cell.method: run.recipe.method.options for run in grid.runs}
+    assert compared["sup-granet"]["prune_stop_fraction"] == 0.486726
+    assert (compared["sup-granet"]["schedule"], compared["sup-granet"]["update_every"]) == ("constant", 1000)
 
 
 def test_the_dst_ensemble_drops_a_constant_half():
