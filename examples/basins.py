@@ -33,7 +33,7 @@ def measure(runs: list[Finished], examples: int, points: int) -> dict[str, Any]:
     """Losses along the lines, by name, and the overlap of all tickets."""
     data = runs[0].data
     every = max(1, len(data.train_inputs) // examples)
-    inputs = prepared(data, data.train_inputs[::every]).split(SIZE)
+    inputs = prepared(data, data.train_inputs[::every].to("cpu")).split(SIZE)
     targets = data.train_targets[::every].split(SIZE)
     batches = list(zip(inputs, targets, strict=True))
     tickets = [run.tickets() for run in runs]

@@ -162,6 +162,15 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_that_run_as_they_stand_show_all_that_they_need(page: Path) -> None:
+    text = page.read_text()
+    if re.search(r"runs? as (it|they) stands?", text):
+        assert "<!-- before" not in text, f"{page.name} hides code that its blocks need"
+        first = next(block for block in blocks(page, text) if block.language == "python")
+        assert "import regrow" in first.code
+
+
 SAMPLE = """
 <!-- before
 x = 1

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -38,6 +39,33 @@ def test_each_crop_is_a_cut_of_the_padded_image_and_every_place_comes():
     assert len(places) == 25
 
 
+@pytest.mark.parametrize("border", ["symmetric", "reflect"])
+def test_a_border_mirrors_the_image(border):
+    row = torch.arange(5, dtype=torch.uint8).view(1, 1, 1, 5).expand(1, 1, 5, 5)
+    wanted = {"symmetric": [1, 0, 0, 1, 2, 3, 4, 4, 3], "reflect": [2, 1, 0, 1, 2, 3, 4, 3, 2]}[border]
+    # TensorFlow's and torch's own words for the same
+    assert np.pad(range(5), 2, mode=border).tolist() == wanted
+    for images in (IMAGES, IMAGES / 255, row):
+        height, width = images.shape[2:]
+        padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (2, 2), (2, 2)), mode=border))
+        for image, whole in zip(Augment(crop=2, border=border).train(images, 0, 3), padded, strict=True):
+            cuts = [whole[:, y : y + height, x : x + width] for y in range(5) for x in range(5)]
+            assert any(torch.equal(cut, image) for cut in cuts)
+            assert image.dtype == images.dtype
+
+
+def test_a_border_that_the_image_is_too_small_for():
+    Augment(crop=8, border="symmetric").check([3, 8, 9])
+    Augment(crop=9).check([3, 8, 9])
+    for border, most in (("reflect", 7), ("symmetric", 8)):
+        with pytest.raises(
+            RegrowValueError,
+            match=rf"`augment.crop` must be at most {most} where `augment.border` is {border} and images are 8 x 9, "
+            rf"got {most + 1}",
+        ):
+            Augment(crop=most + 1, border=border).check([3, 8, 9])
+
+
 def test_about_half_are_mirrored():
     mirrored = 0
     for step in range(20):
@@ -71,7 +99,33 @@ def test_resized_crop_is_within_the_image_and_as_large_as_asked():
     assert 0.09 < float(area.min()) < 0.15
     assert 0.4 < float(area.max()) < 0.51
     assert 0.49 < float(ratio.min()) < 0.6
-    assert 1.7 < float(ratio.max()) < 2.02
+    assert 1.7 < float(ratio.max()) < 2.05  # sides are whole pixels
+
+
+def test_a_part_that_never_fits_is_the_largest_in_the_middle():
+    """As torchvision's RandomResizedCrop: after ten attempts, with the nearest ratio that is allowed."""
+    ramp = torch.arange(100.0).expand(4, 1, 10, 100).clone()
+    for images, axis in ((ramp, 3), (ramp.transpose(2, 3), 2)):
+        cut = Augment(resized_crop=8, scale=[0.9, 1]).train(images, 0, 0)
+        # 13 of 100 from the 43rd on, in eight pixels
+        wanted = 43 + (torch.arange(8) + 0.5) * 13 / 8 - 0.5
+        torch.testing.assert_close(
+            cut, wanted.view([1, 1, 8, 1] if axis == 2 else [1, 1, 1, 8]).expand(4, 1, 8, 8)
+        )
+
+
+def test_a_part_is_another_draw_where_one_does_not_fit():
+    augment = Augment(resized_crop=4, scale=[0.08, 1])
+    part = augment._parts(2000, torch.Generator().manual_seed(0))
+    parts = torch.tensor([part(number, 30, 60) for number in range(2000)])
+    top, left, height, width = parts.T
+    assert bool((top >= 0).all() and (left >= 0).all())
+    assert bool((top + height <= 30).all() and (left + width <= 60).all())
+    assert int((top + height == 30).sum()) > 20  # every place comes, up to the last row
+    assert 0.7 < float((width / height).min()) < 0.8  # 3 / 4, in whole pixels
+    assert 1.25 < float((width / height).max()) < 1.43
+    # a square of more than half of the image would not fit: it is drawn again, not made flat
+    assert float((height * width).max()) <= 30 * 40
 
 
 def test_the_centre_is_tested():
@@ -84,6 +138,10 @@ def test_the_centre_is_tested():
         ({"crop": -1}, r"`augment.crop` must be a whole number of at least 0, got -1"),
         ({"crop": True}, r"`augment.crop` must be a whole number"),
         ({"resized_crop": 0}, r"`augment.resized_crop` must be a whole number of at least 1, got 0"),
+        (
+            {"border": "mirror"},
+            r"`augment.border` must be one of zeros, reflect, symmetric, got 'mirror'",
+        ),
         ({"flip": 1}, r"`augment.flip` must be true or false, got 1"),
         (
             {"scale": [0.5, 1.5]},

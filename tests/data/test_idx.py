@@ -153,3 +153,11 @@ def test_fashion_mnist_itself():
     assert data.test_targets[:10].tolist() == [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]
     assert data.train_targets.bincount().tolist() == [6000] * 10
     assert (round(data.mean, 5), round(data.std, 5)) == (0.28604, 0.35302)
+
+
+def test_pixels_may_stay_as_they_are(tmp_path):
+    data = idx(str(write_folder(tmp_path / "images")), classes=4, normalize=False)
+    assert (float(data.train_inputs.min()), data.mean, data.std) == (0.0, 0.0, 1.0)
+    assert 0.5 < float(data.train_inputs.max()) <= 1
+    with pytest.raises(RegrowValueError, match=r"`data.normalize` must be true or false, got 'no'"):
+        idx(str(tmp_path / "images"), classes=4, normalize="no")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -151,18 +153,39 @@ def test_rigl_takes_no_weight_step_at_an_update_and_set_does(storage: str) -> No
     for method, moves in ((regrow.RigL, False), (regrow.SET, True)):
         model = eight(storage)
         optimizer = SGD(model.parameters(), lr=0.1)
-        method(model, optimizer, total_steps=10, update_every=1, drop_fraction=0.25)
+        method(model, optimizer, total_steps=10, update_every=1, drop_fraction=0.5)
         step(model, optimizer)
         before = only(model).to_dense()
         step(model, optimizer)
         assert (only(model).to_dense()[0, 0] != before[0, 0]) == moves
         model = eight(storage)
         optimizer = SGD(model.parameters(), lr=0.1)
-        method(model, optimizer, total_steps=10, update_every=1, drop_fraction=0.25, skip_step=moves)
+        method(model, optimizer, total_steps=10, update_every=1, drop_fraction=0.5, skip_step=moves)
         step(model, optimizer)
         before = only(model).to_dense()
         step(model, optimizer)
         assert (only(model).to_dense()[0, 0] != before[0, 0]) != moves
+
+
+@storages
+def test_no_weight_step_is_skipped_where_nothing_moves(storage: str) -> None:
+    """T_end = 4.04 is no multiple of 2: at step 4 the cosine has left a share of 1e-4 of four connections, none."""
+    for stop, rests in ((0.505, [2]), (0.5, [2]), (0.9, [2, 4])):
+        model = eight(storage)
+        optimizer = SGD(model.parameters(), lr=0.1)
+        method = regrow.RigL(
+            model, optimizer, total_steps=8, update_every=2, stop_fraction=stop, drop_fraction=0.9
+        )
+        records: list[dict[str, Any]] = []
+        method.register_update_hook(records.append)
+        rested = []
+        for at in range(6):
+            before = only(model).to_dense()[0, 0]
+            step(model, optimizer)
+            if only(model).to_dense()[0, 0] == before:
+                rested.append(at)
+        assert rested == rests
+        assert [record["step"] for record in records] == ([2] if stop == 0.5 else [2, 4])
 
 
 @storages

@@ -9,8 +9,11 @@ from published import write_cifar10, write_cifar100, write_images
 from tiny import write_folder
 
 import regrow
+from regrow.compare import plan
+from regrow.methods.gradual import Descent
 from regrow.recipes import find, load, shipped
-from regrow.training import RunFolder, build, train
+from regrow.training import RunFolder, build, train, ways
+from regrow.training.batches import Batches
 
 # these runs are a few steps long, shorter than the intervals of their recipes
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
@@ -38,19 +41,44 @@ SMALL = {
     "fashion-tickets": SUP,
     "fashion-edst": EDST,
     "sup-vgg16-cifar10": [*CIFAR, *SUP, "model.width=0.5"],
-    "sup-resnet50-cifar100": [*CIFAR, *SUP, "model.width=0.25"],
+    "sup-resnet50-cifar100": [*CIFAR, *SUP, "model.width=0.25", "validation=0.1"],
     "sup-wrn-28-10-cifar10": [*CIFAR, *SUP, "model.widen=2"],
     "freetickets-wrn-28-10": [*CIFAR, *EDST, "model.widen=2"],
     "wrn-22-2-cifar10": ["data.limit=40", "batch_size=8", "validation=0.1"],
     "wrn-22-2-jpeg": ["batch_size=8"],
-    "vgg-cifar": ["data.limit=40", "batch_size=8", "validation=0.1"],
-    "resnet50-cifar": ["data.limit=40", "batch_size=2", "validation=0.1"],
+    "vgg-cifar": CIFAR,
+    "resnet50-cifar": ["data.limit=40", "batch_size=2", "test_on=validation"],
     "vit-tiny": ["data.limit=40", "batch_size=4", "validation=0.1"],
     "gpt-small": ["data.limit=40000", "batch_size=2"],
     "resnet50-imagenet": IMAGENET,
     "mobilenet-v1-imagenet": IMAGENET,
 }
 """What makes two steps of each quick."""
+
+SUP_CIFAR10 = [
+    ["sup-vgg16-cifar10"],
+    ["sup-wrn-28-10-cifar10"],
+    [
+        "sup-resnet50-cifar100",
+        "data=cifar10",
+        "model.classes=10",
+        "validation=0.1",
+        "augment.border=reflect",
+        "schedule.milestones=[44000,65806]",
+    ],
+]
+SUP_CIFAR100 = [
+    ["sup-resnet50-cifar100"],
+    [
+        "sup-vgg16-cifar10",
+        "data=cifar100",
+        "model.classes=100",
+        "validation=null",
+        "augment.border=zeros",
+        "schedule.milestones=[48875,73097]",
+    ],
+]
+"""Sup-tickets' experiments, in the words of the recipes' comments."""
 
 VARIANTS = [
     (
@@ -132,19 +160,22 @@ def test_two_steps_of_a_variant(name, keys, folders, tmp_path, monkeypatch):
 
 
 def test_published_values_of_tickets():
-    """Sections 1 and 2 of the facts: epochs, rates, cycles and windows, at 351 steps an epoch of 45,000 images."""
-    for name in ("sup-vgg16-cifar10", "sup-resnet50-cifar100", "sup-wrn-28-10-cifar10"):
-        recipe = load(name)
-        options, length = recipe.tickets.options, 250 * 351
-        plan = find("tickets", recipe.tickets)(length, 351, **options)
-        assert (plan.start, plan.count, plan.length) == (226 * 351, 3, 8 * 351)
+    """Sections 1 and 2 of the facts: epochs, rates, cycles and windows, at 352 steps an epoch of 45,000 images."""
+    for name, *keys in SUP_CIFAR10 + SUP_CIFAR100:
+        recipe, epoch = load(name, keys), 352 if [name, *keys] in SUP_CIFAR10 else 391
+        options, length = recipe.tickets.options, 250 * epoch
+        plan = find("tickets", recipe.tickets)(length, epoch, **options)
+        assert (plan.start, plan.count, plan.length) == (226 * epoch, 3, 8 * epoch)
         assert (options["lr"], options["explore"], options["evolve"]) == ([0.001, 0.005], 0.5, None)
         shorter = [at * plan.start // length for at in recipe.schedule.options["milestones"]]
-        assert shorter == [113 * 351, int(169.5 * 351)]
+        assert shorter == [113 * epoch, 169 * epoch]
         assert recipe.tested_on == "test"
+        assert (recipe.validation, recipe.drop_last) == (0.1 if epoch == 352 else None, False)
+        assert recipe.augment["border"] == ("reflect" if epoch == 352 else "zeros")
     recipe = load("freetickets-wrn-28-10")
-    plan = find("tickets", recipe.tickets)(450 * 351, 351, **recipe.tickets.options)
-    assert (plan.start, plan.count, plan.length) == (150 * 351, 3, 100 * 351)
+    plan = find("tickets", recipe.tickets)(450 * 352, 352, **recipe.tickets.options)
+    assert (plan.start, plan.count, plan.length) == (150 * 352, 3, 100 * 352)
+    assert recipe.augment["border"] == "reflect"
     assert (recipe.tickets.options["lr"], recipe.tickets.options["explore"]) == ([0.01, 0.001], 0.8)
     for name in ("sup-vgg16-cifar10", "freetickets-wrn-28-10"):
         recipe = load(name)
@@ -156,6 +187,79 @@ def test_published_values_of_tickets():
         )
         assert (optimizer["lr"], optimizer["momentum"], optimizer["weight_decay"]) == (0.1, 0.9, 5e-4)
         assert (recipe.batch_size, recipe.validation) == (128, 0.1)
+
+
+@pytest.mark.parametrize("recipe", ["sup-vgg16-cifar10", "sup-resnet50-cifar100"])
+def test_granet_under_sup_tickets_is_down_by_epoch_110(recipe, tmp_path):
+    """The default of its code; updates come each 1,000 steps."""
+    epoch = 352 if "cifar100" not in recipe else 391
+    loaded = load(recipe, ["method.name=granet", "method.prune_stop_fraction=0.486726"])
+    options = loaded.method.options
+    descent = Descent.of_run(226 * epoch, options["update_every"], 0.0, options["prune_stop_fraction"])
+    assert descent.stop == 110 * epoch // 1000 * 1000
+    assert (options["schedule"], options["drop_fraction"], loaded.initial_sparsity) == ("constant", 0.5, None)
+    assert ways.PRUNING["granet"] == 0.5
+    key = "sup-granet.method.prune_stop_fraction=0.486726"
+    grid = plan(recipe, ["rigl", "sup-granet"], seeds=1, overrides=[key], folder=tmp_path)
+    compared = {run.cell.method: run.recipe.method.options for run in grid.runs}
+    assert compared["sup-granet"]["prune_stop_fraction"] == 0.486726
+    assert (compared["sup-granet"]["schedule"], compared["sup-granet"]["update_every"]) == ("constant", 1000)
+
+
+def test_the_dst_ensemble_drops_a_constant_half():
+    recipe = load(
+        "freetickets-wrn-28-10",
+        ["tickets=dst", "epochs=250", "schedule={name: step, milestones: [44000, 65824]}"],
+    )
+    method = recipe.method.options
+    assert (method["schedule"], method["drop_fraction"], method["stop_fraction"]) == ("constant", 0.5, 1.0)
+    assert recipe.schedule.options["milestones"] == [125 * 352, 187 * 352]
+    assert (recipe.schedule.options["factor"], recipe.tickets.options["tickets"]) == (0.1, 3)
+
+
+def test_images_as_the_sources_prepare_them():
+    """google-research/rigl cifar_resnet/data_helper.py; varun19299/rigl-reproducibility data.py; ITOP's main.py."""
+    rigl = load("wrn-22-2-cifar10")
+    assert (rigl.data.options["per_image"], rigl.augment["crop"], rigl.augment["border"]) == (
+        True,
+        4,
+        "symmetric",
+    )
+    assert (rigl.steps, rigl.validation) == (97_656, None)
+    again = load("resnet50-cifar")
+    assert (again.augment["resized_crop"], again.augment["crop"]) == (32, 0)
+    assert (again.validation, again.drop_last, again.tested_on) == (0.1, False, "test")
+    assert again.schedule.options["warmup_steps"] == 5 * 352
+    itop = load("vgg-cifar", ["method=itop"])
+    assert itop.schedule.options["milestones"] == [125 * 352, 187 * 352]
+    assert (itop.validation, itop.keep, itop.tested_on, itop.augment["border"]) == (
+        0.1,
+        "best",
+        "test",
+        "reflect",
+    )
+    assert (itop.method.options["update_every"], itop.method.options["drop_fraction"]) == (4000, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "examples", "steps"),
+    [
+        ("sup-vgg16-cifar10", 45_000, 352),
+        ("freetickets-wrn-28-10", 45_000, 352),
+        ("sup-resnet50-cifar100", 50_000, 391),
+        ("resnet50-cifar", 45_000, 352),
+        ("wrn-22-2-cifar10", 50_000, 390),
+    ],
+)
+def test_images_and_steps_of_an_epoch(name, examples, steps, folders):
+    recipe = load(name)
+    kind = recipe.data.name
+    recipe = load(name, [f"data.folder={folders(kind)}"])
+    data = find("data", recipe.data)(**recipe.data.options)
+    batches = Batches(data, recipe, torch.device("cpu"))
+    assert (batches.examples, batches.steps_per_epoch) == (examples, steps)
+    last = batches.train(steps - 1)[0]
+    assert len(last) == (128 if recipe.drop_last else examples - 128 * (steps - 1))
 
 
 def test_layers_that_stay_dense(folders, tmp_path, monkeypatch):
@@ -200,6 +304,13 @@ def test_published_values():
         assert recipe.method.options["stop_fraction"] == pytest.approx(stop, abs=1e-6)
         assert (recipe.method.options["drop_fraction"], recipe.method.options["update_every"]) == (0.3, 100)
     assert load("resnet50-imagenet").label_smoothing == 0.1
+    assert load("mnist-mlp").data.options["normalize"] is False  # its images are in [0, 1]
+    assert load("mnist-mlp").schedule.options["milestones"] == [75 * 600, 95 * 600]
+    for name in ("resnet50-imagenet", "mobilenet-v1-imagenet"):
+        recipe = load(name)
+        assert (recipe.data.options["whole"], recipe.data.options["size"]) == (True, 256)
+        assert (recipe.augment["resized_crop"], recipe.augment["scale"]) == (224, [0.08, 1.0])
+        assert recipe.augment["ratio"] == [3 / 4, 4 / 3]
 
 
 def test_big_and_sparse_has_the_connections_of_small_and_dense(folders):

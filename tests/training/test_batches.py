@@ -7,7 +7,7 @@ from published import write_images
 from test_training import assert_same_run, signalled
 from tiny import cli, write_recipe
 
-from regrow.data import Dataset, order
+from regrow.data import Augment, Dataset, order
 from regrow.errors import RegrowValueError
 from regrow.recipes import load
 from regrow.training.batches import Batches
@@ -45,6 +45,54 @@ def test_a_batch_is_normalised_images_in_the_order_of_its_epoch(recipe):
             inputs, (wanted.view(8, 1, 1, 1) / 255 - mean) / std * torch.ones(8, 3, 8, 8)
         )
         assert targets.tolist() == (wanted % 4).tolist()
+
+
+def test_images_normalised_by_themselves_are_so_before_they_are_cut(recipe):
+    """TensorFlow's per_image_standardization: over all values, with a deviation of at least 1 / sqrt(values)."""
+    images = torch.randint(0, 256, (40, 3, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images[0] = 7  # plain
+    data = dataclasses.replace(DATA, train_inputs=images, test_inputs=images[:10], per_image=True)
+    values = images.double().flatten(1)
+    mean, std = values.mean(1, keepdim=True), values.var(1, correction=0, keepdim=True).sqrt()
+    wanted = ((values - mean) / std.clamp(min=1 / 192**0.5)).view(40, 3, 8, 8).float()
+    assert not wanted[0].any()
+    torch.testing.assert_close(data.prepare(images), wanted)
+    batches = Batches(data, recipe("augment={crop: 2, border: symmetric}"), CPU)
+    inputs, _ = batches.train(0)
+    chosen = wanted[order(0, 0, 40)[:8]]
+    torch.testing.assert_close(inputs, Augment(crop=2, border="symmetric").train(chosen, 0, 0))
+    # and the centre of a test image by the statistics of the whole one
+    batches = Batches(data, recipe("augment={resized_crop: 6}"), CPU)
+    torch.testing.assert_close(next(batches.test())[0], wanted[:10, :, 1:7, 1:7])
+    torch.testing.assert_close(batches.example(2), wanted[:2, :, 1:7, 1:7])
+
+
+def test_the_last_examples_of_an_epoch_may_make_a_smaller_batch(recipe):
+    batches = Batches(DATA, recipe("batch_size=12", "drop_last=false"), CPU)
+    assert (batches.steps_per_epoch, batches.examples) == (4, 40)
+    seen = [batches.train(step)[0][:, 0, 0, 0] for step in range(4)]
+    assert [len(some) for some in seen] == [12, 12, 12, 4]
+    assert len(torch.cat(seen).unique()) == 40
+    assert Batches(DATA, recipe("batch_size=12"), CPU).steps_per_epoch == 3
+
+
+def test_parts_of_a_smaller_batch_add_up_to_it(tmp_path, capsys):
+    recipe = write_recipe(tmp_path)
+    runs = []
+    for parts in (1, 3):  # the last 80 of 200 examples in 27, 27 and 26
+        run = tmp_path / str(parts)
+        keys = (
+            f"accumulate={parts}",
+            "batch_size=120",
+            "drop_last=false",
+            "epochs=1",
+            "method.stop_fraction=0",
+        )
+        ended = cli(capsys, "train", recipe, f"out={run}", *keys)
+        assert ended.code == 0, ended.err
+        runs.append(torch.load(run / "checkpoint.pt")["model"])
+    for one, other in zip(*(run.values() for run in runs), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_data_without_prepare_is_given_as_it_is(recipe):

@@ -12,11 +12,13 @@ import torch
 from safetensors.torch import load_file
 from test_training import OWN, assert_same_run, records, signalled
 from tiny import ENVIRONMENT, cli, idx_bytes, images, write_folder, write_recipe
+from torch import nn
 
 import regrow
 from regrow.recipes import load
 from regrow.training import build
-from regrow.training.evaluation import evaluate
+from regrow.training.evaluation import Evaluation, evaluate
+from regrow.training.tickets import Best
 
 # these runs are a few steps long, shorter than the intervals of their recipes
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
@@ -201,6 +203,23 @@ def test_the_best_checkpoint_is_kept_where_the_recipe_says_so(recipe, tmp_path, 
     train(capsys, "--resume", broken)
     assert_same_run(whole, broken)
     assert summary_of(whole) == summary_of(broken)
+
+
+def test_the_best_checkpoint_is_one_of_the_sparsest(recipe):
+    """Pruning is often at its best before it has come down to the sparsity that is asked for."""
+    model, pruned = (
+        regrow.sparsify(nn.Linear(8, 8), sparsity=sparsity, storage="masked") for sparsity in (0, 0.5)
+    )
+    setup = build(load(str(recipe)))
+    best = Best(setup.recipe, setup.batches, model, None)
+    kept = []
+    for step, accuracy in enumerate((0.8, 0.9, 0.5, 0.7, 0.6)):
+        if step == 2:
+            model.load_state_dict(pruned.state_dict())
+        best.tested(step, Evaluation(accuracy, 0.0, 0.0))
+        network = best.finish(None).network  # it writes nothing
+        kept.append((regrow.summary(network).sparsity, best.best[0]))
+    assert kept == [(0, 0.8), (0, 0.9), (0.5, 0.5), (0.5, 0.7), (0.5, 0.7)]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from regrow.data.idx import read_idx
 from regrow.data.images import image_folder
 from regrow.data.mnist import fashion_mnist, idx
 from regrow.data.text import Text, gcide, python_source, text
+from regrow.data.whole import ImageFiles, in_files
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,7 @@ __all__ = [
     "CORRUPTIONS",
     "DataRecord",
     "Dataset",
+    "ImageFiles",
     "MISSING",
     "Tensors",
     "Text",
@@ -87,6 +89,7 @@ __all__ = [
     "gcide",
     "idx",
     "image_folder",
+    "in_files",
     "order",
     "prepared",
     "python_source",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.data.whole import Box, ImageFiles
+from regrow.errors import RegrowValueError, closest, require_count
 from regrow.topology import generator
+
+BORDERS = ("zeros", "reflect", "symmetric")
+ATTEMPTS = 10
+"""Parts of an image that are drawn until one fits into it."""
 
 
 @dataclass(frozen=True)
@@ -19,16 +24,20 @@ class Augment:
     """What is done to the images of a training batch, in this order.
 
     Args:
-        crop: pad each side by so many pixels, then cut out the original size at a random place. The padding is 0:
-            black where images are kept in bytes, the mean where they are kept normalised.
+        crop: pad each side by so many pixels, then cut out the original size at a random place.
+        border: what `crop` pads with: ``"zeros"`` (black where images are kept in bytes, the mean where they are kept
+            normalised), or the image mirrored at its edge, whose own pixels come twice (``"symmetric"``) or once
+            (``"reflect"``).
         resized_crop: cut out a random part and resize it to so many pixels a side (bilinear); test images are
             cut to their centre of that size.
         scale: of that part, its share of the image's area, from and to.
-        ratio: of that part, width over height, from and to (even on a log scale).
+        ratio: of that part, width over height, from and to (even on a log scale). Parts are drawn up to ten times until
+            one fits into the image; failing that it is the largest central one (torchvision's RandomResizedCrop).
         flip: mirror left and right with probability 1/2.
     """
 
     crop: int = 0
+    border: str = "zeros"
     resized_crop: int | None = None
     scale: Sequence[float] = (0.08, 1.0)
     ratio: Sequence[float] = (3 / 4, 4 / 3)
@@ -36,6 +45,11 @@ class Augment:
 
     def __post_init__(self) -> None:
         require_count("augment.crop", self.crop, least=0)
+        if self.border not in BORDERS:
+            raise RegrowValueError(
+                f"`augment.border` must be one of {', '.join(BORDERS)}, got {self.border!r}"
+                f"{closest(str(self.border), BORDERS)}"
+            )
         if self.resized_crop is not None:
             require_count("augment.resized_crop", self.resized_crop)
         if not isinstance(self.flip, bool):
@@ -54,7 +68,7 @@ class Augment:
         return bool(self.crop or self.resized_crop or self.flip)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse examples of `shape` that are no images [C, H, W], or smaller than `resized_crop`.
+        """Refuse examples of `shape` that are no images [C, H, W], or too small for what is to be done.
 
         Raises:
             RegrowValueError: with the shape.
@@ -68,21 +82,41 @@ class Augment:
                 f"`augment.resized_crop` must be at most the images' size, {min(shape[1:])}, got {self.resized_crop}"
             )
 
-    def train(self, images: Tensor, seed: int, step: int) -> Tensor:
-        """Images [B, C, H, W] of the batch of `step`, changed; [B, C, S, S] where `resized_crop` is S."""
+        most = min(shape[1:]) - (self.border == "reflect") if self and self.border != "zeros" else self.crop
+        if self.crop > most:
+            raise RegrowValueError(
+                f"`augment.crop` must be at most {most} where `augment.border` is {self.border} and images are "
+                f"{shape[1]} x {shape[2]}, got {self.crop}"
+            )
+
+    def train(self, images: Tensor | ImageFiles, seed: int, step: int) -> Tensor:
+        """Images [B, C, H, W] of the batch of `step`, changed; [B, C, S, S] where `resized_crop` is S.
+
+        Parts of images in files are cut out of the whole images, everything else is done to their central squares.
+        """
+        if isinstance(images, ImageFiles):
+            if self.resized_crop and not self.crop:
+                parts = self._parts(len(images), random := generator(seed, "augment", step))
+                return self._mirrored(images.cut(parts, self.resized_crop), random)
+            images = images.to("cpu")
         if not self:
             return images
         count, random = len(images), generator(seed, "augment", step)
         if self.crop:
             places = torch.randint(2 * self.crop + 1, (2, count), generator=random, device="cpu")
-            images = _crop(images, self.crop, places.to(images.device))
+            padded = _padded(images, self.crop, self.border)
+            images = _crop(padded, images.shape[2:], places.to(images.device))
         if self.resized_crop:
-            boxes = self._boxes(count, images.shape[2] / images.shape[3], random).to(images.device)
-            images = _resized(images, boxes, self.resized_crop)
-        if self.flip:
-            mirrored = torch.rand(count, generator=random, device="cpu") < 0.5
-            images = torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
-        return images
+            part = self._parts(count, random)
+            boxes = [part(number, *images.shape[2:]) for number in range(count)]
+            images = _resized(images, torch.tensor(boxes, device=images.device).T, self.resized_crop)
+        return self._mirrored(images, random)
+
+    def _mirrored(self, images: Tensor, random: torch.Generator) -> Tensor:
+        if not self.flip:
+            return images
+        mirrored = torch.rand(len(images), generator=random, device="cpu") < 0.5
+        return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
 
     def test(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] of a test batch: their centre [B, C, S, S] where `resized_crop` is S."""
@@ -91,36 +125,60 @@ class Augment:
         top, left = ((side - self.resized_crop) // 2 for side in images.shape[2:])
         return images[:, :, top : top + self.resized_crop, left : left + self.resized_crop]
 
-    def _boxes(self, count: int, height_by_width: float, random: torch.Generator) -> Tensor:
-        """Centre (x, y) and half size (x, y) of `count` random parts, all in [-1, 1], [4, count].
-
-        A part that would be longer than the image is as long as the image.
-        """
-        draws = torch.rand(4, count, generator=random, device="cpu")
-        area = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[0]
+    def _parts(self, count: int, random: torch.Generator) -> Callable[[int, int, int], Box]:
+        """A random part of each of `count` images: a function of an image's number, height and width."""
+        draws = torch.rand(count, ATTEMPTS, 4, generator=random, device="cpu").tolist()
         low, high = (math.log(value) for value in self.ratio)
-        ratio = (
-            torch.exp(low + (high - low) * draws[1]) * height_by_width
-        )  # of the shares of width and height
-        size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()]).clamp_(max=1)
-        centre = (2 * draws[2:] - 1) * (1 - size)
-        return torch.cat([centre, size])
+
+        def part(number: int, height: int, width: int) -> Box:
+            for share, shape, down, along in draws[number]:
+                area = height * width * (self.scale[0] + (self.scale[1] - self.scale[0]) * share)
+                ratio = math.exp(low + (high - low) * shape)
+                wide, tall = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+                if 0 < wide <= width and 0 < tall <= height:
+                    return int(down * (height - tall + 1)), int(along * (width - wide + 1)), tall, wide
+            wide = min(width, max(1, round(height * self.ratio[1])))
+            tall = min(height, max(1, round(width / self.ratio[0])))
+            return (height - tall) // 2, (width - wide) // 2, tall, wide
+
+        return part
 
 
-def _crop(images: Tensor, padding: int, places: Tensor) -> Tensor:
-    """`images` [B, C, H, W] padded and cut at the rows and columns `places` [2, B], the original size."""
-    height, width = images.shape[2:]
-    padded = F.pad(images, [padding] * 4)
+def _padded(images: Tensor, padding: int, border: str) -> Tensor:
+    """`images` [B, C, H, W] with `padding` more pixels at each side."""
+    if border == "zeros":
+        return F.pad(images, [padding] * 4)
+    for dimension in (2, 3):  # F.pad mirrors no bytes
+        size = images.shape[dimension]
+        place = torch.arange(-padding, size + padding, device=images.device)
+        if border == "symmetric":
+            place = torch.where(place < 0, -1 - place, place)
+            place = torch.where(place >= size, 2 * size - 1 - place, place)
+        else:
+            place = size - 1 - (size - 1 - place.abs()).abs()
+        images = images.index_select(dimension, place)
+    return images
+
+
+def _crop(padded: Tensor, size: Sequence[int], places: Tensor) -> Tensor:
+    """Images [B, C, H + 2p, W + 2p] cut to `size` [H, W] at the rows and columns `places` [2, B]."""
     # every possible cut is a view, of which the index takes one an image
-    cuts = padded.unfold(2, height, 1).unfold(3, width, 1)  # [B, C, 2p + 1, 2p + 1, H, W]
-    return cuts[torch.arange(len(images), device=images.device), :, places[0], places[1]]
+    cuts = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [B, C, 2p + 1, 2p + 1, H, W]
+    return cuts[torch.arange(len(padded), device=padded.device), :, places[0], places[1]]
 
 
-def _resized(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    """The part of each image [B, C, H, W] in its box, [B, C, size, size]; bytes stay bytes."""
-    line = (torch.arange(size, device=images.device) * 2 + 1) / size - 1  # the pixels' centres
-    x = boxes[0, :, None] + boxes[2, :, None] * line  # [B, size]
-    y = boxes[1, :, None] + boxes[3, :, None] * line
+def _resized(images: Tensor, parts: Tensor, size: int) -> Tensor:
+    """The part of each image [B, C, H, W] in `parts` (top, left, height, width; [4, B]), [B, C, size, size].
+
+    Bytes stay bytes.
+    """
+    height, width = images.shape[2:]
+    line = (
+        torch.arange(size, device=images.device) * 2 + 1
+    ) / size  # twice the pixels' centres, of a part of 1
+    top, left, tall, wide = parts[:, :, None]  # [B, 1]
+    x = (2 * left + wide * line) / width - 1  # [B, size]
+    y = (2 * top + tall * line) / height - 1
     grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
     values = F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
     return values.round_().to(torch.uint8) if images.dtype == torch.uint8 else values

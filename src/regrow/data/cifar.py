@@ -67,13 +67,14 @@ _HUNDRED = _Layout(
 )
 
 
-def cifar10(folder: str | None = None, limit: int | None = None) -> Dataset:
+def cifar10(folder: str | None = None, limit: int | None = None, per_image: bool = False) -> Dataset:
     """CIFAR-10: 50,000 + 10,000 colour images 32x32, 10 classes.
 
     Args:
         folder: the unpacked archive, binary or Python. Default: ``cifar-10-batches-bin`` or
             ``cifar-10-batches-py`` in the system's data sets, then in the user's cache.
         limit: take only so many training images, from the beginning. Default: all.
+        per_image: normalise each image by its own mean and deviation, as `Dataset` says.
 
     Returns:
         Images in bytes [N, 3, 32, 32]; batches are normalised by each channel's mean and deviation.
@@ -82,10 +83,12 @@ def cifar10(folder: str | None = None, limit: int | None = None) -> Dataset:
         RegrowValueError: where it is in none of these, with how to get it; for a file that is missing, cut
             short, has bytes to spare, or a label out of range.
     """
-    return _load(_TEN, _TEN.labels[0], folder, limit)
+    return _load(_TEN, _TEN.labels[0], folder, limit, per_image)
 
 
-def cifar100(folder: str | None = None, coarse: bool = False, limit: int | None = None) -> Dataset:
+def cifar100(
+    folder: str | None = None, coarse: bool = False, limit: int | None = None, per_image: bool = False
+) -> Dataset:
     """CIFAR-100: 50,000 + 10,000 colour images 32x32, 100 classes, or the 20 `coarse` ones.
 
     Args:
@@ -93,6 +96,7 @@ def cifar100(folder: str | None = None, coarse: bool = False, limit: int | None 
             the system's data sets, then in the user's cache.
         coarse: the 20 superclasses.
         limit: take only so many training images, from the beginning. Default: all.
+        per_image: normalise each image by its own mean and deviation, as `Dataset` says.
 
     Returns:
         As `cifar10`.
@@ -100,7 +104,7 @@ def cifar100(folder: str | None = None, coarse: bool = False, limit: int | None 
     Raises:
         RegrowValueError: as `cifar10`.
     """
-    return _load(_HUNDRED, _HUNDRED.labels[0 if coarse else 1], folder, limit)
+    return _load(_HUNDRED, _HUNDRED.labels[0 if coarse else 1], folder, limit, per_image)
 
 
 def read_binary(path: Path, labels: int, count: int) -> tuple[Tensor, Tensor]:
@@ -158,7 +162,11 @@ def read_python(path: Path, keys: list[str], count: int) -> tuple[Tensor, Tensor
     return columns, torch.from_numpy(data.copy()).view(count, 3, 32, 32)
 
 
-def _load(layout: _Layout, wanted: _Labels, folder: str | None, limit: int | None) -> Dataset:
+def _load(
+    layout: _Layout, wanted: _Labels, folder: str | None, limit: int | None, per_image: bool
+) -> Dataset:
+    if not isinstance(per_image, bool):
+        raise RegrowValueError(f"`data.per_image` must be true or false, got {per_image!r}")
     if limit is not None:
         require_count("data.limit", limit)
     place = locate(
@@ -175,7 +183,7 @@ def _load(layout: _Layout, wanted: _Labels, folder: str | None, limit: int | Non
         train, train_targets = train[:limit], train_targets[:limit]
     mean, std = statistics(train)
     name = layout.title.lower()
-    return Dataset(name, train, train_targets, test, test_targets, wanted.classes, mean, std)
+    return Dataset(name, train, train_targets, test, test_targets, wanted.classes, mean, std, per_image)
 
 
 def _split(

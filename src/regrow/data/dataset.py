@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -56,6 +57,8 @@ class Dataset:
         train_targets, test_targets: int64 [N], 0 .. classes - 1.
         mean, std: what is subtracted from pixels in [0, 1] and divided by, one number or one a channel; so that
             pictures can be shown in the data's own unit.
+        per_image: normalise each image kept in bytes by the mean and deviation of all its own values instead, as
+            TensorFlow's ``per_image_standardization``. Batches then do so before they augment, when it is still whole.
     """
 
     name: str
@@ -66,11 +69,14 @@ class Dataset:
     classes: int
     mean: float | Sequence[float] = 0.0
     std: float | Sequence[float] = 1.0
+    per_image: bool = False
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """A batch of `inputs` as the model takes it: bytes become normalised float32, all else stays."""
         if inputs.dtype != torch.uint8:
             return inputs
+        if self.per_image:
+            return standardized(inputs)
         mean, std = (torch.as_tensor(v, device=inputs.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return inputs.float().div_(255).sub_(mean).div_(std)
 
@@ -80,6 +86,17 @@ class Dataset:
             return images
         mean, std = (torch.as_tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return (images * std + mean).mul(255).round_().clamp_(0, 255).to(torch.uint8)
+
+
+def standardized(images: Tensor) -> Tensor:
+    """Images in bytes [N, C, H, W] as float32, each less its mean and divided by its deviation over all values.
+
+    A deviation counts as 1 / sqrt(values) at least, on the scale of 0 to 255, so that a plain image is zeros.
+    """
+    values = images.float()
+    mean = values.mean((1, 2, 3), keepdim=True)
+    std = values.std((1, 2, 3), correction=0, keepdim=True)
+    return values.sub_(mean).div_(std.clamp(min=math.prod(images.shape[1:]) ** -0.5))
 
 
 def prepared(data: Tensors, inputs: Tensor) -> Tensor:
@@ -129,7 +146,7 @@ def order(seed: int, epoch: int, size: int) -> Tensor:
 def spread(tensor: Tensor) -> Tensor:
     """`tensor`, or so many of its examples, evenly spaced, that they hold no more than `LARGE` values."""
     every = -(-tensor.numel() // LARGE)
-    return tensor[::every]
+    return tensor[::every].to("cpu")  # images in files are decoded
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.decoding import decode, require_file
 from regrow.data.waiting import waiting
+from regrow.data.whole import ImageFiles
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
 from regrow.ops.compiling import cores
 from regrow.places import cache as user_cache
@@ -43,6 +44,7 @@ def image_folder(
     channels: int = 3,
     limit: int | None = None,
     cache: str | None = None,
+    whole: bool = False,
 ) -> Dataset:
     """Images in ``folder/train/<class>/`` and ``folder/test/<class>/`` (or ``val``): png, jpg or jpeg.
 
@@ -57,6 +59,9 @@ def image_folder(
         channels: 3 for colour, 1 for grey; images of the other kind are converted.
         limit: take only so many training images, evenly spaced over the classes. Default: all.
         cache: the folder of the array file. Default: ``$XDG_CACHE_HOME/regrow/images``.
+        whole: leave the training images in their files, from which each batch decodes its own, so that
+            ``augment.resized_crop`` cuts parts out of the whole images rather than out of their central squares. Only
+            the test images are in the array file then.
 
     Returns:
         Images in bytes [N, C, H, W], classes numbered in the order of their names; batches are normalised by
@@ -74,25 +79,32 @@ def image_folder(
         raise RegrowValueError(f"`data.channels` must be 1 (grey) or 3 (colour), got {channels!r}")
     _require_name(root.resolve())
     train, test, classes = _list(root)
+    if whole not in (False, True) or (whole and size is None):
+        raise RegrowValueError(
+            f"`data.whole` must be true or false, and true only beside `data.size`, got {whole!r} and {size}"
+        )
     if limit is not None:
         every = len(train.files) / min(require_count("data.limit", limit), len(train.files))
         kept = [int(i * every) for i in range(min(limit, len(train.files)))]
         train = _Split([train.files[i] for i in kept], [train.targets[i] for i in kept])
     place = Path(cache).expanduser() if cache is not None else user_cache() / "images"
-    files = [*train.files, *test.files]
+    files = test.files if whole else [*train.files, *test.files]
     path = place / f"{root.resolve().name}-{_key(root, files, size, channels)}.npy"
     if not path.is_file():
         _decode(files, path, size, channels)
     images = torch.from_numpy(_mapped(path, len(files), size, channels))
+    inputs = images[: len(images) - len(test.files)]
+    if whole and size is not None:  # as a run sees it, these are a tensor too
+        inputs = cast(torch.Tensor, ImageFiles(train.files, size, channels))
     try:
-        mean, std = statistics(images[: len(train.files)])
+        mean, std = statistics(inputs)
     except RegrowValueError as error:
         raise RegrowValueError(f"{root}: {error}") from error
     return Dataset(
         root.resolve().name,
-        images[: len(train.files)],
+        inputs,
         torch.tensor(train.targets, device="cpu"),
-        images[len(train.files) :],
+        images[len(images) - len(test.files) :],
         torch.tensor(test.targets, device="cpu"),
         len(classes),
         mean,

@@ -15,7 +15,7 @@ from regrow.errors import RegrowValueError, require_count
 _SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 
 
-def idx(folder: str, classes: int = 10, limit: int | None = None) -> Dataset:
+def idx(folder: str, classes: int = 10, limit: int | None = None, normalize: bool = True) -> Dataset:
     """MNIST-format files in `folder`: ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, ``.gz`` or not.
 
     Pixels are scaled to [0, 1] and normalised by the mean and deviation of the training images.
@@ -24,6 +24,7 @@ def idx(folder: str, classes: int = 10, limit: int | None = None) -> Dataset:
         folder: the folder; ``~`` is the home directory.
         classes: labels are 0 .. classes - 1.
         limit: take only so many training images, from the beginning. Default: all.
+        normalize: false leaves the pixels in [0, 1].
 
     Returns:
         Images as float32 [N, 1, H, W].
@@ -37,7 +38,9 @@ def idx(folder: str, classes: int = 10, limit: int | None = None) -> Dataset:
         raise RegrowValueError(
             f"`data.folder` is no folder: {root}\nName the folder that holds the four IDX files."
         )
-    return _load(root, root.name or "idx", classes, limit)
+    if not isinstance(normalize, bool):
+        raise RegrowValueError(f"`data.normalize` must be true or false, got {normalize!r}")
+    return _load(root, root.name or "idx", classes, limit, normalize)
 
 
 def fashion_mnist(folder: str | None = None, limit: int | None = None) -> Dataset:
@@ -68,7 +71,7 @@ def fashion_mnist(folder: str | None = None, limit: int | None = None) -> Datase
     )
 
 
-def _load(folder: Path, name: str, classes: int, limit: int | None) -> Dataset:
+def _load(folder: Path, name: str, classes: int, limit: int | None, normalize: bool = True) -> Dataset:
     train, train_targets = _split(folder, "train", classes)
     test, test_targets = _split(folder, "t10k", classes)
     if train.shape[1:] != test.shape[1:]:
@@ -84,6 +87,8 @@ def _load(folder: Path, name: str, classes: int, limit: int | None) -> Dataset:
     mean, std = float(inputs.mean()), float(inputs.std())
     if not std > 0:
         raise RegrowValueError(f"{folder}: all pixels of the training images have the same value")
+    if not normalize:
+        mean, std = 0.0, 1.0
     for images in (inputs, test_inputs):
         images.sub_(mean).div_(std)
     return Dataset(name, inputs, train_targets, test_inputs, test_targets, classes, mean, std)

@@ -33,7 +33,8 @@ class Periodic(Method):
         update_every: Delta T, in optimizer steps.
         start_step: the first step at which an update may be; never step 0.
         stop_step: updates stop before this step.
-        skip_step: whether the weights rest at an update step; None is the method's own default.
+        skip_step: whether the weights rest at an update step, if anything is to be moved at it; None is the method's
+            own default.
         seed: of random choices.
         process_group: processes that train one model together.
     """
@@ -57,6 +58,7 @@ class Periodic(Method):
         self.update_every = require_count("update_every", update_every)
         self.start_step, self.stop_step = start_step, stop_step
         self._tracks = False
+        self._moves = False  # whether the last update had anything to move
         self._covered: dict[str, tuple[int, Tensor, int]] = {}
         """Of each weight: the topology that what was explored is known to hold, that tensor, and its version."""
         super().__init__(
@@ -111,8 +113,9 @@ class Periodic(Method):
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""
-        layers = {}
-        for weight, drop, grow in self.moves(step, weights):
+        layers, moves = {}, self.moves(step, weights)
+        self._moves = any(len(drop) or len(grow) for _, drop, grow in moves)
+        for weight, drop, grow in moves:
             before = weight.nnz
             explored = self._explore(weight)
             new = self.move(weight, drop, grow)
@@ -123,6 +126,10 @@ class Periodic(Method):
                 "explored": weight.explored_share(explored),
             }
         return {"step": step, "fraction": self.fraction(step), "explored": self.explored, "layers": layers}
+
+    def _update(self) -> bool:
+        """As `Method._update`, but weights do not rest for nothing: where no connection was to go or come."""
+        return super()._update() and self._moves
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super()._after(optimizer, args, kwargs)

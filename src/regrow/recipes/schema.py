@@ -33,7 +33,7 @@ class Part(BaseModel):
 
 
 class Recipe(BaseModel):
-    """One training run. Steps are optimizer steps; an epoch is ``examples // batch_size`` of them."""
+    """One training run. Steps are optimizer steps; `batch_size` and `drop_last` say how many make an epoch."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     model: Part = Field(description="a network, and its options")
     data: Part = Field(description="a data set, and its options")
     augment: dict[str, Any] = Field(
-        {}, description="what is done to training images: crop, flip, resized_crop, scale, ratio"
+        {}, description="what is done to training images: crop, border, flip, resized_crop, scale, ratio"
     )
     validation: float | None = Field(
         None,
@@ -87,7 +87,10 @@ class Recipe(BaseModel):
         0.0, ge=0, lt=1, description="share of the training target that is spread evenly over the classes"
     )
     schedule: Part = Field(Part(name="constant"), description="learning rate: constant, cosine or step")
-    batch_size: int = Field(gt=0, description="examples a step; a last batch that is smaller is left out")
+    batch_size: int = Field(gt=0, description="examples a step")
+    drop_last: bool = Field(
+        True, description="whether the last examples of an epoch are left out that make no whole batch"
+    )
     accumulate: int = Field(
         1,
         gt=0,

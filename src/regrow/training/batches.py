@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from regrow.data import Augment, Tensors, order, prepared
+from regrow.data import Augment, Tensors, in_files, order, prepared
 from regrow.errors import RegrowValueError
 from regrow.recipes import Recipe
 from regrow.topology import generator
@@ -51,6 +52,11 @@ class Batches:
         self.test_size = recipe.test_batch_size
         self.augment = Augment(**recipe.augment)
         self.augment.check(data.train_inputs.shape[1:])
+        if in_files(data.train_inputs) and (self.augment.crop or not self.augment.resized_crop):
+            raise RegrowValueError(
+                "`data.whole` is true, but `augment` cuts no parts out of whole images\n"
+                "Give `augment.resized_crop`, without `augment.crop`, or leave `data.whole` out."
+            )
         self.inputs, self.targets = _resident(data.train_inputs, data.train_targets, device)
         count = len(self.inputs)
         self._chosen: Tensor | None = None  # of the training examples, those that train
@@ -67,8 +73,10 @@ class Batches:
             self.final = held_out
         self.during = held_out or self.final
         self.examples = count if self._chosen is None else len(self._chosen)
-        self.steps_per_epoch = self.examples // self.size
-        if self.steps_per_epoch == 0:
+        self.steps_per_epoch = (
+            self.examples // self.size if recipe.drop_last else math.ceil(self.examples / self.size)
+        )
+        if self.examples < self.size:
             raise RegrowValueError(
                 f"`batch_size` must be at most the {self.examples} training examples, got {self.size}"
             )
@@ -82,15 +90,17 @@ class Batches:
             indices = indices if self._chosen is None else self._chosen[indices]
             self._epoch, self._order = epoch, indices.to(self.inputs.device)
         batch = self._order[position * self.size : (position + 1) * self.size]
-        inputs = self.augment.train(self.inputs[batch].to(self.device), self.seed, step)
+        images = self.inputs[batch]
+        given = images if in_files(images) else self._whole(images)
+        inputs = self.augment.train(given, self.seed, step).to(self.device)
         return prepared(self.data, inputs), self.targets[batch].to(self.device, torch.int64)
 
     def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All `examples` (default: `during`) in order, on the run's device."""
         tested = examples or self.during
-        size = self.test_size or min(1000, max(self.size, AT_ONCE // tested.inputs[0].numel()))
+        size = self.test_size or min(1000, max(self.size, AT_ONCE // math.prod(tested.inputs.shape[1:])))
         for some in tested.chosen.to(tested.inputs.device).split(size):
-            inputs = self.augment.test(tested.inputs[some].to(self.device))
+            inputs = self.augment.test(self._whole(tested.inputs[some]))
             yield prepared(self.data, inputs), tested.targets[some].to(self.device, torch.int64)
 
     def epoch(self, step: int) -> Iterator[Tensor]:
@@ -100,13 +110,20 @@ class Batches:
 
     def example(self, count: int = 1) -> Tensor:
         """`count` test inputs as the model takes them, on the run's device."""
-        return prepared(self.data, self.augment.test(self.data.test_inputs[:count].to(self.device)))
+        return prepared(self.data, self.augment.test(self._whole(self.data.test_inputs[:count])))
+
+    def _whole(self, inputs: Tensor) -> Tensor:
+        """`inputs` on the run's device; prepared if that goes by whole images, which augmentation cuts."""
+        inputs = inputs.to(self.device)
+        return prepared(self.data, inputs) if getattr(self.data, "per_image", False) else inputs
 
 
 def _resident(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
     """Both on `device`, or left where they are if they would take more than a quarter of its free memory."""
-    if device.type == "cuda":
+    kept = in_files(inputs)
+    if device.type == "cuda" and not kept:
         free, _ = torch.cuda.mem_get_info(device)
-        if inputs.nbytes > free // 4:
-            return inputs, targets
+        kept = inputs.nbytes > free // 4
+    if kept:
+        return inputs, targets
     return inputs.to(device), targets.to(device)

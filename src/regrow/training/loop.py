@@ -149,10 +149,11 @@ class _Run:
         for some, wanted in zip(
             inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True
         ):
+            share = len(inputs) / len(some)  # `accumulate`, but where the last batch of an epoch is smaller
             with torch.autocast(
                 self.setup.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
             ):
-                loss = cross_entropy(self.forward(some), wanted, recipe.label_smoothing) / recipe.accumulate
+                loss = cross_entropy(self.forward(some), wanted, recipe.label_smoothing) / share
             loss.backward()
             total += loss.detach()
         self.losses.append(total)

@@ -78,12 +78,16 @@ class Keeper:
 
 
 class Best(Keeper):
-    """Keeps the weights with the best accuracy on the examples held out."""
+    """Keeps the weights with the best accuracy on the examples held out, of those with the fewest connections.
+
+    A method that prunes is not done before it has come down to the sparsity that is asked for.
+    """
 
     best: tuple[float, nn.Module] | None = None
 
     def tested(self, step: int, evaluation: Evaluation) -> None:
-        if self.best is None or evaluation.accuracy > self.best[0]:
+        fewer = self.best is not None and connections(self.model) < connections(self.best[1])
+        if self.best is None or fewer or evaluation.accuracy > self.best[0]:
             self.best = evaluation.accuracy, copied(self.model, self.method)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,73 @@
+"""The tables of docs/methods.md and docs/own-method.md against the classes themselves."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import regrow
+from regrow.methods import registry
+from regrow.recipes import shipped
+from regrow.weights import SparseWeight
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def cells(page: str, columns: int) -> list[list[str]]:
+    """The rows of all tables of `page` that have so many columns, without heads."""
+    lines = [line for line in (DOCS / page).read_text().splitlines() if line.startswith("| ")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    return [row for row in rows if len(row) == columns and row[0].startswith("`")]
+
+
+DEFAULTS = [row[:3] for row in cells("methods.md", 5)]
+
+
+@pytest.mark.parametrize(("name", "argument", "default"), DEFAULTS, ids=lambda cell: cell.strip("`"))
+def test_defaults_are_those_of_the_class(name, argument, default):
+    parameters = inspect.signature(getattr(regrow, name.strip("`"))).parameters
+    assert parameters[argument.strip("`")].default == ast.literal_eval(default.strip("`"))
+
+
+def test_every_method_with_published_numbers_is_in_the_table():
+    """By class, and each argument that a class defines with a number of its own."""
+    listed = {(name.strip("`"), argument.strip("`")) for name, argument, _ in DEFAULTS}
+    for record in registry.records().values():
+        if record.name != "static":
+            assert record.cls.__name__ in {name for name, _ in listed}
+    for name in ("ITOP", "GraNet", "Pruning"):
+        own = inspect.signature(getattr(regrow, name).__init__).parameters.values()
+        for parameter in own:
+            if isinstance(parameter.default, int | float | str) and parameter.name not in (
+                "seed",
+                "skip_step",
+            ):
+                assert (name, parameter.name) in listed
+
+
+def test_every_recipe_is_on_the_page():
+    text = (DOCS / "methods.md").read_text()
+    named = set(re.findall(r"`([a-z0-9.-]+)`", text))
+    own = {name for name in shipped() if name.startswith("fashion-")}
+    assert set(shipped()) - own <= named
+
+
+def test_every_recipe_has_its_time():
+    timed = {name for row in cells("recipes.md", 5) for name in re.findall(r"`([a-z0-9.-]+)`", row[0])}
+    assert timed == set(shipped())
+
+
+def test_what_an_own_method_may_define_is_there_to_define():
+    rows = cells("own-method.md", 3)
+    assert len(rows) == 8
+    for name, *_ in rows:
+        name, _, arguments = name.strip("`").rstrip(")").partition("(")
+        member = getattr(regrow.Dynamic, name)
+        if arguments:
+            assert [n for n in inspect.signature(member).parameters if n != "self"] == arguments.split(", ")
+    for name in ("average", "random", "remember", "remembered"):
+        assert callable(getattr(regrow.Dynamic, name))
+    for name in ("best", "fan_in", "values"):
+        assert callable(getattr(SparseWeight, name))
