@@ -4,7 +4,6 @@ import json
 import os
 import resource
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
@@ -174,13 +173,11 @@ def test_what_cannot_be_removed_does_not_hide_why_it_was_not_written(tmp_path):
     file = tmp_path / "file"
     file.touch()
     model = regrow.sparsify(nn.Linear(8, 8), sparsity=0.5)
-    with pytest.raises(
-        regrow.RegrowError, match=r"model.safetensors` could not be written: .*Not a dir"
-    ):
+    with pytest.raises(regrow.RegrowError, match=r"model.safetensors` could not be written: .*Not a dir"):
         regrow.save(model, file / "model.safetensors")
     assert os.listdir(tmp_path) == ["file"]
-    folder = RunFolder(Path(tmp_path))
-    folder.append("metrics.jsonl", {})
-    os.close(folder._logs["metrics.jsonl"].fileno())
+    folder = RunFolder(tmp_path)
     with pytest.raises(ZeroDivisionError), folder:
-        1 / 0
+        folder.append("metrics.jsonl", {})
+        os.close(folder._logs["metrics.jsonl"].fileno())  # so that closing the log fails
+        raise ZeroDivisionError

@@ -69,7 +69,8 @@ class Lock:
 
     def _close(self) -> None:
         _held.discard(self)
-        os.close(self._file)
+        with suppress(OSError):
+            os.close(self._file)
 
 
 _held: weakref.WeakSet[Lock] = weakref.WeakSet()
