@@ -248,6 +248,7 @@ class Attached(ABC):
         for weight, parameter in zip(self.weights, self._parameters, strict=True):
             weight.settle()
             if weight.parameter is not parameter:
+                checks.check_whole(self.model)
                 raise RegrowRuntimeError(
                     f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
                     "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
