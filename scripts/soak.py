@@ -65,48 +65,48 @@ class Soak:
         self.folder, self.random = folder, random.Random(seed)
         self.counts: Counter[str] = Counter()
         self.recipe = write_recipe(folder)
-        self.whole: dict[tuple[str, int], tuple[Path, float]] = {}
+        self.whole: dict[str, tuple[Path, float]] = {}
 
     def one(self, number: int) -> None:
         """A run with signals, and the comparison."""
-        kind, seed = self.random.choice(list(KINDS)), self.random.randrange(3)
-        whole, seconds = self.undisturbed(kind, seed)
+        kind = self.random.choice(list(KINDS))
+        whole, seconds = self.undisturbed(kind)
         run = self.folder / f"run-{number}"
         for _ in range(self.random.randint(1, MOST)):
             if (run / "summary.json").exists():
                 break
-            self.disturbed(kind, seed, run, seconds)
+            self.disturbed(kind, run, seconds)
         while not (run / "summary.json").exists():
             self.counts["resumed and left alone"] += 1
-            self.end(self.start(kind, seed, run), "left alone", {0})
+            self.end(self.start(kind, run), "left alone", {0})
         compare(whole, run)
         self.counts["runs that are equal bit for bit"] += 1
         self.counts[f"  of kind {kind}"] += 1
         shutil.rmtree(run)
 
-    def undisturbed(self, kind: str, seed: int) -> tuple[Path, float]:
+    def undisturbed(self, kind: str) -> tuple[Path, float]:
         """The run that the others must equal, and how long it took."""
-        if (kind, seed) not in self.whole:
+        if kind not in self.whole:
             run, begin = self.folder / f"whole-{len(self.whole)}", time.monotonic()
-            self.end(self.start(kind, seed, run), "undisturbed", {0})
-            self.whole[kind, seed] = run, time.monotonic() - begin
-        return self.whole[kind, seed]
+            self.end(self.start(kind, run), "undisturbed", {0})
+            self.whole[kind] = run, time.monotonic() - begin
+        return self.whole[kind]
 
-    def start(self, kind: str, seed: int, run: Path) -> subprocess.Popen[str]:
+    def start(self, kind: str, run: Path) -> subprocess.Popen[str]:
         """Begin a run, or go on with it."""
         begun = (run / "config.yaml").exists()
-        new = ["train", str(self.recipe), f"out={run}", *COMMON, *KINDS[kind], f"seed={seed}"]
+        new = ["train", str(self.recipe), f"out={run}", *COMMON, *KINDS[kind]]
         command = [sys.executable, "-m", "regrow", *(["train", "--resume", str(run)] if begun else new)]
         return subprocess.Popen(
             command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
 
-    def disturbed(self, kind: str, seed: int, run: Path, seconds: float) -> None:
+    def disturbed(self, kind: str, run: Path, seconds: float) -> None:
         """Start or resume, and send a signal at a moment when it trains, as a rule."""
-        process = self.start(kind, seed, run)
+        process = self.start(kind, run)
         moment = time.monotonic() + seconds * self.random.random()
         if self.random.random() < 0.1:
-            self.intrude(kind, seed, run, process)
+            self.intrude(kind, run, process)
         while time.monotonic() < moment and process.poll() is None:
             time.sleep(0.005)
         chosen = self.random.choice(SIGNALS)
@@ -125,12 +125,12 @@ class Soak:
                 raise Wrong(f"{run}: it says {stopped[0]}, and the checkpoint is of step {at}")
             self.counts["stopped with a checkpoint"] += 1
 
-    def intrude(self, kind: str, seed: int, run: Path, process: subprocess.Popen[str]) -> None:
+    def intrude(self, kind: str, run: Path, process: subprocess.Popen[str]) -> None:
         """Ask for the folder while another process has it."""
         deadline = time.monotonic() + LIMIT
         while holder(run) != process.pid and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
-        second = self.start(kind, seed, run)
+        second = self.start(kind, run)
         said = self.end(second, "a second process", {0, 2})
         if second.returncode == 2:
             if f"is in use by process {process.pid} on" not in said and "holds a run already" not in said:

@@ -122,6 +122,8 @@ def test_out_that_cannot_be_is_refused_before_anything_is_done(recipe, tmp_path,
         assert said in ended.err
         assert sorted(tmp_path.rglob("*")) == before
     assert file.read_text() == "mine"
+    ended = cli(capsys, "compare", recipe, "--out", file)
+    assert f"error: `--out` {file} must be a folder, and {file} is none\nName another folder." in ended.err
 
 
 def test_the_environment_is_written_before_the_recipe(tmp_path):
@@ -167,6 +169,10 @@ def test_a_finished_run_on_a_disk_that_refuses(recipe, tmp_path, capsys):
     damaged = cli(capsys, "train", "--resume", run)
     assert damaged.code == 0
     assert "no picture of the curves: Expecting property name" in damaged.out
+    with pytest.raises(
+        regrow.RegrowError, match=r"metrics.jsonl is damaged: .*\nPut the file back, or delete .*run "
+    ):
+        RunFolder.open(run).records("metrics.jsonl")
 
 
 def test_what_cannot_be_removed_does_not_hide_why_it_was_not_written(tmp_path):

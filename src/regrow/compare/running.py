@@ -99,7 +99,6 @@ def run_all(
 
 
 def _start(run: Run, threads: int, leash: Leash) -> _Child:
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
     if run.begun:
         arguments = ["train", "--resume", str(run.folder)]
     else:
@@ -108,7 +107,10 @@ def _start(run: Run, threads: int, leash: Leash) -> _Child:
     log = run.folder.parent / f"{run.folder.name}.log"
     # read when a process imports torch; more threads than the run's own would wait for one another
     environment = {**os.environ, "OMP_NUM_THREADS": str(run.recipe.threads or threads)}
-    with log.open("w") as stream:
+    with RunFolder(run.folder).disk(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stream = log.open("w")
+    with stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "regrow", *arguments],
             stdin=subprocess.DEVNULL,

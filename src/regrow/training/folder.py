@@ -60,11 +60,7 @@ class RunFolder:
         if not out:
             return
         path = Path(out).expanduser()
-        for part in (path, *path.parents):
-            if os.path.lexists(part) and not os.path.isdir(part):
-                raise RegrowValueError(
-                    f"`out` {path} must be a folder, and {part} is none\nName another folder."
-                )
+        require_folder("out", path)
         if os.path.lexists(path / "config.yaml"):
             raise RegrowValueError(
                 f"`out` {path} holds a run already\n"
@@ -158,16 +154,24 @@ class RunFolder:
 
     def read(self, name: str) -> Any:
         """The JSON document in file `name`."""
-        return json.loads((self.path / name).read_text(encoding="utf-8"))
+        with self._legible(self.path / name):
+            return json.loads((self.path / name).read_bytes())
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """The records of log `name`, oldest first; none where there is no such log."""
         path = self.path / name
         lines = path.read_bytes().splitlines() if path.is_file() else []
-        try:
+        with self._legible(path):
             return [json.loads(line) for line in lines]
+
+    @contextmanager
+    def _legible(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except ValueError as error:
-            raise RegrowRuntimeError(f"{path} is damaged: {error}") from error
+            raise RegrowRuntimeError(
+                f"{path} is damaged: {error}\nPut the file back, or delete {self.path} and train it again."
+            ) from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write file `name` whole or not at all."""
@@ -303,3 +307,16 @@ class RunFolder:
             + ("\nThe last checkpoint is whole." if kept else "")
             + f"\nFree some space or make the folder writable, then {then}."
         )
+
+
+def require_folder(name: str, path: Path) -> None:
+    """Refuse a `path` that cannot become a folder, because it or what it is in is something else.
+
+    Raises:
+        RegrowValueError: naming the argument.
+    """
+    for part in (path, *path.parents):
+        if os.path.lexists(part) and not os.path.isdir(part):
+            raise RegrowValueError(
+                f"`{name}` {path} must be a folder, and {part} is none\nName another folder."
+            )
