@@ -1,6 +1,6 @@
 """A user's file: a network, data, and RigL whose process gets a signal in the middle of an update, once.
 
-SIGNAL_AT is the step, SIGNAL the signal's name, SIGNALLED a file that is there once it has happened.
+SIGNAL_AT is the step, SIGNAL the signal's name, SIGNALS how often, SIGNALLED a file that is there once it happened.
 """
 
 import os
@@ -23,7 +23,8 @@ class Signalled(regrow.RigL):
         happened = Path(os.environ.get("SIGNALLED", "/"))
         if str(self.step) == os.environ.get("SIGNAL_AT") and not happened.exists():
             happened.touch()
-            os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
+            for _ in range(int(os.environ.get("SIGNALS", "1"))):
+                os.kill(os.getpid(), getattr(signal, os.environ["SIGNAL"]))
         return moved
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -18,7 +19,19 @@ from regrow.errors import RegrowError, RegrowValueError
 from regrow.machine import environment
 from regrow.methods.registry import records as known_records
 from regrow.recipes import Recipe, as_yaml, load, read, shipped
-from regrow.training import Interrupted, RunFolder, bar, build, calendar, lines, train
+from regrow.training import (
+    Interrupted,
+    RunFolder,
+    Setup,
+    bar,
+    build,
+    calendar,
+    follow_parent,
+    lasting_console,
+    lines,
+    require_one_process,
+    train,
+)
 
 app = typer.Typer(
     name="regrow",
@@ -73,7 +86,9 @@ def train_command(
     json_: Json = False,
 ) -> None:
     """Train RECIPE, with keys changed: regrow train fashion-mlp method=set optimizer.lr=0.05 seed=1."""
-    console = Console(stderr=json_)
+    require_one_process("train")
+    follow_parent()
+    console = lasting_console(errors=json_)
     if resume is not None:
         if recipe is not None or import_:
             raise RegrowValueError(
@@ -85,22 +100,37 @@ def train_command(
             folder.summary()
             _finish(console, folder, json_, "was finished before")
             return
-        setup = build(read(resume / "config.yaml"), folder.load_checkpoint())
+        with folder:
+            if not folder.finished:  # by a process that has held it until now
+                setup = build(read(resume / "config.yaml"), folder.load_checkpoint())
+                _announce(console, setup)
+                _train(console, setup, folder)
     elif recipe is not None:
-        setup = build(load(recipe, overrides or [], import_ or []))
+        resolved = load(recipe, overrides or [], import_ or [])
+        RunFolder.check(resolved.out)
+        setup = build(resolved)
+        config = _announce(console, setup)
+        about = environment(context.obj)
+        with RunFolder.create(config, setup.recipe.out, _stem(setup.recipe), about) as folder:
+            _train(console, setup, folder)
     else:
         raise RegrowValueError(f"give a recipe or `--resume RUN`\nShipped are: {', '.join(shipped())}.")
+    _finish(console, folder, json_, "finished")
+
+
+def _announce(console: Console, setup: Setup) -> str:
+    """Print what will be trained; returns the resolved recipe."""
     config = as_yaml(setup.recipe)
-    console.print(config, markup=False, highlight=False, soft_wrap=True)
-    console.print(str(regrow.summary(setup.model)), markup=False, highlight=False, soft_wrap=True)
-    console.print(calendar(setup), markup=False, highlight=False, soft_wrap=True, end="")
-    if resume is None:
-        folder = RunFolder.create(config, setup.recipe.out, _stem(setup.recipe))
-        folder.write_json("environment.json", environment(context.obj))
+    for text in (config, str(regrow.summary(setup.model)), calendar(setup).rstrip("\n")):
+        if text:
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+    return config
+
+
+def _train(console: Console, setup: Setup, folder: RunFolder) -> None:
     console.print(f"\nrun folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
     with bar(console) if console.is_terminal else lines(console) as progress:
         train(setup, folder, progress)
-    _finish(console, folder, json_, "finished")
 
 
 @app.command("compare")
@@ -134,6 +164,7 @@ def compare_command(
     json_: Json = False,
 ) -> None:
     """Compare methods under one budget: regrow compare fashion-mlp --methods static,rigl optimizer.lr=0.05,0.1"""
+    require_one_process("compare")
     from regrow.compare.command import compare, numbers  # with matplotlib, which takes a second
 
     code = compare(
@@ -298,15 +329,17 @@ def _stem(recipe: Recipe) -> str:
 
 def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
     """Draw the pictures and print the summary of a finished run."""
-    from regrow.report import draw  # matplotlib takes a second, which no failing command should wait for
+    try:
+        from regrow.report import draw  # matplotlib takes a second, which no failing command should wait for
 
-    pictures, note = draw(folder.path)
+        pictures, note = draw(folder.path)
+    except Exception as error:  # the run is finished, whatever becomes of its pictures
+        pictures, note = [], f"no pictures: {error}"
     console.print(f"\n{how}: {folder.path}", markup=False, highlight=False, soft_wrap=True)
     text = folder.text("summary.txt")
     text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
-    console.print(
-        text + (f"\n             {note}" if note else ""), markup=False, highlight=False, soft_wrap=True
-    )
+    text += "".join(f"\n             {line}" for line in note.splitlines())
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
     if json_:
         result = {
             "run": str(folder.path),
@@ -340,11 +373,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         app(given, prog_name="regrow", obj=given)
     except Interrupted as error:
-        print(f"\n{error}", file=sys.stderr)
-        sys.exit(130)
+        _end(f"\n{error}", 130)
     except RegrowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {error}", 2)
     except KeyboardInterrupt:
-        print("\nstopped at once; the last checkpoint is whole", file=sys.stderr)
-        sys.exit(130)
+        _end("\nstopped at once; a run that has begun continues with `regrow train --resume RUN`", 130)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    with suppress(OSError):  # the terminal is gone
+        print(text, file=sys.stderr)
+    sys.exit(code)

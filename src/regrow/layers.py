@@ -15,6 +15,7 @@ from torch.nn.utils import parametrize
 from regrow import uses
 from regrow.errors import RegrowValueError, closest, warn
 from regrow.weights import views
+from regrow.weights.sharded import ONE, TWO, is_sharded, not_whole
 from regrow.weights.views import before_forward, named_weights
 
 Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
@@ -315,6 +316,8 @@ def choose(
         raise RegrowValueError(
             f"`model` is sparse already: {sparse}\nCall regrow.densify(model) first, or name others with `include`."
         )
+    if is_sharded(model, ONE) or (not chosen and is_sharded(model, TWO)):
+        raise not_whole("model")
     if not chosen:
         reasons = "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items())
         if any(layer.never_because is None for layer in layers):

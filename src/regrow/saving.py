@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,43 @@ def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any])
     except Exception as error:
         raise RegrowRuntimeError(f"`{target}` could not be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the error that led here
+            temporary.unlink(missing_ok=True)
     return target
+
+
+def reason(error: BaseException) -> str:
+    """What the system said: torch and safetensors bury it under errors of their own."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        link = link.__cause__ or link.__context__
+    return str(error.__cause__ or error)
+
+
+def sweep(folder: Path, *, everything: bool = False) -> None:
+    """Remove the temporary files that processes which were killed have left in `folder`.
+
+    Args:
+        folder: where `write_atomically` has written.
+        everything: also those of processes that live, or that nobody on this machine knows: none of them writes there.
+    """
+    for left in folder.glob(".*.part"):
+        process = left.name.split(".")[-2]
+        if process.isdecimal() and (everything or not _lives(int(process))):
+            with suppress(OSError):
+                left.unlink()
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:

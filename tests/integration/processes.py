@@ -136,6 +136,45 @@ def other_arguments(rank: int, method: str, by_rank: list[dict[str, Any]]) -> st
     return "not refused"
 
 
+def other_layers(rank: int, include: list[list[str] | None]) -> str:
+    """The refusal of processes of which each has sparse layers of its own; None is a dense model."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(10, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 4))
+    mine = include[rank]
+    if mine is not None:
+        regrow.sparsify(model, sparsity=0.7, include=mine)
+    try:
+        attach("rigl", model, OPTIMIZERS["sgd"](model))
+    except regrow.RegrowError as error:
+        return str(error)
+    return "not refused"
+
+
+def parted(rank: int, storage: str, method: str, how: str) -> tuple[int, str]:
+    """Train until the processes are found to have parted: the step at which they are, and what is said."""
+    model = network(storage)
+    wrapped = model if how == "no DDP" else DistributedDataParallel(model)
+    driven = OPTIMIZERS["sgd"](wrapped)
+    settings: dict[str, Any] = {"total_steps": STEPS, **UPDATES}
+    if how == "schedule":
+        settings["schedule"] = lambda t: 1.0 - t * rank
+    attached = METHODS[method](wrapped, driven, **settings)
+    if how == "length" and rank:
+        attached.stop_step = 3
+    for number, (x, y) in enumerate(data(torch.float64, 1)):
+        if how == "topology" and rank and number == 3:
+            weight = attached.weights[1]
+            free = weight.mask().logical_not().flatten().nonzero().flatten()[:2]
+            attached.move(weight, torch.tensor([0, 1]), free)
+        cross_entropy(wrapped(x[rank::WORLD]), y[rank::WORLD]).backward()
+        try:
+            driven.step()
+        except regrow.RegrowError as error:
+            return number, str(error)
+        driven.zero_grad()
+    return STEPS, "not found"
+
+
 class Branches(nn.Module):
     """A trunk, and a branch that only some inputs take."""
 

@@ -78,8 +78,58 @@ def _bucket_view(rank: int, storage: str) -> dict[str, Any]:
 def test_topologies_that_differ_are_refused(storage: str, tmp_path: Path) -> None:
     for message in run(processes.other_seeds, tmp_path, storage):
         assert message == (
-            "the processes hold different topologies.\nCall regrow.sparsify with the same seed in each."
+            "the processes hold different topologies: `0.weight` in process 1; `2.weight` in process 1; `4.weight` in "
+            "process 1 differs from process 0.\nCall regrow.sparsify with the same seed in each."
         )
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "said"),
+    [
+        (["0", "2"], ["0"], "train different sparse layers: their number is, in process 0 2, process 1 1.\n"),
+        (None, ["0"], "train different sparse layers: their number is, in process 0 0, process 1 1.\n"),
+        (["0", "2"], ["0", "4"], "train different sparse layers: `"),
+    ],
+)
+def test_other_layers_are_refused_on_all(one: Any, other: Any, said: str, tmp_path: Path) -> None:
+    messages = run(processes.other_layers, tmp_path, [one, other])
+    for message, mine in zip(messages, ("2.weight", "4.weight"), strict=True):
+        assert message.startswith(f"the processes {said}")
+        if one and len(one) == len(other):
+            assert message.startswith(f"the processes {said}{mine}` in process 1 differs from process 0.\n")
+
+
+PARTED = {
+    # what is different, at which step that is found, and what is said
+    "schedule": (
+        2,
+        "do not update the topology alike: process 0: step 2, drop fraction 0.5; process 1: step 2, ",
+    ),
+    "length": (
+        2,
+        "alike: process 0: step 3, next update 4; process 1: step 3, next update -1.\nGive each the same",
+    ),
+    "no DDP": (
+        2,
+        "` in process 1 differs from process 0.\nTrain through DistributedDataParallel, which gives",
+    ),
+    "topology": (
+        4,
+        "the processes hold different topologies: `2.weight` in process 1 differs from process 0.\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", PARTED)
+def test_processes_that_part_are_found_at_the_next_update(
+    method: str, storage: str, how: str, tmp_path: Path
+) -> None:
+    expected, said = PARTED[how]
+    for step, message in run(processes.parted, tmp_path, storage, method, how):
+        assert step == expected
+        assert said in message
 
 
 @pytest.mark.parametrize(

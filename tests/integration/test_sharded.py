@@ -45,27 +45,50 @@ def test_tensor_parallel_weights_are_refused(mesh: DeviceMesh) -> None:
         regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, update_every=5)
 
 
-class FullyShardedDataParallel(nn.Module):
-    """Does to a model what FSDP1 does, which needs an accelerator: one flat parameter takes the place of all."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._fsdp_wrapped_module = module
-        self.flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in module.parameters()]))
-        for part in module.modules():
-            for name, parameter in list(part._parameters.items()):
-                if parameter is not None:
-                    del part._parameters[name]
-                    setattr(part, name, parameter.detach().clone())
-
-
 @pytest.mark.parametrize("storage", STORAGES)
-def test_fsdp1_is_refused(storage: str) -> None:
+def test_fsdp2_put_on_after_the_method_is_refused_at_the_step(storage: str, mesh: DeviceMesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    model = network(storage)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.RigL(model, optimizer, total_steps=10, update_every=5)
+    sharded: Any = fully_shard(model, mesh=mesh)
+    sharded(torch.randn(4, 10, dtype=torch.float64)).sum().backward()
+    with pytest.raises(regrow.RegrowError, match=NOT_WHOLE):
+        optimizer.step()
+
+
+def fsdp1(model: nn.Module, keep: bool) -> nn.Module:
+    """FSDP1, which keeps the parameters to look at (`use_orig_params`), or not."""
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with warnings.catch_warnings():  # it is called old by now
+        warnings.simplefilter("ignore")
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=keep)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("storage", STORAGES)
+def test_fsdp1_is_refused(storage: str, keep: bool, mesh: DeviceMesh) -> None:
     inner = network(storage)
-    model = FullyShardedDataParallel(inner)
-    for given in (model, inner):
+    model = fsdp1(inner, keep)
+    with pytest.raises(regrow.RegrowError, match=NOT_WHOLE):
+        regrow.RigL(model, SGD(model.parameters(), lr=0.1), total_steps=10, update_every=5)
+    if (
+        storage == "masked" or not keep
+    ):  # no mask reaches the one parameter of all; values are whole parameters
         with pytest.raises(regrow.RegrowError, match=NOT_WHOLE):
-            regrow.RigL(given, SGD(model.parameters(), lr=0.1), total_steps=10, update_every=5)
+            model(torch.randn(4, 10, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("keep", [True, False, None])
+def test_a_sharded_model_is_not_made_sparse(keep: bool | None, mesh: DeviceMesh) -> None:
+    from torch.distributed.fsdp import fully_shard
+
+    dense = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 4))
+    model: Any = fully_shard(dense, mesh=mesh) if keep is None else fsdp1(dense, keep)
+    with pytest.raises(regrow.RegrowError, match=NOT_WHOLE):
+        regrow.sparsify(model, sparsity=0.5)
 
 
 @pytest.mark.parametrize("storage", STORAGES)

@@ -135,9 +135,9 @@ def two_steps(name, keys, folders, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     try:
         setup = build(recipe)
-        folder = RunFolder.create("", recipe.out, name)
         before = {name: mask.clone() for name, mask in regrow.masks(setup.model).items()}
-        result = train(setup, folder, lambda status, tested=False: None)
+        with RunFolder.create("", recipe.out, name, {}) as folder:
+            result = train(setup, folder, lambda status, tested=False: None)
     finally:
         torch.set_num_threads(threads)
     assert result["steps"] == 2

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from regrow.compare.grid import plan
 from regrow.compare.running import run_all
 from regrow.compare.table import tabulate
 from regrow.compare.writing import as_text, conditions, write
 from regrow.errors import RegrowValueError
 from regrow.report import draw_comparison
+from regrow.saving import sweep
+from regrow.training import lasting_console
 
 
 def compare(
@@ -42,7 +42,7 @@ def compare(
         imports=imports,
         folder=folder,
     )
-    console = Console(stderr=json_)
+    console = lasting_console(errors=json_)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -51,11 +51,16 @@ def compare(
     failures = run_all(grid.runs, workers=workers, console=console)
     table = tabulate(grid)
     stem = grid.folder / conditions(grid)
-    files = write(table)
+    say("\n" + as_text(table))  # before the disk can refuse anything
+    sweep(grid.folder)
+    files: list[Path] = write(table)
+    pictures: list[Path] = []
     keys = list(grid.base.axes)
     rows = [{**row.to_dict(), "curve": row.curve} for row in table.rows]
-    pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name)
-    say("\n" + as_text(table))
+    try:
+        pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name)
+    except Exception as error:  # the runs are done, and the table is written
+        say(f"no pictures: {error}")
     for path in [*files, *pictures]:
         say(str(path))
     said: set[str] = set()

@@ -15,6 +15,7 @@ from regrow.compare.length import multiply
 from regrow.compare.ways import Way, is_dynamic, overrides, way_of
 from regrow.errors import RegrowError, RegrowValueError, closest, require_count
 from regrow.recipes import Part, Recipe, find, kept, load, resolve, same_code
+from regrow.training.folder import require_folder
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
 """Keys that change no result, so that a run which differs in them only is the same run."""
@@ -125,6 +126,7 @@ def plan(
     ways = {name: way_of(name, own.method) for name in methods}
     _check_options(keys, ways)
     folder = folder or Path("runs") / f"compare-{own.name}"
+    require_folder("--out", folder)
     base = Base(
         own,
         tuple(methods),

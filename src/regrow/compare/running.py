@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,11 @@ from regrow.compare.grid import Run
 from regrow.compare.progress import Show, shower
 from regrow.errors import RegrowRuntimeError, require_count
 from regrow.ops.compiling import cores
-from regrow.training import Interrupted, RunFolder
+from regrow.training import Interrupted, Leash, RunFolder, stop_signals
 
 GRACE = 60.0
 """Seconds that a run gets to write its checkpoint when the comparison is stopped."""
+NOTICE = "stopping when every run has written its checkpoint; Ctrl-C again stops at once, without"
 
 
 @dataclass(frozen=True)
@@ -58,13 +57,18 @@ def run_all(
         The runs that failed.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM, when every run has written its checkpoint.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, when every run has written its checkpoint.
         RegrowRuntimeError: no run came to its end.
     """
     count = min(2, cores()) if workers is None else require_count("--workers", workers)
     threads = max(1, cores() // count)
     failures: list[Failure] = []
-    with shower(console or Console(), runs) as show, _stopping() as stop:
+    # the runs end with this process, even with a killed one
+    with (
+        shower(console or Console(), runs) as show,
+        stop_signals(NOTICE) as stop,
+        closing(Leash()) as leash,
+    ):
         waiting = []
         for run in runs:
             if run.finished:
@@ -75,7 +79,7 @@ def run_all(
         try:
             while waiting or children:
                 while waiting and len(children) < count and not stop.is_set():
-                    children.append(_start(waiting.pop(0), threads))
+                    children.append(_start(waiting.pop(0), threads, leash))
                 stop.wait(0.1)
                 for child in [child for child in children if child.process.poll() is not None]:
                     children.remove(child)
@@ -94,8 +98,7 @@ def run_all(
     return failures
 
 
-def _start(run: Run, threads: int) -> _Child:
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
+def _start(run: Run, threads: int, leash: Leash) -> _Child:
     if run.begun:
         arguments = ["train", "--resume", str(run.folder)]
     else:
@@ -104,19 +107,22 @@ def _start(run: Run, threads: int) -> _Child:
     log = run.folder.parent / f"{run.folder.name}.log"
     # read when a process imports torch; more threads than the run's own would wait for one another
     environment = {**os.environ, "OMP_NUM_THREADS": str(run.recipe.threads or threads)}
-    with log.open("w") as stream:
+    with RunFolder(run.folder).disk(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stream = log.open("w")
+    with stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "regrow", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            env=environment,
+            **leash.options(environment),
         )
     return _Child(run, process, log, time.monotonic())
 
 
 def _end(child: _Child, show: Show, failures: list[Failure]) -> None:
-    if child.process.returncode == 0 and child.run.finished:
+    if child.run.finished:  # whatever happened after that
         show.ended(child.run, f"{time.monotonic() - child.start:.0f} s")
         return
     text = "\n" + child.log.read_text(encoding="utf-8", errors="replace").strip()
@@ -131,33 +137,16 @@ def _end(child: _Child, show: Show, failures: list[Failure]) -> None:
 def _stop(children: Sequence[_Child]) -> None:
     """Ask the processes that still run to write their checkpoint, and wait for them."""
     for child in children:
-        child.process.terminate()  # Ctrl-C has reached them already; asked twice they do the same
+        child.process.terminate()  # signals of the terminal have reached them already; asked twice they do the same
     deadline = time.monotonic() + GRACE
-    for child in children:
-        try:
-            child.process.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
+    try:
+        for child in children:
+            with suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+    finally:  # also after a second Ctrl-C
+        for child in children:
             child.process.kill()
             child.process.wait()
-
-
-@contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Set when Ctrl-C or SIGTERM arrives; only the main thread can ask for signals."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def summary_of(run: Run) -> dict[str, Any]:

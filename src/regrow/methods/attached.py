@@ -107,6 +107,11 @@ class Attached(ABC):
         """Whether several processes train the model together."""
         return dist.is_available() and dist.is_initialized() and dist.get_world_size(self.process_group) > 1
 
+    @property
+    def _device(self) -> torch.device:
+        """Where the model is, and its processes gather."""
+        return next((p.device for p in self.model.parameters()), torch.device("cpu"))
+
     def _take_up(self, weights: list[SparseWeight]) -> None:
         """Make the optimizer known with `weights`, which are among those that are driven."""
         self._found |= probe(self.optimizer, weights, skips=self.skip_step and self.needs_gradient != "never")
@@ -179,12 +184,10 @@ class Attached(ABC):
         """Look at all weights anew where some have come later."""
 
     def _check(self, model: nn.Module) -> None:
-        if (
-            self.distributed and self.weights
-        ):  # first: parameters that were broadcast do not fit another topology
+        if self.distributed:  # first, by all: parameters that were broadcast do not fit another topology
             plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
             settings = {"method": type(self).__name__, "step": self.step, **plain}
-            processes.check_agreement(settings, self.weights, self.process_group)
+            processes.check_agreement(settings, self.weights, self._device, self.process_group)
         checks.check_weights(model, self.weights, self)
         optimizers.check_holds(self.optimizer, self.weights)
         self._check_state()
@@ -260,6 +263,7 @@ class Attached(ABC):
         for weight, parameter in zip(self.weights, self._parameters, strict=True):
             weight.settle()
             if weight.parameter is not parameter:
+                checks.check_whole(self.model)
                 raise RegrowRuntimeError(
                     f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
                     "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."

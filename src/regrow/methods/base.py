@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, warn
-from regrow.methods import gradients, optimizers
+from regrow.methods import gradients, optimizers, processes
 from regrow.methods.attached import STEP, Attached
 from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
@@ -220,6 +220,9 @@ class Method(Attached):
         self._group[STEP] = step + 1
         record, self._due = self._due, None
         if record is not None:
+            self._agree(
+                {"step": step + 1, "next update": -1 if self.next_update is None else self.next_update}
+            )
             for call in list(self._update_hooks.values()):
                 call(record)
         if self.total_steps is not None and step == self.total_steps and not self.steered:
@@ -233,6 +236,7 @@ class Method(Attached):
         for weight in self.weights:
             if not weight.parameter.is_cpu:  # where a look at each pass would wait for the device
                 weight.settle(thorough=True)
+        self._agree(self._plan())
         weights = self._reached(self._goes_by)
         if not weights:
             warn(f"the dense gradient at step {step} is zero: the topology stays")
@@ -243,6 +247,15 @@ class Method(Attached):
             warn(f"the dense gradient at step {step} is not finite: the topology stays")
             return False
         return True
+
+    def _agree(self, plan: dict[str, float]) -> None:
+        """See that the processes have not parted: before an update, in which they exchange more, and after it."""
+        if self.distributed:
+            processes.check_step(plan, self.weights, self._device, self.process_group)
+
+    def _plan(self) -> dict[str, float]:
+        """What the update at this step hangs on, in numbers that are the same in each process."""
+        return {"step": self.step}
 
     def _goes_by(self, weight: SparseWeight) -> bool:
         """Whether the dense gradient of a weight says anything: one that is zero moves nothing."""

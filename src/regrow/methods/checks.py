@@ -14,6 +14,7 @@ from regrow import schedules
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
+from regrow.weights.sharded import ONE, is_sharded, not_whole
 
 if TYPE_CHECKING:
     from regrow.methods.attached import Attached
@@ -29,16 +30,13 @@ def check_whole(model: nn.Module) -> None:
     Raises:
         RegrowRuntimeError: naming the first of them.
     """
-    sharded = any(c.__name__ == "FullyShardedDataParallel" for m in model.modules() for c in type(m).__mro__)
+    sharded = is_sharded(model, ONE)
     for weight in sparse_weights(model):
         own = {**weight.module._parameters, **weight.module._buffers}
         values = own.get(f"{weight.parameter_name}{'_values' if weight.storage == 'compressed' else ''}")
         whole = values is not None and (weight.storage == "compressed" or tuple(values.shape) == weight.shape)
         if sharded or not whole or type(values) not in (nn.Parameter, Tensor):
-            raise RegrowRuntimeError(
-                f"`{weight.name}` is not whole in this process (FSDP, DTensor): each process must hold all connections "
-                "of a sparse weight.\nUse DistributedDataParallel, or keep sparse layers out of the sharding."
-            )
+            raise not_whole(weight.name)
 
 
 def check_names(weights: list[SparseWeight]) -> None:

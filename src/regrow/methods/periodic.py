@@ -79,6 +79,9 @@ class Periodic(Method):
         """The share of a layer's connections that is dropped at this step."""
         raise NotImplementedError(f"{type(self).__name__} must define fraction")
 
+    def _plan(self) -> dict[str, float]:
+        return {**super()._plan(), "drop fraction": self.fraction(self.step)}
+
     @property
     def begin_step(self) -> int:
         """Updates start at this step, as things stand now."""

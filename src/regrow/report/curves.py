@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 from regrow.report import style
 
 
-def draw_curves(run: Path, title: str) -> Path | None:
-    """Draw ``curves.png`` in run folder `run`; None where no loss was logged."""
+def draw_curves(run: Path, title: str) -> list[Path]:
+    """Draw ``curves.png`` in run folder `run`; nothing where no loss was logged."""
     records = style.records(run / "metrics.jsonl")
     train, test, updates = (_of(records, kind) for kind in ("train", "test", "update"))
     if not train:
-        return None
+        return []
     figure = Figure(figsize=(9, 6.6 if updates else 4.8), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     axes = figure.subplots(3 if updates else 2, 1, sharex=True, squeeze=False)[:, 0]
@@ -49,7 +49,7 @@ def draw_curves(run: Path, title: str) -> Path | None:
         axes[2].yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes[-1].set_xlabel("optimizer step")
     style.thousands(axes[-1])
-    return style.save(figure, run / "curves.png")
+    return [style.save(figure, run / "curves.png")]
 
 
 def _of(records: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regrow.report import style
+from regrow.saving import write_atomically
 
 FRAMES = 60
 """An animation has at most so many frames, spread evenly over training."""
@@ -104,14 +105,12 @@ def _animation(run: Path, title: str, mean: Pixels, maps: list[tuple[int, Pixels
         axes[1].set_xlabel(_words(counts))
         frames.append(_render(figure))
     path = run / "first-layer.gif"
-    beside = path.with_name("first-layer.writing.gif")
     # the first and the last frame stay long enough to be compared
     durations = [900] + [130] * (len(frames) - 2) + [2500]
     palette = frames[-1].quantize(256, dither=Image.Dither.NONE)
     same = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    same[0].save(beside, save_all=True, append_images=same[1:], duration=durations, loop=0, optimize=False)
-    beside.replace(path)
-    return path
+    options: dict[str, Any] = {"append_images": same[1:], "duration": durations, "loop": 0, "optimize": False}
+    return write_atomically(path, lambda beside: same[0].save(beside, format="GIF", save_all=True, **options))
 
 
 def _render(figure: Figure) -> Image.Image:

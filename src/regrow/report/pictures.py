@@ -8,10 +8,13 @@ from pathlib import Path
 from regrow.report.curves import draw_curves
 from regrow.report.maps import draw_maps
 from regrow.report.tickets import draw_tickets
+from regrow.saving import reason
 
 
 def draw(run: Path) -> tuple[list[Path], str]:
     """Draw what the records in run folder `run` allow, and in those of its members.
+
+    What cannot be drawn or written (a full disk, a damaged log) takes neither other pictures nor the result with it.
 
     Returns:
         The pictures, and a note on what could not be drawn and why, or an empty text.
@@ -20,10 +23,18 @@ def draw(run: Path) -> tuple[list[Path], str]:
     made = summary.get("tickets")
     words = [summary["recipe"], f"{made['kind']}-{summary['method']}" if made else summary["method"]]
     title = " · ".join([*words, f"sparsity {summary['sparsity']:.1%}", f"seed {summary['seed']}"])
-    curves = draw_curves(run, title)
-    maps = draw_maps(run, title)
-    tickets = draw_tickets(run, title)
+    pictures: list[Path] = []
+    notes: list[str] = []
+    for what, drawn in (("curves", draw_curves), ("maps", draw_maps), ("tickets", draw_tickets)):
+        try:
+            found = drawn(run, title)
+        except Exception as error:
+            notes.append(f"no picture of the {what}: {reason(error)}")
+        else:
+            pictures += found
+            if what == "maps" and not found:
+                notes.append("no map of the input pixels: it needs a sparse linear first layer on images")
     for member in sorted((run / "members").glob("*")):
-        draw(member)
-    note = "" if maps else "no map of the input pixels: it needs a sparse linear first layer on images"
-    return [path for path in (curves, *maps, *tickets) if path], note
+        _, note = draw(member)
+        notes += [line for line in note.splitlines() if line not in notes]
+    return pictures, "\n".join(notes)

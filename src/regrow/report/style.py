@@ -13,6 +13,8 @@ matplotlib.use("Agg")  # files only: no window, no display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from regrow.saving import write_atomically
+
 INK, GREY, BLUE, ORANGE, GREEN = "#22303c", "#8a97a3", "#2a6fbb", "#d9622b", "#3a8a5f"
 
 matplotlib.rcParams.update(
@@ -51,11 +53,8 @@ def logarithmic(axes: Axes) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write `figure` to `path`, beside it first, and return `path`."""
-    beside = path.with_name(f"{path.stem}.writing{path.suffix}")
-    figure.savefig(beside)
-    beside.replace(path)
-    return path
+    """Write `figure` to `path`, whole or not at all, and return `path`."""
+    return write_atomically(path, lambda beside: figure.savefig(beside, format=path.suffix[1:]))
 
 
 def records(path: Path) -> list[dict[str, Any]]:

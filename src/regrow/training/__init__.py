@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from regrow.training.build import Setup, build, calendar
 from regrow.training.folder import RunFolder
-from regrow.training.loop import Interrupted
 from regrow.training.members import train
-from regrow.training.progress import Progress, bar, lines
+from regrow.training.progress import Progress, bar, lasting_console, lines
+from regrow.training.stopping import Interrupted, Leash, follow_parent, require_one_process, stop_signals
 
 __all__ = [
     "Interrupted",
+    "Leash",
     "Progress",
     "RunFolder",
     "Setup",
     "bar",
     "build",
     "calendar",
+    "follow_parent",
+    "lasting_console",
     "lines",
+    "require_one_process",
+    "stop_signals",
     "train",
 ]

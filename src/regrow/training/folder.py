@@ -1,7 +1,7 @@
 """The run folder: files written whole, so that a kill or a full disk leaves the old ones, and logs that grow.
 
-config.yaml        the resolved recipe
-environment.json   versions, machine, the command that repeats the run
+environment.json   versions, machine, the command that repeats the run; the first to be written
+config.yaml        the resolved recipe; its presence means that the folder holds a run
 data.json          what the data is
 metrics.jsonl      what was measured, one record a line
 maps.jsonl         connections that leave each input pixel, at the start and after each update
@@ -10,6 +10,7 @@ model.safetensors  the network that is the result; an ensemble has none, only it
 tickets/0.safetensors, ...  the tickets of a run that makes several
 members/0, ...     the run folders of the members of an ensemble of independent runs
 summary.txt/.json  the result; the last to be written, so their presence means that the run is finished
+lock               while a process trains here: which
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ import io
 import json
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,8 +32,9 @@ from torch import nn
 import regrow
 from regrow import modelfile
 from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
-from regrow.saving import write_atomically
+from regrow.saving import reason, sweep, write_atomically
 from regrow.training import checkpoint
+from regrow.training.lock import Lock
 
 LOGS = ("metrics.jsonl", "maps.jsonl")
 SUMMARY = {
@@ -47,19 +50,54 @@ _AGAIN = "Copy the whole run folder again, or train again."
 
 
 class RunFolder:
-    """A folder of one training run. Every method raises RegrowRuntimeError where the disk refuses."""
+    """A folder of one training run. Every method raises RegrowRuntimeError where the disk refuses.
+
+    Whoever writes holds its lock: `create` takes it, ``with folder:`` takes it where it is not held, and gives it back.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._logs: dict[str, io.FileIO] = {}
+        self._sums: dict[str, int] = {}  # CRC-32 of what the logs hold
+        self._lock: Lock | None = None
 
-    @classmethod
-    def create(cls, config: str, out: str | None, stem: str) -> RunFolder:
-        """A new folder: `out`, or ``runs/<stem>-<time>``; `config` is what ``config.yaml`` will hold.
+    @staticmethod
+    def check(out: str | None) -> None:
+        """Refuse an `out` in which no run can begin, before anything is done for the run.
 
         Raises:
-            RegrowValueError: where `out` holds a run already.
+            RegrowValueError: it is no folder, or holds a run already.
         """
+        if not out:
+            return
+        path = Path(out).expanduser()
+        require_folder("out", path)
+        if os.path.lexists(path / "config.yaml"):
+            raise RegrowValueError(
+                f"`out` {path} holds a run already\n"
+                f"Continue it with `regrow train --resume {path}`, name another folder, or delete it."
+            )
+        for name in ("checkpoint.pt", *LOGS, "summary.json"):  # a new run would take them for its own
+            if os.path.lexists(path / name):
+                raise RegrowValueError(
+                    f"`out` {path} holds {name} of another run\nName another folder, or delete that one."
+                )
+
+    @classmethod
+    def create(cls, config: str, out: str | None, stem: str, environment: dict[str, Any]) -> RunFolder:
+        """A new folder, locked: `out`, or ``runs/<stem>-<time>``.
+
+        Args:
+            config: what ``config.yaml`` will hold.
+            out: the path, or None.
+            stem: what the folder is called after where there is no `out`.
+            environment: what ``environment.json`` will hold.
+
+        Raises:
+            RegrowValueError: where `out` is no folder, or holds a run already.
+            RegrowRuntimeError: where another process has it.
+        """
+        cls.check(out)
         moment = time.strftime("%Y%m%d-%H%M%S")
         path = Path(out).expanduser() if out else Path("runs") / f"{stem}-{moment}"
         folder = cls(path)
@@ -71,19 +109,23 @@ class RunFolder:
                     folder.path.mkdir(exist_ok=out is not None)
                     break
                 except FileExistsError:
+                    if out:
+                        raise
                     number += 1
                     folder.path = path.with_name(f"{path.name}-{number}")
-        if (folder.path / "config.yaml").exists():
-            raise RegrowValueError(
-                f"`out` {path} holds a run already\n"
-                f"Continue it with `regrow train --resume {path}`, name another folder, or delete it."
-            )
-        folder.write("config.yaml", config.encode())
+        folder.lock()
+        try:
+            cls.check(out)  # another process may have begun a run there meanwhile
+            folder.write_json("environment.json", environment)
+            folder.write("config.yaml", config.encode())
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that was started before.
+        """The folder of a run that was started before, to read in; to train in it, lock it.
 
         Raises:
             RegrowValueError: where there is none.
@@ -95,6 +137,27 @@ class RunFolder:
             )
         return cls(path)
 
+    def lock(self) -> None:
+        """Keep other processes from training here, until `close`; what killed ones left half written goes.
+
+        Raises:
+            RegrowRuntimeError: another process trains here; the error names it.
+        """
+        if self._lock is None:
+            try:
+                self._lock = Lock(self.path)
+            except OSError as error:
+                raise self._refused(self.path, error) from error
+            for place in (self.path, self.path / "tickets"):
+                sweep(place, everything=True)
+
+    def __enter__(self) -> RunFolder:
+        self.lock()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     @property
     def finished(self) -> bool:
         """Whether the run came to its end."""
@@ -103,10 +166,8 @@ class RunFolder:
     def read(self, name: str) -> Any:
         """The JSON document in file `name`."""
         text = self.text(name)
-        try:
+        with self._legible(name):
             return json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise RegrowRuntimeError(f"cannot read {self.path / name}: it is damaged\n{_AGAIN}") from error
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds."""
@@ -125,14 +186,22 @@ class RunFolder:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise RegrowRuntimeError(f"cannot read {path}: {reason}\n{_AGAIN}") from error
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise RegrowRuntimeError(f"cannot read {path}: {why}\n{_AGAIN}") from error
 
     def records(self, name: str) -> list[dict[str, Any]]:
         """The records of log `name`, oldest first; none where there is no such log."""
         path = self.path / name
-        text = path.read_text(encoding="utf-8") if path.is_file() else ""
-        return [json.loads(line) for line in text.splitlines()]
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        with self._legible(name):
+            return [json.loads(line) for line in lines]
+
+    @contextmanager
+    def _legible(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, RecursionError) as error:
+            raise RegrowRuntimeError(f"cannot read {self.path / name}: it is damaged\n{_AGAIN}") from error
 
     def write(self, name: str, content: bytes) -> None:
         """Write file `name` whole or not at all."""
@@ -157,9 +226,11 @@ class RunFolder:
         with self.disk(self.path / name):
             if name not in self._logs:
                 self._logs[name] = io.FileIO(self.path / name, "ab")
-            rest = memoryview((json.dumps(record) + "\n").encode())
+            line = (json.dumps(record) + "\n").encode()
+            rest = memoryview(line)
             while rest:  # a disk that fills up takes a part first, and refuses the next
                 rest = rest[self._logs[name].write(rest) :]
+            self._sums[name] = zlib.crc32(line, self._sums.get(name, 0))
 
     def save_model(self, name: str, model: nn.Module) -> None:
         """Write `model`, sparse or dense, to the safetensors file `name`."""
@@ -188,15 +259,24 @@ class RunFolder:
         return into
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
-        """Write `state` and how long the logs are at this moment; the old checkpoint stays until that is done."""
+        """Write `state` and what the logs hold at this moment; the old checkpoint stays until that is done."""
+        self.flush()
+        sizes = {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
+        logs = {name: [size, self._sums.get(name, 0)] for name, size in sizes.items()}
+        self.write_with("checkpoint.pt", lambda stream: torch.save({**state, "logs": logs}, stream))
+
+    def flush(self) -> None:
+        """Wait until the disk has the logs."""
         for log in self._logs.values():
             with self.disk(Path(str(log.name))):
                 os.fsync(log.fileno())
-        sizes = {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
-        self.write_with("checkpoint.pt", lambda stream: torch.save({**state, "logs": sizes}, stream))
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, with the logs cut back to its moment; None where none was written yet."""
+        """The last checkpoint, with the logs cut back to its moment; None where none was written yet.
+
+        Raises:
+            RegrowRuntimeError: a checkpoint that cannot be read, or a log that does not hold what it held then.
+        """
         path = self.path / "checkpoint.pt"
         state: dict[str, Any] | None = None
         if os.path.lexists(path):
@@ -204,18 +284,47 @@ class RunFolder:
                 state = checkpoint.read(path)
             except RegrowError as error:
                 raise RegrowRuntimeError(f"cannot read checkpoint {path}: {error}") from error
-        sizes = state["logs"] if state else {}
+        logs = dict(state["logs"]) if state else {}
+        for name, known in logs.items():
+            size, total = known if isinstance(known, list) else (known, None)  # a number in older checkpoints
+            self._sums[name] = self._check_log(self.path / name, size, total)
+            logs[name] = size
         for name in LOGS:
             if (self.path / name).exists():
                 with self.disk(self.path / name):
-                    os.truncate(self.path / name, sizes.get(name, 0))
+                    os.truncate(self.path / name, logs.get(name, 0))
         return state
 
+    def _check_log(self, path: Path, size: int, total: int | None) -> int:
+        """Refuse a log that does not begin with the `size` bytes of the checkpoint's moment; returns their CRC-32."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            wrong = f"cannot be read: {error.strerror}"
+        else:
+            if len(content) < size:
+                wrong = f"has {len(content):,} bytes, and had {size:,} at the last checkpoint"
+            elif (found := zlib.crc32(content[:size])) != total and total is not None:
+                wrong = "is not what it was at the last checkpoint: it was changed or damaged"
+            else:
+                return found
+        raise RegrowRuntimeError(
+            f"{path} {wrong}\n"
+            "The log is part of the checkpoint. Put the file back, or train from the beginning after "
+            f"`rm {self.path / 'checkpoint.pt'}`."
+        )
+
     def close(self) -> None:
-        """Close the logs."""
+        """Close the logs and let other processes in."""
         for log in self._logs.values():
-            log.close()
+            with suppress(
+                OSError
+            ):  # `flush` has been told already, and nothing may hide the error that led here
+                log.close()
         self._logs.clear()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     @contextmanager
     def disk(self, path: Path) -> Iterator[None]:
@@ -223,20 +332,26 @@ class RunFolder:
         try:
             yield
         except (OSError, RegrowRuntimeError) as error:
-            kept = (self.path / "checkpoint.pt").is_file()
-            then = f"continue with `regrow train --resume {self.path}`" if kept else "start again"
-            raise RegrowRuntimeError(
-                f"cannot write {path}: {_reason(error)}"
-                + ("\nThe last checkpoint is whole." if kept else "")
-                + f"\nFree some space or make the folder writable, then {then}."
-            ) from error
+            raise self._refused(path, error) from error
+
+    def _refused(self, path: Path, error: BaseException) -> RegrowRuntimeError:
+        kept = (self.path / "checkpoint.pt").is_file()
+        then = f"continue with `regrow train --resume {self.path}`" if kept else "start again"
+        return RegrowRuntimeError(
+            f"cannot write {path}: {reason(error)}"
+            + ("\nThe last checkpoint is whole." if kept else "")
+            + f"\nFree some space or make the folder writable, then {then}."
+        )
 
 
-def _reason(error: BaseException) -> str:
-    """What the system said: torch and safetensors bury it under errors of their own."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.strerror:
-            return link.strerror
-        link = link.__cause__ or link.__context__
-    return str(error.__cause__ or error)
+def require_folder(name: str, path: Path) -> None:
+    """Refuse a `path` that cannot become a folder, because it or what it is in is something else.
+
+    Raises:
+        RegrowValueError: naming the argument.
+    """
+    for part in (path, *path.parents):
+        if os.path.lexists(part) and not os.path.isdir(part):
+            raise RegrowValueError(
+                f"`{name}` {path} must be a folder, and {part} is none\nName another folder."
+            )

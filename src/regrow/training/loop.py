@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -25,12 +22,9 @@ from regrow.training.folder import RunFolder
 from regrow.training.loss import cross_entropy
 from regrow.training.pixels import PixelMap, describe
 from regrow.training.progress import Progress, Status
+from regrow.training.stopping import Interrupted, stop_signals
 from regrow.training.summary import as_text, judge, summarize
 from regrow.training.tickets import Outcome
-
-
-class Interrupted(RegrowError):
-    """The run was asked to stop; its checkpoint is written."""
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -40,14 +34,23 @@ def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]
         What ``summary.json`` holds.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
+        Interrupted: after Ctrl-C, SIGTERM or SIGHUP, with a checkpoint written; after a second Ctrl-C, without.
         RegrowRuntimeError: loss or weights that are not finite, or a disk that is full; the last
             checkpoint is whole.
     """
+    run = _Run(setup, folder, progress)
     try:
-        return _Run(setup, folder, progress).to_the_end()
-    finally:
-        folder.close()
+        return run.to_the_end()
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"stopped at once, at step {run.status.step:,} of {run.status.total:,}; "
+            + (
+                f"kept is the checkpoint of step {run.saved:,}"
+                if run.saved
+                else "no checkpoint was written yet"
+            )
+            + f"\n{'Continue' if run.saved else 'Begin anew'} with `regrow train --resume {folder.path}`."
+        ) from error
 
 
 class _Run:
@@ -64,6 +67,7 @@ class _Run:
         self.pixels = PixelMap.of(self.model, setup.batches.example())
         self.losses: list[Tensor] = []  # of the steps since `logged`, read together
         self.logged = 0
+        self.saved = 0
         self.status = Status(0, setup.total_steps, regrow.summary(self.model).sparsity)
         # set by the schedule at every step, so that what the optimizer holds now is the last one's
         self.rate = self.optimizer.defaults.get("lr")
@@ -71,6 +75,7 @@ class _Run:
             self.status = Status(**checkpoint["status"])
             self.losses = [torch.tensor(loss, device=device) for loss in checkpoint["losses"]]
             self.logged = self.status.step - len(self.losses)
+            self.saved = self.status.step
             _set_random(checkpoint["random"])
         else:
             seed_everything(recipe.seed)  # building data and model used it up by an amount of their own
@@ -82,7 +87,9 @@ class _Run:
 
     def to_the_end(self) -> dict[str, Any]:
         """Train what is left, test, and write the final model and the summary."""
-        with _stop_signals() as stop:
+        with stop_signals(
+            "stopping after this step, with a checkpoint; Ctrl-C again stops at once, without"
+        ) as stop:
             self.steps(stop)
         outcome = self.keeper.finish(self.folder)
         if not isinstance(outcome.network, Ensemble):
@@ -110,11 +117,11 @@ class _Run:
             self.one_step(*self.setup.batches.train(status.step))
             status.step += 1
 
-            end = status.step == status.total
+            end, stopped = status.step == status.total, stop.is_set()
             due = self.keeper.due(status.step)
             log = end or status.step % self.log_every == 0 or self.keeper.logs(status.step)
             test = end or status.step % self.evaluate_every == 0 or due
-            save = end or status.step % self.checkpoint_every == 0 or stop.is_set()
+            save = end or status.step % self.checkpoint_every == 0 or stopped
             if log or test or save:
                 self.check_losses()  # waits for the device, so that the time below is all of it
                 status.seconds += time.perf_counter() - clock
@@ -131,7 +138,7 @@ class _Run:
                 shown = time.perf_counter()
                 status.seconds, clock = status.seconds + shown - clock, shown
                 self.progress(status, tested=test)
-            if stop.is_set() and not end:
+            if stopped and not end:
                 raise Interrupted(
                     f"stopped at step {status.step:,} of {status.total:,}; its checkpoint is written\n"
                     f"Continue with `regrow train --resume {self.folder.path}`."
@@ -241,28 +248,7 @@ class _Run:
                 "keeper": self.keeper.state_dict(),
             }
         )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Set when Ctrl-C or SIGTERM arrives, so that a step is never cut in two; a second Ctrl-C is Python's own."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread may handle signals
-        return
-
-    def handle(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, handle)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        self.saved = self.status.step
 
 
 def _get_random() -> dict[str, Any]:

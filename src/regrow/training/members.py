@@ -16,6 +16,7 @@ from regrow.training.evaluation import evaluate
 from regrow.training.folder import RunFolder
 from regrow.training.pixels import describe
 from regrow.training.progress import Progress, Status
+from regrow.training.stopping import Interrupted
 from regrow.training.summary import Verdict, about_tickets, as_text, judge, size
 from regrow.training.tickets import Outcome, Taken, connections
 
@@ -27,7 +28,7 @@ def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]
         What ``summary.json`` holds.
 
     Raises:
-        Interrupted: after Ctrl-C or SIGTERM, with a checkpoint written.
+        Interrupted: see `loop.train`.
         RegrowRuntimeError: loss or weights that are not finite, or a disk that is full; the last
             checkpoint is whole.
     """
@@ -35,12 +36,10 @@ def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]
         return loop.train(setup, folder, progress)
     try:
         return _members(setup, folder, progress)
-    except loop.Interrupted as error:
-        raise loop.Interrupted(
+    except Interrupted as error:
+        raise Interrupted(
             f"{str(error).splitlines()[0]}\nContinue with `regrow train --resume {folder.path}`."
         ) from error
-    finally:
-        folder.close()
 
 
 def member(recipe: Recipe, index: int, count: int, folder: RunFolder) -> Recipe:
@@ -86,14 +85,15 @@ def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Pr
     config = as_yaml(recipe)
     path = Path(recipe.out or "")
     if not (path / "config.yaml").is_file():
-        own = RunFolder.create(config, str(path), "")
-        if (folder.path / "environment.json").is_file():
-            own.write_json("environment.json", folder.read("environment.json"))
-        return loop.train(build(recipe, data=data), own, progress)
-    own = RunFolder.open(path)
-    if own.finished:
-        return own.summary()
-    return loop.train(build(read(path / "config.yaml"), own.load_checkpoint(), data), own, progress)
+        about = folder.path / "environment.json"
+        with RunFolder.create(
+            config, str(path), "", folder.read(about.name) if about.is_file() else {}
+        ) as own:
+            return loop.train(build(recipe, data=data), own, progress)
+    with RunFolder.open(path) as own:
+        if own.finished:
+            return own.summary()
+        return loop.train(build(read(path / "config.yaml"), own.load_checkpoint(), data), own, progress)
 
 
 def _ensemble(setup: Setup, folder: RunFolder, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -112,6 +112,7 @@ def _ensemble(setup: Setup, folder: RunFolder, summaries: Sequence[Mapping[str, 
         folder.append("metrics.jsonl", {**record, **own, "together": found})
     outcome = Outcome(Ensemble(networks), networks, networks, taken.steps)
     result = _summary(setup, outcome, judge(outcome, setup), summaries)
+    folder.flush()
     folder.write("summary.txt", (as_text(result) + "\n").encode())
     folder.write_json("summary.json", result)
     return result

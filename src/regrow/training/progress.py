@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+
+
+class Lasting:
+    """A stream whose other end may go away (a terminal that is closed, a pipe): the rest is lost, nothing else is."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write `text` where there is still somebody to read it."""
+        with self._attended():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        with self._attended():
+            self._stream.flush()
+
+    @contextmanager
+    def _attended(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with suppress(OSError), open(os.devnull, "wb") as nowhere:  # for what is buffered, too
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def lasting_console(*, errors: bool) -> Console:
+    """Where a training tells how it stands, which may go away without ending it: standard output, or that of errors."""
+    return Console(file=cast(TextIO, Lasting(sys.stderr if errors else sys.stdout)))
 
 
 @dataclass

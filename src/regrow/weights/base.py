@@ -21,6 +21,7 @@ from regrow.weights import stamp
 from regrow.weights.among import Among
 from regrow.weights.hook import driver_of, hook_of, is_trained
 from regrow.weights.record import RECORDS, Record
+from regrow.weights.sharded import is_flat, not_whole
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
@@ -112,6 +113,8 @@ class SparseWeight(ABC):
         try:
             return self.module._parameters[name]  # type: ignore[return-value]
         except KeyError:
+            if is_flat(self.module.__dict__.get(name)):
+                raise not_whole(self.name) from None
             raise RegrowRuntimeError(
                 f"`{self.name}` is no parameter of its module any more: a parametrisation (spectral_norm, weight_norm, "
                 "prune ...) or a wrapper was put on after `sparsify`.\n"

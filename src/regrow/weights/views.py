@@ -15,6 +15,7 @@ from regrow.weights.compressed import CompressedWeight, unseen
 from regrow.weights.hook import GradientHook, driver_of, hook_of, remove_hook
 from regrow.weights.masked import MaskedWeight
 from regrow.weights.record import RECORDS, Family, Record, module_records
+from regrow.weights.sharded import is_flat, not_whole
 
 STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
 
@@ -87,6 +88,8 @@ def ensure_hooks(module: nn.Module) -> None:
         parameter = weight.parameter
         weight.prepare()
         if weight.storage == MaskedWeight.storage and _stands_in(parameter):
+            if is_flat(parameter):  # which no hook sees
+                raise not_whole(weight.name)
             continue  # `cut_substituted` sees to it
         weight.settle()
         if parameter.requires_grad and hook_of(parameter) is None and parameter.is_leaf:
