@@ -3,26 +3,39 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from typer.core import TyperCommand
 
 import regrow
-from regrow import basic
+from regrow import basic, listing
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.machine import environment
-from regrow.methods.registry import records as known_records
 from regrow.recipes import Recipe, as_yaml, load, read, shipped
-from regrow.training import Interrupted, RunFolder, bar, build, calendar, lines, train
+from regrow.terminal import columns, wrapped
+from regrow.training import Interrupted, RunFolder, bar, build, calendar, lines, say, train, width
+
+
+class _Command(TyperCommand):
+    """Shows an argument that may be given several times once: ``[KEY=VALUE ...]``."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line."""
+        return [
+            re.sub(r"^\[+(.* \.\.\.)[\].]+$", r"[\1]", word) for word in super().collect_usage_pieces(ctx)
+        ]
+
 
 app = typer.Typer(
     name="regrow",
     help="Train neural networks that are sparse from the first step to the last.",
+    epilog="`regrow --version` prints the version, `regrow COMMAND --help` what a command takes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -38,33 +51,42 @@ Import = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="List the methods.")
 def methods(json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
-    rows = [record.to_dict() for record in known_records().values()]
-    _show(rows, ["name", "drop", "grow", "redistribute", "needs", "paper", "line"], json_)
+    rows = listing.methods()
+    console = Console()
+    print(json.dumps(rows, indent=2)) if json_ else say(
+        console, listing.as_text(rows, listing.METHODS, width(console))
+    )
 
 
-@app.command()
-def recipes(json_: Json = False) -> None:
-    """List the recipes that come with regrow."""
-    rows = []
-    for name in shipped():
-        recipe = load(name)
-        parts = {key: getattr(recipe, key).name for key in ("model", "data", "method")}
-        length = {"epochs": recipe.epochs} if recipe.epochs else {"steps": recipe.steps}
-        tickets = recipe.tickets.name if recipe.tickets else None
-        rest = {"tickets": tickets, "sparsify": recipe.sparsify, **length, "line": recipe.line}
-        rows.append({"name": name, **parts, **rest})
-    _show(rows, ["name", "model", "data", "method", "tickets", "line"], json_)
+@app.command(short_help="List the recipes, or show one with its length and time here.")
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this one: its data, length and time here.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the recipes that come with regrow, or show one, of which a few steps are made to tell its time."""
+    console = Console()
+    if name is None:
+        rows = listing.recipes()
+        text = listing.as_text(rows, listing.RECIPES, width(console))
+        print(json.dumps(rows, indent=2)) if json_ else say(console, text)
+        return
+    one = listing.one_recipe(name)
+    print(json.dumps(one, indent=2)) if json_ else say(console, listing.one_as_text(one, width(console)))
 
 
-@app.command("train")
+@app.command("train", cls=_Command, short_help="Train a recipe.")
 def train_command(
     context: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or the path of a YAML file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change a key.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Change a key.")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")
@@ -86,29 +108,33 @@ def train_command(
             return
         setup = build(read(resume / "config.yaml"), folder.load_checkpoint())
     elif recipe is not None:
-        setup = build(load(recipe, overrides or [], import_ or []))
+        loaded = load(recipe, overrides or [], import_ or [])
+        RunFolder.refuse_taken(loaded.out)
+        setup = build(loaded)
     else:
         raise RegrowValueError(f"give a recipe or `--resume RUN`\nShipped are: {', '.join(shipped())}.")
-    config = as_yaml(setup.recipe)
-    console.print(config, markup=False, highlight=False, soft_wrap=True)
-    console.print(str(regrow.summary(setup.model)), markup=False, highlight=False, soft_wrap=True)
-    console.print(calendar(setup), markup=False, highlight=False, soft_wrap=True, end="")
+    say(console, as_yaml(setup.recipe, width(console)))
+    say(console, regrow.summary(setup.model).text(width(console)))
+    say(console, calendar(setup), end="")
     if resume is None:
-        folder = RunFolder.create(config, setup.recipe.out, _stem(setup.recipe))
+        folder = RunFolder.create(as_yaml(setup.recipe), setup.recipe.out, _stem(setup.recipe))
         folder.write_json("environment.json", environment(context.obj))
-    console.print(f"\nrun folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"\nrun folder: {folder.path}")
     with bar(console) if console.is_terminal else lines(console) as progress:
         train(setup, folder, progress)
     _finish(console, folder, json_, "finished")
 
 
-@app.command("compare")
+@app.command("compare", cls=_Command, short_help="Compare methods under one budget.")
 def compare_command(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=A,B,C]...", help="Change a key, try several values, or name.key=... for one method."
+            metavar="KEY=A,B,C ...",
+            help="Change a key, try several values, or name.key=... for one method.",
         ),
     ] = None,
     methods_: Annotated[
@@ -149,11 +175,13 @@ def compare_command(
     raise typer.Exit(code)
 
 
-@app.command("flops")
+@app.command("flops", cls=_Command, short_help="Count parameters, FLOPs and size of a network.")
 def flops_command(
-    model: Annotated[str, typer.Argument(help="A network of the zoo, or package.module:function.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A network of the zoo, or package.module:function.")
+    ],
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the network: width=0.5")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Options of the network: width=0.5")
     ] = None,
     sparsity: Annotated[float, typer.Option(help="Share of the weights that are zero.")] = 0.9,
     distribution: Annotated[str, typer.Option(help="uniform, er or erk.")] = "erk",
@@ -194,10 +222,10 @@ def flops_command(
         tickets=tickets,
         files=import_ or [],
     )
-    print(json.dumps(counted.to_dict(), indent=2) if json_ else counted)
+    print(json.dumps(counted.to_dict(), indent=2) if json_ else counted.text(width(Console())))
 
 
-@app.command("bench")
+@app.command("bench", short_help="Measure sparse layers and networks against dense ones.")
 def bench_command(
     context: typer.Context,
     linear: Annotated[
@@ -277,8 +305,15 @@ def bench_command(
 
 def _listed(name: str, line: str) -> None:
     """List a command that needs no extra; its options are its own."""
+    short = line.partition(":")[0].partition(" where")[0].rstrip(".") + "."
 
-    @app.command(name, help=line, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @app.command(
+        name,
+        help=line,
+        short_help=short,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
     def run(
         context: typer.Context, options: Annotated[list[str] | None, typer.Argument(hidden=True)] = None
     ) -> None:
@@ -300,12 +335,10 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
     from regrow.report import draw  # matplotlib takes a second, which no failing command should wait for
 
     pictures, note = draw(folder.path)
-    console.print(f"\n{how}: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"\n{how}: {folder.path}")
     text = (folder.path / "summary.txt").read_text(encoding="utf-8")
     text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
-    console.print(
-        text + (f"\n             {note}" if note else ""), markup=False, highlight=False, soft_wrap=True
-    )
+    say(console, text + (f"\n             {note}" if note else ""))
     if json_:
         result = {
             "run": str(folder.path),
@@ -313,20 +346,6 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
             "pictures": [str(p) for p in pictures],
         }
         print(json.dumps(result, indent=2))
-
-
-def _show(rows: list[dict[str, Any]], columns: Iterable[str], json_: bool) -> None:
-    """`rows` as a table of `columns`, or all of them as JSON."""
-    if json_:
-        print(json.dumps(rows, indent=2))
-        return
-    columns = [column for column in columns if any(row.get(column) not in (None, "none") for row in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column != columns[-1])
-    for row in rows:
-        table.add_row(*(str(row.get(column) or "-") for column in columns))
-    Console().print(table, markup=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -342,7 +361,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{error}", file=sys.stderr)
         sys.exit(130)
     except RegrowError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(wrapped(f"error: {error}", columns(sys.stderr)), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped at once; the last checkpoint is whole", file=sys.stderr)

@@ -17,6 +17,7 @@ from regrow.errors import RegrowValueError, closest, require_count
 from regrow.initial import asked_sparsities
 from regrow.models import models, small_dense
 from regrow.recipes import Part, find, import_file
+from regrow.terminal import wrapped
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,22 @@ class Flops:
         }
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """What is printed on a terminal of `width` characters, or in lines as long as they take."""
         options = "".join(f" {key}={value}" for key, value in self.options.items())
         kept = f", {', '.join(self.dense)} kept dense" if self.dense else ""
-        width = self.small_dense_width
         small = (
             "small-dense has no figure: no width of this network, or no `width` argument, gives its stored size"
-            if width is None
-            else f"small-dense is the network of width {width:g}"
+            if self.small_dense_width is None
+            else f"small-dense is the network of width {self.small_dense_width:g}"
         )
-        return (
+        head = (
             f"{self.model}{options}, input {' x '.join(map(str, self.input))}: "
-            f"sparsity {self.sparsity:g}, {self.distribution}{kept}\n\n{self.costs}\n{small}"
+            f"sparsity {self.sparsity:g}, {self.distribution}{kept}"
         )
+        return "\n".join([wrapped(head, width), "", self.costs.text(width), wrapped(small, width)])
 
 
 def count(

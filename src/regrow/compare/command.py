@@ -14,6 +14,7 @@ from regrow.compare.table import tabulate
 from regrow.compare.writing import as_text, conditions, write
 from regrow.errors import RegrowValueError
 from regrow.report import draw_comparison
+from regrow.training import say, width
 
 
 def compare(
@@ -44,10 +45,7 @@ def compare(
     )
     console = Console(stderr=json_)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{len(grid.runs)} runs in {grid.folder}/; finished ones are not repeated")
+    say(console, f"{len(grid.runs)} runs in {grid.folder}/; finished ones are not repeated")
     failures = run_all(grid.runs, workers=workers, console=console)
     table = tabulate(grid)
     stem = grid.folder / conditions(grid)
@@ -55,13 +53,13 @@ def compare(
     keys = list(grid.base.axes)
     rows = [{**row.to_dict(), "curve": row.curve} for row in table.rows]
     pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name)
-    say("\n" + as_text(table))
+    say(console, "\n" + as_text(table, width(console)))
     for path in [*files, *pictures]:
-        say(str(path))
+        say(console, str(path))
     said: set[str] = set()
     for failure in failures:
         first, _, rest = failure.reason.partition("\n")
-        say(f"\nfailed: {failure.run}: {first}" + ("" if first in said else f"\n{rest}"))
+        say(console, f"\nfailed: {failure.run}: {first}" + ("" if first in said else f"\n{rest}"))
         said.add(first)
     if json_:
         result = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from regrow.compare.length import multiply
 from regrow.compare.ways import Way, is_dynamic, overrides, way_of
 from regrow.errors import RegrowError, RegrowValueError, closest, require_count
 from regrow.recipes import Part, Recipe, find, load, read
+from regrow.training.folder import file_name
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
 """Keys that change no result, so that a run which differs in them only is the same run."""
@@ -124,7 +124,7 @@ def plan(
     own = load(recipe, common, imports)  # also runs the imported files, which may register methods
     ways = {name: way_of(name, own.method) for name in methods}
     _check_options(keys, ways)
-    folder = folder or Path("runs") / f"compare-{own.name}"
+    folder = folder or Path("runs") / file_name(f"compare-{own.name}")
     base = Base(
         own,
         tuple(methods),
@@ -242,7 +242,7 @@ def _known(part: str, way: Way) -> set[str]:
 
 def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:
     """The folder of a run: one that holds this very run, or else a free one."""
-    stem = re.sub(r"[^\w.,=+-]+", "-", name).strip("-")[:120]
+    stem = file_name(name)[:120]
     for number in itertools.count(1):
         path = root / (stem if number == 1 else f"{stem}-{number}")
         if path not in taken and _same(path, recipe):

@@ -14,6 +14,7 @@ from regrow.compare.grid import Grid
 from regrow.compare.running import summary_of
 from regrow.compare.table import Row, Table, differences, reached
 from regrow.saving import write_atomically
+from regrow.terminal import table, wrapped
 from regrow.training.summary import TIMES
 
 LONGEST = 180
@@ -99,18 +100,10 @@ def notes(table: Table) -> list[str]:
     return [*result, *map(str, differences(rows)), *map(str, reached(rows))]
 
 
-def as_text(table: Table) -> str:
-    """Aligned columns, for a terminal."""
-    lines = _lines(table)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*text, "", *notes(table)]) + "\n"
+def as_text(found: Table, width: int | None = None) -> str:
+    """Aligned columns, one line a row; on a terminal of `width` the columns that do not fit stand in a table below."""
+    lines = table(_lines(found), width, numbers=1)
+    return wrapped("\n".join([*lines, "", *notes(found)]) + "\n", width)
 
 
 def as_markdown(table: Table) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regrow.recipes.loading import as_yaml, load, read, shipped
+from regrow.recipes.loading import as_yaml, comment, load, read, shipped
 from regrow.recipes.parts import find, import_file, resolve
 from regrow.recipes.rates import Rate
 from regrow.recipes.schema import Part, Recipe
@@ -15,6 +15,7 @@ __all__ = [
     "Rate",
     "Recipe",
     "as_yaml",
+    "comment",
     "find",
     "import_file",
     "load",

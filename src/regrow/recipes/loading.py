@@ -20,6 +20,12 @@ LENGTHS = [["steps", "epochs"], *([f"tickets.{name}" for name in units] for unit
 """Keys of which a recipe gives one."""
 
 
+LINE = 110
+"""Characters of a line of YAML in a run folder."""
+LONGEST = 24
+"""Characters of an option with its name: a line of YAML is ended once it is too long."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML with two traps closed: ``1e-4`` is a number (1.2), and a key given twice is an error."""
 
@@ -55,13 +61,7 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
     Raises:
         RegrowValueError: naming the key, what was given, what is allowed and the closest match.
     """
-    known = shipped()
-    path = known.get(name, Path(name).expanduser())
-    if not path.is_file():
-        raise RegrowValueError(
-            f"there is no recipe {name!r}{closest(name, known)}\n"
-            f"Shipped are: {', '.join(known)}; or give the path of a YAML file."
-        )
+    path = _path(name)
     raw = _mapping(path)
     raw.setdefault("name", path.stem)
     # files named in a recipe lie beside it, those of the command line in the folder one is in
@@ -80,11 +80,45 @@ def read(path: Path) -> Recipe:
     return resolve(_validate(_mapping(path), str(path)))
 
 
-def as_yaml(recipe: Recipe) -> str:
-    """The YAML text that `read` reads back; a part with its options is one line."""
+def comment(name: str) -> str:
+    """What the author of a recipe says at its head, one line a paragraph; indented lines are lines of their own."""
+    lines: list[str] = []
+    for line in _path(name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#").removeprefix(" ")
+        if lines and lines[-1] and not lines[-1].startswith(" ") and text and not text.startswith(" "):
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def as_yaml(recipe: Recipe, width: int | None = None) -> str:
+    """The YAML text that `read` reads back; a part with its options is one line, of `width` characters at the most."""
     return yaml.safe_dump(
-        recipe.plain(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+        recipe.plain(),
+        sort_keys=False,
+        default_flow_style=None,
+        allow_unicode=True,
+        width=LINE if width is None else min(width - LONGEST, LINE),
     )
+
+
+def _path(name: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        RegrowValueError: where there is none.
+    """
+    known = shipped()
+    path = known.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise RegrowValueError(
+            f"there is no recipe {name!r}{closest(name, known)}\n"
+            f"Shipped are: {', '.join(known)}; or give the path of a YAML file."
+        )
+    return path
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from regrow.training.build import Setup, build, calendar
 from regrow.training.folder import RunFolder
 from regrow.training.loop import Interrupted
 from regrow.training.members import train
-from regrow.training.progress import Progress, bar, lines
+from regrow.training.progress import Progress, bar, lines, say, width
 
 __all__ = [
     "Interrupted",
@@ -17,5 +17,7 @@ __all__ = [
     "build",
     "calendar",
     "lines",
+    "say",
     "train",
+    "width",
 ]

@@ -17,6 +17,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,11 @@ from regrow.saving import write_atomically
 LOGS = ("metrics.jsonl", "maps.jsonl")
 
 
+def file_name(text: str) -> str:
+    """`text` as part of a file's name that every system takes: no slash, colon or blank."""
+    return re.sub(r"[^\w.,=+-]+", "-", text).strip("-")
+
+
 class RunFolder:
     """A folder of one training run. Every method raises RegrowRuntimeError where the disk refuses."""
 
@@ -42,15 +48,34 @@ class RunFolder:
         self.path = path
         self._logs: dict[str, io.FileIO] = {}
 
+    @staticmethod
+    def refuse_taken(out: str | None) -> None:
+        """Refuse a folder `out` that a new run cannot have.
+
+        Raises:
+            RegrowValueError: where it holds a run already, or is a file.
+        """
+        if out is None:
+            return
+        path = Path(out).expanduser()
+        if (path / "config.yaml").exists():
+            raise RegrowValueError(
+                f"`out` {path} holds a run already\n"
+                f"Continue it with `regrow train --resume {path}`, name another folder, or delete it."
+            )
+        if path.exists() and not path.is_dir():
+            raise RegrowValueError(f"`out` {path} is a file\nName a folder that is empty or not there yet.")
+
     @classmethod
     def create(cls, config: str, out: str | None, stem: str) -> RunFolder:
         """A new folder: `out`, or ``runs/<stem>-<time>``; `config` is what ``config.yaml`` will hold.
 
         Raises:
-            RegrowValueError: where `out` holds a run already.
+            RegrowValueError: where `out` holds a run already, or is a file.
         """
+        cls.refuse_taken(out)
         moment = time.strftime("%Y%m%d-%H%M%S")
-        path = Path(out).expanduser() if out else Path("runs") / f"{stem}-{moment}"
+        path = Path(out).expanduser() if out else Path("runs") / f"{file_name(stem)}-{moment}"
         folder = cls(path)
         with folder.disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,11 +87,6 @@ class RunFolder:
                 except FileExistsError:
                     number += 1
                     folder.path = path.with_name(f"{path.name}-{number}")
-        if (folder.path / "config.yaml").exists():
-            raise RegrowValueError(
-                f"`out` {path} holds a run already\n"
-                f"Continue it with `regrow train --resume {path}`, name another folder, or delete it."
-            )
         folder.write("config.yaml", config.encode())
         return folder
 
