@@ -156,7 +156,7 @@ def test_a_recipe_with_its_data_length_and_time(tmp_path, capsys):
     for text in (
         "\n\nNoise with a bright block.\n\n",
         "here    yes\nlength  60 steps of 20 examples\ntime    about ",
-        " s a step: an estimate from ",
+        " a step: an estimate from ",
         f"Start it with `regrow train {recipe}`",
     ):
         assert text in out

@@ -39,11 +39,11 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def closest(word: str, choices: Iterable[str]) -> str:
-    """``", did you mean `x`?"`` for the choice most like `word`, or an empty string."""
+def closest(word: str, choices: Iterable[str], before: str = "") -> str:
+    """``", did you mean `x`?"`` for the choice most like `word`, with what stands `before` it, or an empty string."""
     by_lower_case = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
-    return f", did you mean `{by_lower_case[match[0]]}`?" if match else ""
+    return f", did you mean `{before}{by_lower_case[match[0]]}`?" if match else ""
 
 
 def require_fraction(name: str, value: object, *, one: bool = False) -> float:

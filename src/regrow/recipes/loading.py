@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from regrow.errors import RegrowValueError, closest
-from regrow.recipes.parts import resolve
+from regrow.recipes.parts import PARTS, choices, meant, resolve
 from regrow.recipes.schema import Recipe
 from regrow.recipes.tickets import ALTERNATIVES
 
@@ -72,7 +72,21 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
         if any(length in given for length in lengths):
             for other in set(lengths) - set(given):
                 _remove(raw, other)  # the length asked for replaces the recipe's, whatever its unit
+    _settle_sparsity(raw, given)
     return resolve(_validate(raw, name))
+
+
+def _settle_sparsity(raw: dict[str, Any], given: Sequence[str]) -> None:
+    """Let the one sparsity that was asked for replace one for each layer, and the other way round."""
+    sparsify = raw.get("sparsify")
+    one, each = (f"sparsify.{key}" in given for key in ("sparsity", "distribution"))
+    if not isinstance(sparsify, dict) or one == each:
+        return
+    by_layer = isinstance(sparsify.get("distribution"), dict)
+    if one and by_layer:
+        sparsify["distribution"] = "erk"
+    elif each and by_layer:
+        sparsify.pop("sparsity", None)
 
 
 def read(path: Path) -> Recipe:
@@ -165,23 +179,26 @@ def _validate(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
+        lines = [_explain(dict(problem), raw) for problem in error.errors()]
         raise RegrowValueError(f"recipe {where}:\n" + "\n".join(lines)) from error
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     """One line for one of pydantic's errors: the key, what was given, what is allowed."""
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        fields = list(Recipe.model_fields)
-        allowed = ", ".join(f"`{name}`" for name in fields)
-        return f"`{key}` is no key of a recipe{closest(key, fields)}\nAllowed are: {allowed}."
+        allowed = ", ".join(f"`{name}`" for name in Recipe.model_fields)
+        return f"`{key}` is no key of a recipe{meant(key, raw)}\nAllowed are: {allowed}."
     if problem["type"] == "missing":
-        return f"`{key}` is missing"
+        part = key.removesuffix(".name")
+        known = f", one of {', '.join(choices(part))}" if part in PARTS else ""
+        return f"`{key}` is missing\nGive it as {key}=VALUE{known}."
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return str(message)
     expected = _expected(key)
+    if problem["type"] == "list_type":
+        expected += f"\nWrite it in brackets: {key}=[{problem['input']}]."
     return f"`{key}`: {message[0].lower()}{message[1:]}, got {problem['input']!r}{expected}"
 
 
