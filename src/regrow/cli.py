@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -348,6 +349,15 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
         print(json.dumps(result, indent=2))
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning with the line that it points at where that is in a file of the user's, else its text alone."""
+    if filename.startswith(("<", sys.prefix, str(Path(sys.argv[0]).absolute()))):
+        return wrapped(f"warning: {message}", columns(sys.stderr)) + "\n"
+    return wrapped(f"{filename}:{lineno}: warning: {message}", columns(sys.stderr)) + "\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: an error of regrow's is text on standard error and code 2.
 
@@ -355,6 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: those after ``regrow``. Default: those of the process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    before, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         app(given, prog_name="regrow", obj=given)
     except Interrupted as error:
@@ -366,3 +377,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("\nstopped at once; the last checkpoint is whole", file=sys.stderr)
         sys.exit(130)
+    finally:
+        warnings.formatwarning = before

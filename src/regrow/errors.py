@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
+import functools
 import os
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from importlib.util import find_spec
 from numbers import Integral, Real
 
@@ -23,18 +27,26 @@ class RegrowRuntimeError(RegrowError, RuntimeError):
     """Something was used in an order or in a state in which it cannot work."""
 
 
-def _folder(package: str) -> str:
+_BETWEEN = ("regrow", "torch", "lightning", "pytorch_lightning", "accelerate", "transformers")
+"""Packages that call regrow for the user."""
+
+
+@cache
+def _inside() -> tuple[str, ...]:
+    """Where the files lie whose lines are never the user's."""
+    found = [os.path.join(package, "") for name in _BETWEEN for package in _folders(name)]
+    return (*found, *(str(module.__file__) for module in (contextlib, copy, functools)))
+
+
+def _folders(package: str) -> list[str]:
     spec = find_spec(package)
-    return os.path.join(os.path.dirname(str(spec.origin)) if spec else package, "")
-
-
-_INSIDE = tuple(_folder(package) for package in ("regrow", "torch"))
+    return list(spec.submodule_search_locations or []) if spec is not None else []
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that led here from outside of regrow, whatever is called on the way, hooks of torch included."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_inside()):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 
