@@ -14,6 +14,7 @@ from regrow.compare.length import multiply
 from regrow.compare.ways import Way, is_dynamic, overrides, way_of
 from regrow.errors import RegrowError, RegrowValueError, closest, require_count
 from regrow.recipes import Part, Recipe, find, load, read
+from regrow.recipes.parts import SUPPLIED
 from regrow.training.folder import file_name
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
@@ -237,7 +238,7 @@ def _known(part: str, way: Way) -> set[str]:
     """The options of `way` that a key may set."""
     if part == "tickets":
         return way.ticket_options()
-    return (_options(way.method) or set()) - {"model", "optimizer", "self"}
+    return (_options(way.method) or set()) - SUPPLIED["method"]
 
 
 def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:

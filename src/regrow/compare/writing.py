@@ -201,7 +201,13 @@ def runs_as_json(table: Table) -> str:
 def write(table: Table) -> list[Path]:
     """Write the table in the folder of the comparison: ``.txt``, ``.csv``, ``.md``, ``.tex``; and the runs as JSON."""
     stem = table.grid.folder / conditions(table.grid)
-    forms = {"txt": as_text, "csv": as_csv, "md": as_markdown, "tex": as_latex, "runs.json": runs_as_json}
+    forms: dict[str, Callable[[Table], str]] = {
+        "txt": as_text,
+        "csv": as_csv,
+        "md": as_markdown,
+        "tex": as_latex,
+        "runs.json": runs_as_json,
+    }
     texts = {ending: form(table).encode() for ending, form in forms.items()}
     return [write_atomically(f"{stem}.{ending}", text_writer(text)) for ending, text in texts.items()]
 

@@ -50,7 +50,7 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
 
 
 # what the training loop gives itself, so that no recipe may
-_SUPPLIED = {
+SUPPLIED = {
     "model": {"self"},
     "data": {"self"},
     "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
@@ -58,7 +58,7 @@ _SUPPLIED = {
     "schedule": {"total_steps"},
     "tickets": {"total", "epoch"},
 }
-PARTS = tuple(_SUPPLIED)
+PARTS = tuple(SUPPLIED)
 """The keys that name something with options."""
 
 
@@ -72,7 +72,7 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     if own and ":" in part.name:
         return _import(key, part.name)
     if part.name not in known:
-        forms = {n: written(n, _missing(f, {}, _SUPPLIED[key])) for n, f in known.items()}
+        forms = {n: written(n, _missing(f, {}, SUPPLIED[key])) for n, f in known.items()}
         hint = closest(part.name, forms)
         for name, form in forms.items():  # words that do as they stand
             hint = hint.replace(f"`{name}`?", f"`{form}`?")
@@ -94,12 +94,12 @@ def resolve(recipe: Recipe) -> Recipe:
     for file in recipe.imports:
         import_file(Path(file))
     parts: dict[str, Part] = {}
-    for key in _SUPPLIED:
+    for key in SUPPLIED:
         part: Part | None = getattr(recipe, key)
         if part is None:
             continue
         what = f"{key} {part.name}"
-        options = _check(recipe, key, what, find(key, part), part.options, _SUPPLIED[key])
+        options = _check(recipe, key, what, find(key, part), part.options, SUPPLIED[key])
         if key == "optimizer":
             options = {name: options[name] for name in part.options}
         elif key == "method" and "seed" in options:
@@ -250,11 +250,11 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
         exact: only an inner key of this very name will do.
     """
     inner: dict[str, list[str]] = {}
-    for key, supplied in (*_SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
+    fixed: dict[str, Callable[..., Any]] = {"sparsify": regrow.sparsify, "augment": Augment}
+    for key, supplied in (*SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
         part = raw.get(key, "rigl" if key == "method" else None)
         name = part.get("name") if isinstance(part, Mapping) else part
-        fixed = {"sparsify": regrow.sparsify, "augment": Augment}.get(key)
-        function = fixed or (choices(key).get(name) if isinstance(name, str) else None)
+        function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
         for option in _named(function, supplied) if function is not None else ():
             inner.setdefault(option, []).append(f"{key}.{option}")
     if exact and word in Recipe.model_fields:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from regrow.recipes import Recipe, find
 from regrow.timing import load
 from regrow.training.build import build
 from regrow.training.folder import RunFolder
+from regrow.training.loop import Interrupted
 from regrow.training.members import train
 from regrow.training.progress import Status
 
@@ -238,7 +238,11 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
     setup = build(recipe.model_copy(update=dict(changed)), data=data)
     with tempfile.TemporaryDirectory(prefix="regrow-") as place:
         folder = RunFolder.create("", str(Path(place) / "run"), "")
-        with suppress(_Enough):
+        try:
             train(setup, folder, watch)
+        except _Enough:
+            pass
+        except Interrupted as error:  # there is nothing to go on with
+            raise Interrupted("stopped") from error
     (first, start), (last, end) = seen[0], seen[-1]
     return last - first, (end - start) / (last - first)
