@@ -247,8 +247,8 @@ def test_a_folder_that_holds_another_run_is_left_alone(recipe, tmp_path, capsys)
         (
             ["method.update_evry=5"],
             "`method.update_evry` is no option of static, rigl, did you mean `method.update_every`?\nAllowed are: "
-            "`drop_fraction`, `grow_columns`, `grow_init`, `grow_scale`, `schedule`, `seed`, `skip_step`, `stop_fraction`, "
-            "`update_every`.\n",
+            "`drop_fraction`, `grow_columns`, `grow_init`, `grow_scale`, `schedule`, `seed`, `skip_step`, "
+            "`stop_fraction`, `update_every`.\n",
         ),
         (["tickets=sup"], "`tickets` is set by `--methods` in a comparison, got 'tickets=sup'"),
         (["tickets.share=0.5"], "`tickets.share` is no option of static, rigl\nAllowed are: none"),
