@@ -190,9 +190,10 @@ def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
         allowed = ", ".join(f"`{name}`" for name in Recipe.model_fields)
         return f"`{key}` is no key of a recipe{meant(key, raw)}\nAllowed are: {allowed}."
     if problem["type"] == "missing":
-        part = key.removesuffix(".name")
-        known = f", one of {', '.join(choices(part))}" if part in PARTS else ""
-        return f"`{key}` is missing\nGive it as {key}=VALUE{known}."
+        part, _, name = key.rpartition(".")
+        if part in PARTS and name == "name":  # one of its options was given, and nothing that has it
+            return f"`{key}` is missing\nGive it as {key}=VALUE, one of {', '.join(choices(part))}."
+        return f"`{key}` is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return str(message)
