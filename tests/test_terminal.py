@@ -6,10 +6,12 @@ import pty
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import pytest
 from tiny import ENVIRONMENT, cli, write_recipe
 
+from regrow.bench.showing import tables
 from regrow.methods.registry import records
 from regrow.recipes import shipped
 from regrow.terminal import KEEP, table, wrapped
@@ -64,7 +66,7 @@ def shown(tmp_path_factory):
     """What commands print, by width and command."""
     folder = tmp_path_factory.mktemp("shown")
     train = f"train {write_recipe(folder)}"
-    lines = [*SAME, "--help", "train --help", "compare --help"]
+    lines = [*SAME, "doctor", "--help", "train --help", "compare --help"]
     made = [f"{width} {line}" for width in WIDTHS for line in (*lines, f"{train} out=run{width}")]
     return on_terminal(*made, cwd=folder)
 
@@ -78,6 +80,35 @@ def test_no_line_is_too_long_and_no_word_is_cut(shown, capsys, width):
     assert (
         max(len(x) for line in ("--help", "train --help") for x in shown[width][line].splitlines()) <= width
     )
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_the_machine_has_fits(shown, width):
+    rows = shown[width]["doctor"].splitlines()
+    assert all(len(row) <= width or len(row.split()[-1]) > width - 20 for row in rows)  # paths stay whole
+    heads = [row[:14].strip() for row in rows]
+    assert {"kernels", "processor", "optional", "self-check"} <= set(heads)
+    assert all(not head or " " not in head for head in heads)  # what follows stands behind the names
+
+
+@dataclass
+class Measured:
+    """A row of `regrow bench`."""
+
+    title = "training steps"
+    subject: str
+
+    def cells(self):
+        heads = ("batch", "sparsity", "pass", "dense ms", "sparse ms", "faster", "GFLOP/s", "utilisation")
+        return {"": self.subject, **dict.fromkeys(heads, "12.3 ±4%")}
+
+
+@pytest.mark.parametrize(("width", "count"), [(80, 2), (140, 1), (None, 1)])
+def test_rows_of_measurements_keep_their_names(width, count):
+    lines = tables([Measured("linear 768x3072")], width).splitlines()
+    assert lines[0] == "training steps"
+    assert [line.startswith("linear 768x3072  ") for line in lines].count(True) == count
+    assert max(map(len, lines)) <= (width or 140)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

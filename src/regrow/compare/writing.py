@@ -76,6 +76,8 @@ def notes(table: Table) -> list[str]:
     """What stands beneath the table."""
     rows = table.rows
     result = [
+        "n: finished runs; accuracy: their mean, and its deviation over the runs, in points; connections: at the end, "
+        "those of dense layers too; seconds: of training, the mean; peak MB: of the process, the largest.",
         "FLOPs: multiples of the dense network trained for the recipe's own length; of training measured (the density "
         "that the runs had over time, updates, dense gradients), of a test counted.",
         "nll: negative log likelihood in nats; ece: expected calibration error, 15 bins; of what is tested, means.",
