@@ -5,5 +5,9 @@ another ten times longer than they compute.
 """
 
 import os
+import signal
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)

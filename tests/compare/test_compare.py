@@ -62,7 +62,8 @@ def compare(folder, *further):
 
 def test_one_line_a_run_and_a_table(compared):
     folder, result, said = compared
-    lines = said.splitlines()
+    note, *lines = said.splitlines()
+    assert note == "note: own.yaml runs code: model own_network:network, data own_network:quadrants"
     assert lines[0] == "4 runs in runs/; finished ones are not repeated"
     assert [line.split("]")[0] for line in lines[1:5]] == [f"[{i}/4" for i in range(1, 5)]
     assert "\x1b" not in said

@@ -82,4 +82,4 @@ def test_a_method_whose_optimizer_is_gone_says_so() -> None:
     with pytest.raises(RegrowRuntimeError, match=r"the optimizer of SET is gone\.\nKeep it"):
         _ = method.optimizer
     assert (method.step, method.next_update) == (0, 2)
-    assert "SET(step 0 of 6" in repr(method)
+    assert "SET(0 of 6 steps made" in repr(method)

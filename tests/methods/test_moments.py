@@ -352,7 +352,8 @@ def test_a_second_fit_replaces_the_method_of_the_first() -> None:
     assert new.step == 3
     assert old.step == 3
     with pytest.raises(
-        regrow.RegrowError, match=r"another method drives by now: RigL\(step 3.*\n.*call its detach"
+        regrow.RegrowError,
+        match=r"another method drives by now: RigL\(3 of 40 steps made.*\n.*call its detach",
     ):
         train(model, first, 1)
     old.detach()

@@ -389,7 +389,7 @@ def test_a_load_that_fails_leaves_a_dense_model_dense(tmp_path: Any) -> None:
     file = regrow.save(regrow.sparsify(model, 0.5), tmp_path / "model.safetensors")
     other = nn.Sequential(nn.Linear(20, 30))
     with pytest.raises(
-        regrow.RegrowError, match=r"another architecture than the file: \['1.bias', '1.weight'\]"
+        regrow.RegrowError, match=r"another architecture than the file: 1.bias, 1.weight differ"
     ):
         regrow.load(file, into=other)
     assert not regrow.is_sparse(other)

@@ -199,11 +199,11 @@ def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
 
 def _random(recipe: Recipe, shape: tuple[int, ...], count: int) -> Tensors:
     """Random numbers in the form of the data."""
-    inputs: Tensor = torch.randn(count, *shape)
+    inputs: Tensor = torch.randn(count, *shape, device="cpu")
     if recipe.data.name in TEXTS:
-        symbols = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
+        symbols = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device="cpu")
         return Text("random", symbols, symbols, symbols, symbols, 256)
-    targets = torch.randint(0, 2, (count,))
+    targets = torch.randint(0, 2, (count,), device="cpu")
     return Dataset("random", inputs, targets, inputs, targets, 2)
 
 

@@ -126,8 +126,9 @@ class GradientHook:
         self.noted.pop(NO_PASS, None)
         if self.recording:
             running = torch._C._current_graph_task_id()
+            times = self._times  # first: what another thread accumulates from here on shows in `accumulated`
             continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
-            self.noted[running] = weight.note(gradient), continues, self._times
+            self.noted[running] = weight.note(gradient), continues, times
             self._at_the_end_of(running)
         return weight.restrict(gradient)
 
