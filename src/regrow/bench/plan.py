@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_count, require_fraction
 from regrow.bench import layers, memory, networks, scale, updates
 from regrow.bench.conv import Convolution, convolutions
 from regrow.bench.linear import Linear, linears
 from regrow.bench.rows import Case, Settings
-from regrow.errors import RegrowValueError, closest, require_count, require_fraction
+from regrow.errors import RegrowValueError, closest
 from regrow.ops import native
 from regrow.recipes import import_file
 from regrow.storage import STORAGES
