@@ -72,6 +72,68 @@ def test_a_folder_holds_one_run(tmp_path, capsys):
     assert f"`out` {run} holds a run already\nContinue it with `regrow train --resume {run}`" in ended.err
 
 
+def test_out_is_refused_before_the_data_are_read(tmp_path, capsys):
+    recipe = write_recipe(tmp_path)
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "config.yaml").write_text("")
+    away = f"data.folder={tmp_path / 'away'}"
+    ended = cli(capsys, "train", recipe, away, f"out={taken}")
+    assert (ended.code, ended.err.splitlines()[0]) == (2, f"error: `out` {taken} holds a run already")
+    ended = cli(capsys, "train", recipe, away, f"out={recipe}")
+    assert (
+        ended.err == f"error: `out` {recipe} must be a folder, and {recipe} is none\nName another folder.\n"
+    )
+
+
+NETWORK = """
+from torch import nn
+
+def net(width=16, classes=4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, classes))
+"""
+
+
+def test_a_network_of_the_users_own(tmp_path, capsys, monkeypatch):
+    (tmp_path / "network_here.py").write_text(NETWORK)
+    recipe = write_recipe(tmp_path)
+    by_layer = "sparsify={distribution: {layers.0: 0.9}, exclude: null}"
+    monkeypatch.chdir(tmp_path)
+    own = ["train", recipe, "model=network_here:net", "steps=7", "method=network_here:topology"]
+    (tmp_path / "network_here.py").write_text(NETWORK + "\nfrom regrow import Static as topology\n")
+    ended = cli(capsys, *own, by_layer)
+    assert ended.code == 2
+    assert ended.err == (
+        "error: `distribution` matches nothing: 'layers.0'\nLayers: 1, 3\n"
+        "The recipe names layers that `model` network_here:net has not. Say `sparsify.sparsity=0.9` for all layers "
+        'together, or `"sparsify.distribution={1: 0.9, 3: 0.9}"`.\n'
+    )
+    assert not (tmp_path / "runs").exists()
+    for words in ("sparsify.sparsity=0.9", "sparsify.distribution={1: 0.9, 3: 0.9}"):  # they do as they stand
+        assert cli(capsys, *own, by_layer, words).code == 0
+    names = [path.name for path in (tmp_path / "runs").iterdir()]
+    assert all(
+        name.startswith("tiny-network_here-topology-") for name in names
+    )  # no colon, which Windows refuses
+    ended = cli(capsys, *own, "sparsify={sparsity: 0.9, exclude: [layers.4]}")
+    assert "that `model` network_here:net has not. Say `sparsify.exclude=null`." in ended.err
+
+
+@pytest.mark.parametrize("options", [[], ["width=32"]])
+def test_flops_of_a_network_whose_width_counts_channels(tmp_path, capsys, monkeypatch, options):
+    (tmp_path / "network_of_channels.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    ended = cli(capsys, "flops", "network_of_channels:net", *options, "--input", "64")
+    assert ended.code == 0
+    assert "small-dense has no figure: no argument `width` of this network, a factor" in ended.out
+
+
+def test_a_warning_is_text(tmp_path):
+    command = [sys.executable, "-m", "regrow", "train", str(write_recipe(tmp_path)), "steps=3"]
+    ended = subprocess.run(command, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ended.stderr.startswith("warning: RigL: update_every=5 leaves no update within total_steps=3")
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

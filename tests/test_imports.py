@@ -20,7 +20,7 @@ PACKAGE = Path(regrow.__file__).parent
 ROOMS: list[set[str]] = [
     {"errors"},
     {"arguments"},
-    {"timing", "uses", "trained", "places", "modelfile"},
+    {"timing", "uses", "trained", "places", "modelfile", "terminal"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},
@@ -34,7 +34,7 @@ ROOMS: list[set[str]] = [
     {"data", "models", "machine"},
     {"recipes", "doctor"},
     {"training", "report", "flops", "basic"},
-    {"compare", "bench"},
+    {"compare", "bench", "listing"},
     {"cli"},
     {"__main__"},
 ]

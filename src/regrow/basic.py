@@ -10,6 +10,7 @@ import regrow
 from regrow.doctor import doctor
 from regrow.ops import native
 from regrow.ops.building import NoKernels
+from regrow.terminal import columns, wrapped
 
 DOCTOR = "Tell what this machine has: kernels, instruction set, threads, load, data; and try the kernels."
 BUILD = "Build the kernels into the user's cache where there are none that are right; an earlier failure is forgotten."
@@ -28,7 +29,7 @@ def run_build(given: Sequence[str]) -> int:
     try:
         library = native.build()
     except NoKernels as why:
-        print(f"error: {why}", file=sys.stderr)
+        print(wrapped(f"error: {why}", columns(sys.stderr)), file=sys.stderr)
         return 1
     print(f"kernels: {native.isa()}, {library}")
     return 0

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from typer.core import TyperCommand
 
 import regrow
-from regrow import basic
+from regrow import basic, listing
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.machine import environment
-from regrow.methods.registry import records as known_records
 from regrow.recipes import Recipe, as_yaml, load, read, shipped
+from regrow.terminal import columns, wrapped
 from regrow.training import (
     Interrupted,
     RunFolder,
@@ -30,12 +32,26 @@ from regrow.training import (
     lasting_console,
     lines,
     require_one_process,
+    say,
     train,
+    width,
 )
+
+
+class _Command(TyperCommand):
+    """Shows an argument that may be given several times once: ``[KEY=VALUE ...]``."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The words of the usage line."""
+        return [
+            re.sub(r"^\[+(.* \.\.\.)[\].]+$", r"[\1]", word) for word in super().collect_usage_pieces(ctx)
+        ]
+
 
 app = typer.Typer(
     name="regrow",
     help="Train neural networks that are sparse from the first step to the last.",
+    epilog="`regrow --version` prints the version, `regrow COMMAND --help` what a command takes.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -51,33 +67,42 @@ Import = Annotated[
 ]
 
 
-@app.command()
+@app.command(short_help="List the methods.")
 def methods(json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
-    rows = [record.to_dict() for record in known_records().values()]
-    _show(rows, ["name", "drop", "grow", "redistribute", "needs", "paper", "line"], json_)
+    rows = listing.methods()
+    console = Console()
+    print(json.dumps(rows, indent=2)) if json_ else say(
+        console, listing.as_text(rows, listing.METHODS, width(console))
+    )
 
 
-@app.command()
-def recipes(json_: Json = False) -> None:
-    """List the recipes that come with regrow."""
-    rows = []
-    for name in shipped():
-        recipe = load(name)
-        parts = {key: getattr(recipe, key).name for key in ("model", "data", "method")}
-        length = {"epochs": recipe.epochs} if recipe.epochs else {"steps": recipe.steps}
-        tickets = recipe.tickets.name if recipe.tickets else None
-        rest = {"tickets": tickets, "sparsify": recipe.sparsify, **length, "line": recipe.line}
-        rows.append({"name": name, **parts, **rest})
-    _show(rows, ["name", "model", "data", "method", "tickets", "line"], json_)
+@app.command(short_help="List the recipes, or show one with its length and time here.")
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Show this one: its data, length and time here.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the recipes that come with regrow, or show one, of which a few steps are made to tell its time."""
+    console = Console()
+    if name is None:
+        rows = listing.recipes()
+        text = listing.as_text(rows, listing.RECIPES, width(console))
+        print(json.dumps(rows, indent=2)) if json_ else say(console, text)
+        return
+    one = listing.one_recipe(name)
+    print(json.dumps(one, indent=2)) if json_ else say(console, listing.one_as_text(one, width(console)))
 
 
-@app.command("train")
+@app.command("train", cls=_Command, short_help="Train a recipe.")
 def train_command(
     context: typer.Context,
-    recipe: Annotated[str | None, typer.Argument(help="A recipe's name, or the path of a YAML file.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")
+    ] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Change a key.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Change a key.")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")
@@ -109,37 +134,39 @@ def train_command(
         resolved = load(recipe, overrides or [], import_ or [])
         RunFolder.check(resolved.out)
         setup = build(resolved)
-        config = _announce(console, setup)
+        _announce(console, setup)
         about = environment(context.obj)
-        with RunFolder.create(config, setup.recipe.out, _stem(setup.recipe), about) as folder:
+        config, out = as_yaml(setup.recipe), setup.recipe.out
+        with RunFolder.create(config, out, _stem(setup.recipe), about) as folder:
             _train(console, setup, folder)
     else:
         raise RegrowValueError(f"give a recipe or `--resume RUN`\nShipped are: {', '.join(shipped())}.")
     _finish(console, folder, json_, "finished")
 
 
-def _announce(console: Console, setup: Setup) -> str:
-    """Print what will be trained; returns the resolved recipe."""
-    config = as_yaml(setup.recipe)
-    for text in (config, str(regrow.summary(setup.model)), calendar(setup).rstrip("\n")):
-        if text:
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
-    return config
+def _announce(console: Console, setup: Setup) -> None:
+    """Print what will be trained."""
+    say(console, as_yaml(setup.recipe, width(console)))
+    say(console, regrow.summary(setup.model).text(width(console)))
+    say(console, calendar(setup), end="")
 
 
 def _train(console: Console, setup: Setup, folder: RunFolder) -> None:
-    console.print(f"\nrun folder: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"\nrun folder: {folder.path}")
     with bar(console) if console.is_terminal else lines(console) as progress:
         train(setup, folder, progress)
 
 
-@app.command("compare")
+@app.command("compare", cls=_Command, short_help="Compare methods under one budget.")
 def compare_command(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name, or the path of a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe's name, or the path of a YAML file.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[KEY=A,B,C]...", help="Change a key, try several values, or name.key=... for one method."
+            metavar="KEY=A,B,C ...",
+            help="Change a key, try several values, or name.key=... for one method.",
         ),
     ] = None,
     methods_: Annotated[
@@ -181,11 +208,13 @@ def compare_command(
     raise typer.Exit(code)
 
 
-@app.command("flops")
+@app.command("flops", cls=_Command, short_help="Count parameters, FLOPs and size of a network.")
 def flops_command(
-    model: Annotated[str, typer.Argument(help="A network of the zoo, or package.module:function.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A network of the zoo, or package.module:function.")
+    ],
     options: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options of the network: width=0.5")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE ...", help="Options of the network: width=0.5")
     ] = None,
     sparsity: Annotated[float, typer.Option(help="Share of the weights that are zero.")] = 0.9,
     distribution: Annotated[str, typer.Option(help="uniform, er or erk.")] = "erk",
@@ -226,10 +255,10 @@ def flops_command(
         tickets=tickets,
         files=import_ or [],
     )
-    print(json.dumps(counted.to_dict(), indent=2) if json_ else counted)
+    print(json.dumps(counted.to_dict(), indent=2) if json_ else counted.text(width(Console())))
 
 
-@app.command("bench")
+@app.command("bench", short_help="Measure sparse layers and networks against dense ones.")
 def bench_command(
     context: typer.Context,
     linear: Annotated[
@@ -309,8 +338,15 @@ def bench_command(
 
 def _listed(name: str, line: str) -> None:
     """List a command that needs no extra; its options are its own."""
+    short = line.partition(":")[0].partition(" where")[0].rstrip(".") + "."
 
-    @app.command(name, help=line, add_help_option=False, context_settings={"ignore_unknown_options": True})
+    @app.command(
+        name,
+        help=line,
+        short_help=short,
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
     def run(
         context: typer.Context, options: Annotated[list[str] | None, typer.Argument(hidden=True)] = None
     ) -> None:
@@ -335,11 +371,10 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
         pictures, note = draw(folder.path)
     except Exception as error:  # the run is finished, whatever becomes of its pictures
         pictures, note = [], f"no pictures: {error}"
-    console.print(f"\n{how}: {folder.path}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"\n{how}: {folder.path}")
     text = folder.text("summary.txt")
     text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
-    text += "".join(f"\n             {line}" for line in note.splitlines())
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    say(console, text + "".join(f"\n             {line}" for line in note.splitlines()))
     if json_:
         result = {
             "run": str(folder.path),
@@ -349,18 +384,13 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
         print(json.dumps(result, indent=2))
 
 
-def _show(rows: list[dict[str, Any]], columns: Iterable[str], json_: bool) -> None:
-    """`rows` as a table of `columns`, or all of them as JSON."""
-    if json_:
-        print(json.dumps(rows, indent=2))
-        return
-    columns = [column for column in columns if any(row.get(column) not in (None, "none") for row in rows)]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column != columns[-1])
-    for row in rows:
-        table.add_row(*(str(row.get(column) or "-") for column in columns))
-    Console().print(table, markup=False)
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning with the line that it points at where that is in a file of the user's, else its text alone."""
+    if filename.startswith(("<", sys.prefix, str(Path(sys.argv[0]).absolute()))):
+        return wrapped(f"warning: {message}", columns(sys.stderr)) + "\n"
+    return wrapped(f"{filename}:{lineno}: warning: {message}", columns(sys.stderr)) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -370,14 +400,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: those after ``regrow``. Default: those of the process.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    before, warnings.formatwarning = warnings.formatwarning, _format_warning
     try:
         app(given, prog_name="regrow", obj=given)
     except Interrupted as error:
         _end(f"\n{error}", 130)
     except RegrowError as error:
-        _end(f"error: {error}", 2)
+        _end(wrapped(f"error: {error}", columns(sys.stderr)), 2)
     except KeyboardInterrupt:
         _end("\nstopped at once; a run that has begun continues with `regrow train --resume RUN`", 130)
+    finally:
+        warnings.formatwarning = before
 
 
 def _end(text: str, code: int) -> NoReturn:

@@ -56,7 +56,8 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     if optimizer is not None and not any(id(weight.parameter) in held for _, weight in found):
         raise RegrowRuntimeError(
             f"`optimizer` holds none of {[layer.weight_name for layer, _ in found]}: it was made for another model, "
-            "or before sparsify, and would not train them.\nGive the one that does, or none and make a new one afterwards."
+            "or before sparsify, and would not train them.\n"
+            "Give the one that does, or none, and make a new one afterwards."
         )
     for layer, weight in found:
         if reasons[layer.weight_name] is None:

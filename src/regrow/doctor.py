@@ -18,6 +18,7 @@ import regrow
 from regrow.machine import busiest, describe
 from regrow.ops import native
 from regrow.places import SYSTEM, cache
+from regrow.terminal import columns, wrapped
 from regrow.timing import load
 
 EXTRAS = ("safetensors", "typer", "rich", "pydantic", "matplotlib", "pillow")
@@ -48,7 +49,7 @@ def doctor(arguments: Sequence[str], json_: bool = False) -> int:
         print(json.dumps({**found, "checks": [asdict(c) for c in checks]}, indent=2))
     else:
         for name, text in [*lines(found), ("self-check", verdict(checks))]:
-            print(f"{name:14}{text}")
+            print(wrapped(f"{name:14}{text}", columns()))
     return 0 if native.available() and all(c.right for c in checks) else 1
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import difflib
+import functools
 import os
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import cache
 from importlib.util import find_spec
 
 
@@ -22,24 +26,32 @@ class RegrowRuntimeError(RegrowError, RuntimeError):
     """Something was used in an order or in a state in which it cannot work."""
 
 
-def _folder(package: str) -> str:
+_BETWEEN = ("regrow", "torch", "lightning", "pytorch_lightning", "accelerate", "transformers")
+"""Packages that call regrow for the user."""
+
+
+@cache
+def _inside() -> tuple[str, ...]:
+    """Where the files lie whose lines are never the user's."""
+    found = [os.path.join(package, "") for name in _BETWEEN for package in _folders(name)]
+    return (*found, *(str(module.__file__) for module in (contextlib, copy, functools)))
+
+
+def _folders(package: str) -> list[str]:
     spec = find_spec(package)
-    return os.path.join(os.path.dirname(str(spec.origin)) if spec else package, "")
-
-
-_INSIDE = tuple(_folder(package) for package in ("regrow", "torch"))
+    return list(spec.submodule_search_locations or []) if spec is not None else []
 
 
 def warn(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line that led here from outside of regrow, whatever is called on the way, hooks of torch included."""
     level, frame = 2, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_inside()):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)
 
 
-def closest(word: str, choices: Iterable[str]) -> str:
-    """``", did you mean `x`?"`` for the choice most like `word`, or an empty string."""
+def closest(word: str, choices: Iterable[str], before: str = "") -> str:
+    """``", did you mean `x`?"`` for the choice most like `word`, with what stands `before` it, or an empty string."""
     by_lower_case = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
-    return f", did you mean `{by_lower_case[match[0]]}`?" if match else ""
+    return f", did you mean `{before}{by_lower_case[match[0]]}`?" if match else ""

@@ -22,7 +22,8 @@ from regrow.nn import SparseLinear, SparseModule
 from regrow.nn.tiles import on_convert
 from regrow.ops.linear import is_laid_out
 from regrow.sparsify import densify
-from regrow.summary import aligned, summary
+from regrow.summary import summary
+from regrow.terminal import table
 from regrow.timing import Load, Watch, interleaved
 from regrow.weights.record import module_records
 from regrow.weights.views import unwrapped, views
@@ -103,7 +104,7 @@ class Explanation:
             for row in self.layers
         ]
         head = ("layer", "shape", "density", "storage", "ms", "ms dense", "speed-up", "")
-        lines = aligned([head, *rows])
+        lines = table([head, *rows])
         lines.append("ms: forward and backward with all gradients, on the input that the layer gets")
         if self.reference:
             lines.append(self.reference)
@@ -118,7 +119,7 @@ class Explanation:
             for row in self.conversions
         ]
         return "\n".join(
-            [*lines, "", "conversions of layout:", *aligned([("at", "shape", "ms", "line"), *found])]
+            [*lines, "", "conversions of layout:", *table([("at", "shape", "ms", "line"), *found])]
         )
 
 

@@ -16,8 +16,9 @@ from regrow.arguments import require_count
 from regrow.costs import Costs, costs_of
 from regrow.errors import RegrowValueError, closest
 from regrow.initial import asked_sparsities
-from regrow.models import models, small_dense
+from regrow.models import models, scales, small_dense
 from regrow.recipes import Part, find, import_file
+from regrow.terminal import wrapped
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,23 @@ class Flops:
         }
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """What is printed on a terminal of `width` characters, or in lines as long as they take."""
         options = "".join(f" {key}={value}" for key, value in self.options.items())
         kept = f", {', '.join(self.dense)} kept dense" if self.dense else ""
-        width = self.small_dense_width
         small = (
-            "small-dense has no figure: no width of this network, or no `width` argument, gives its stored size"
-            if width is None
-            else f"small-dense is the network of width {width:g}"
+            "small-dense has no figure: no argument `width` of this network, a factor that is 1.0 by default, "
+            "gives its stored size"
+            if self.small_dense_width is None
+            else f"small-dense is the network of width {self.small_dense_width:g}"
         )
-        return (
+        head = (
             f"{self.model}{options}, input {' x '.join(map(str, self.input))}: "
-            f"sparsity {self.sparsity:g}, {self.distribution}{kept}\n\n{self.costs}\n{small}"
+            f"sparsity {self.sparsity:g}, {self.distribution}{kept}"
         )
+        return "\n".join([wrapped(head, width), "", self.costs.text(width), wrapped(small, width)])
 
 
 def count(
@@ -198,7 +204,7 @@ def _small(
     example: Tensor,
 ) -> tuple[float, float] | None:
     """Width and FLOPs of the dense network with the stored size of the sparse one, if there is one."""
-    if "width" not in inspect.signature(build).parameters:
+    if not scales(build):
         return None
     full = float(options.get("width", 1.0))
 

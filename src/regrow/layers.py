@@ -246,11 +246,15 @@ def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[st
     return {name for glob in globs for name in matching(argument, glob, layers)}
 
 
+class NoSuchLayerError(RegrowValueError):
+    """A glob matches no layer of a model."""
+
+
 def matching(argument: str, glob: str, layers: Sequence[Layer]) -> list[str]:
     """Weight names of the `layers` that one glob matches.
 
     Raises:
-        RegrowValueError: a glob that matches nothing.
+        NoSuchLayerError: a glob that matches nothing.
     """
     picked = [
         layer.weight_name
@@ -263,7 +267,7 @@ def matching(argument: str, glob: str, layers: Sequence[Layer]) -> list[str]:
     ]
     if not picked:
         hint = closest(glob, [layer.name for layer in layers])
-        raise RegrowValueError(f"`{argument}` matches nothing: {glob!r}{hint}\nLayers: {_names(layers)}")
+        raise NoSuchLayerError(f"`{argument}` matches nothing: {glob!r}{hint}\nLayers: {_names(layers)}")
     return picked
 
 

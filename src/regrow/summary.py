@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from regrow.arguments import require_model
 from regrow.layers import find_layers
 from regrow.ops import native
+from regrow.terminal import table, wrapped
 from regrow.weights.views import named_records, named_weights, settle
 
 
@@ -63,6 +63,10 @@ class Summary:
         }
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """The table for a terminal of `width` characters, or as wide as it takes."""
         head = ("layer", "shape", "asked", "density", "connections", "storage", "")
         body = [
             (
@@ -76,12 +80,12 @@ class Summary:
             )
             for row in self.rows
         ]
-        lines = aligned([head, *body])
+        lines = table([head, *body], width, prose=True)
         lines.append(
             f"{self.connections:,} connections, sparsity {self.sparsity:.4f} over the sparse weights; "
             f"{self.parameters:,} parameters with everything"
         )
-        return "\n".join([*lines, self.reference] if self.reference else lines)
+        return wrapped("\n".join([*lines, self.reference] if self.reference else lines), width)
 
 
 def summary(model: nn.Module) -> Summary:
@@ -116,9 +120,3 @@ def summary(model: nn.Module) -> Summary:
     faster = [w for name, w in sparse.items() if known[name].storage == "compressed" or known[name].reason]
     reference = native.reference(weight.parameter for weight in faster)
     return Summary(tuple(rows), stored - idle, reference)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows as lines of a table, each column as wide as its longest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]

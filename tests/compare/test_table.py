@@ -1,9 +1,15 @@
+import io
+import re
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
+from tiny import write_recipe
 
-from regrow.compare import Cell, Row, differences, reached
-from regrow.compare.writing import _tex
+from regrow.compare import Cell, Row, differences, plan, reached
+from regrow.compare.progress import shower
+from regrow.compare.table import Table
+from regrow.compare.writing import _tex, as_text
 from regrow.report import draw_comparison
 
 
@@ -101,3 +107,33 @@ def test_a_plot_for_each_key(tmp_path, values):
 
 def test_no_plot_where_there_is_nothing_to_see(tmp_path):
     assert draw_comparison([row("dense", [80]).to_dict()], [], tmp_path / "name", "title") == []
+
+
+@pytest.mark.parametrize("width", [80, 140, None])
+def test_names_stay_whole_on_a_terminal(tmp_path, width):
+    grid = plan(str(write_recipe(tmp_path)), ["rigl", "static"], overrides=["optimizer.lr=0.05,0.1"])
+    values = (("optimizer.lr", "0.05"),)
+    rows = tuple(row(name, [80, 82, 84], values=values) for name in ("rigl", "static"))
+    text = as_text(Table(grid, rows, {"threads": 1, "device": "cpu"}), width)
+    piped = as_text(Table(grid, rows, {"threads": 1, "device": "cpu"}))
+    assert set(text.split()) == set(piped.split())
+    heads = [line for line in text.splitlines() if line.startswith("method ")]
+    assert len(heads) == (2 if width == 80 else 1)
+    assert width is None or max(map(len, text.splitlines())) <= width
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_names_stay_whole_beside_the_bars(tmp_path, width):
+    grid = plan(str(write_recipe(tmp_path)), ["rigl", "static"], folder=tmp_path / "runs")
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=width, color_system=None)
+    with shower(console, grid.runs) as show:
+        show.running(grid.runs)
+        grid.runs[0].folder.mkdir(parents=True)
+        log = grid.runs[0].folder / "metrics.jsonl"
+        log.write_text('{"kind": "train", "step": 30, "epoch": 3.0, "loss": 0.25}\n')
+        show.running(grid.runs)
+        show.bars.refresh()
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", stream.getvalue())
+    assert re.search(r"^rigl seed 0 +━{10,}[╸╺ ]+50%  loss 0.250", text, re.MULTILINE)
+    assert max(map(len, text.splitlines())) <= width

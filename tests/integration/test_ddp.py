@@ -103,7 +103,7 @@ PARTED = {
     # what is different, at which step that is found, and what is said
     "schedule": (
         2,
-        "do not update the topology alike: process 0: step 2, drop fraction 0.5; process 1: step 2, ",
+        "do not update the topology alike: process 0: step 2, fraction 0.5; process 1: step 2, ",
     ),
     "length": (
         2,

@@ -298,7 +298,29 @@ def test_repr_says_where_it_stands() -> None:
     optimizer = SGD(model.parameters(), lr=0.01)
     method = regrow.RigL(model, optimizer, total_steps=20_000)
     step(model, optimizer)
-    assert repr(method) == "RigL(step 1 of 20000, next update 100, last update 14900, sparsity 0.5000)"
+    assert repr(method) == (
+        "RigL(1 of 20000 steps made; updates to come: the next at step 100, the last at 14900; sparsity now 0.5000)"
+    )
+    method.evolve(0.1)
+    assert "; updates to come: the next at step 100, no last; " in repr(method)
+    method.evolve(0)
+    assert "; no update to come; " in repr(method)
+
+
+def test_repr_says_what_is_past() -> None:
+    model = eight("masked")
+    optimizer = SGD(model.parameters(), lr=0.01)
+    method = regrow.RigL(model, optimizer, total_steps=8, update_every=2)
+    for _ in range(7):
+        step(model, optimizer)
+    past = "7 of 8 steps made; no update to come, the last was due at step 4; sparsity now 0.5000"
+    assert repr(method) == f"RigL({past})"
+    method.detach()
+    assert repr(method) == "RigL(detached at step 7)"
+    assert (
+        repr(regrow.Static(model, optimizer))
+        == "Static(0 steps made; no update to come; sparsity now 0.5000)"
+    )
 
 
 @pytest.mark.parametrize(

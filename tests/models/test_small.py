@@ -9,7 +9,7 @@ from torch import nn
 from regrow.costs import stored_size
 from regrow.errors import RegrowValueError
 from regrow.initial import asked_sparsities
-from regrow.models import lenet, mlp, mobilenet_v1, resnet50, small_dense
+from regrow.models import lenet, mlp, mobilenet_v1, models, resnet50, scales, small_dense
 
 
 def sparse_size(build, sparsity, distribution="erk", include=None, convention="clean"):
@@ -78,3 +78,13 @@ def test_own_builder_that_needs_values():
 def test_bad_input(build, size, text):
     with pytest.raises(RegrowValueError, match=text):
         small_dense(build, size)
+
+
+def test_a_width_that_counts_channels_is_no_factor() -> None:
+    def network(width: int = 64) -> torch.nn.Module:
+        return torch.nn.Linear(16, width)
+
+    with pytest.raises(RegrowValueError, match=r"a factor of its layers as `width`.*its default is 64\n"):
+        small_dense(network, 0.001)
+    assert not scales(network)
+    assert scales(models()["mlp"].build)

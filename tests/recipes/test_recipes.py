@@ -128,21 +128,40 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("schedule=cosin", r"`schedule` must be one of constant, cosine, step .*did you mean `cosine`\?"),
         (
             "method.update_evry=9",
-            r"`method.update_evry` is no option of method rigl, did you mean `update_every`\?",
+            r"`method.update_evry` is no option of method rigl, did you mean `method.update_every`\?",
         ),
         ("method.total_steps=9", r"`method.total_steps` is no option of method rigl"),
         ("method={name: dense, seed: 1}", r"`method.seed` is no option of method dense\nAllowed are: none"),
         (
             "model.hiden=[3]",
-            r"`model.hiden` is no option of model mlp, did you mean `hidden`\?\nAllowed are: `inputs`",
+            r"`model.hiden` is no option of model mlp, did you mean `model.hidden`\?\nAllowed are: `inputs`",
         ),
         (
             "optimizer.momentun=0.9",
-            r"`optimizer.momentun` is no option of optimizer SGD, did you mean `momentum`\?",
+            r"`optimizer.momentun` is no option of optimizer SGD, did you mean `optimizer.momentum`\?",
         ),
-        ("sparsify.sparsty=0.9", r"`sparsify.sparsty` is no option of sparsify, did you mean `sparsity`\?"),
-        ("schedule=step", r"`schedule.milestones` is missing: schedule step needs it"),
-        ("data=idx", r"`data.folder` is missing: data idx needs it"),
+        (
+            "sparsify.sparsty=0.9",
+            r"`sparsify.sparsty` is no option of sparsify, did you mean `sparsify.sparsity`\?",
+        ),
+        (
+            "schedule=step",
+            r"`schedule.milestones` is missing: schedule step needs it\nGive it as schedule.milestones=\[...\].",
+        ),
+        ("data=idx", r"`data.folder` is missing: data idx needs it\nGive it as data.folder=VALUE."),
+        ("schedule=stepp", r"got 'stepp', did you mean `{name: step, milestones: ...}`\?"),
+        ("update_every=9", r"`update_every` is no key of a recipe, did you mean `method.update_every`\?"),
+        ("lr=0.1", r"`lr` is no key of a recipe, did you mean `optimizer.lr`\?"),
+        ("classes=9", r"`classes` is no key of a recipe, did you mean `model.classes` or `data.classes`\?"),
+        ("sparsty=0.9", r"`sparsty` is no key of a recipe, did you mean `sparsify.sparsity`\?"),
+        ("method.sparsity=0.9", r"no option of method rigl, did you mean `sparsify.sparsity`\?"),
+        ("model.hidden=300", r"`model.hidden` must be a list, got 300\n.*: model.hidden=\[300\]."),
+        ("optimizer={name: Adam, betas: 0.9}", r"must be a list, got 0.9\n.*: optimizer.betas=\[0.9\]."),
+        ("sparsify={distribution: er}", r"`sparsify.sparsity` is missing.*\nAdd `sparsify.sparsity=0.9`."),
+        (
+            "sparsify={sparsity: 0.9, distribution: {layers.0: 0.9}}",
+            r"`sparsify.sparsity` is 0.9, but `sparsify.distribution` gives each layer its own\nLeave one",
+        ),
         (
             "batch_size=0",
             r"`batch_size`: input should be greater than 0, got 0\n`batch_size` is examples a step",
@@ -150,7 +169,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("batch_size=1.5", r"`batch_size`: input should be a valid integer, got 1.5"),
         (
             "augment.crp=4",
-            r"`augment.crp` is no option of augment, did you mean `crop`\?\nAllowed are: `crop`, ",
+            r"`augment.crp` is no option of augment, did you mean `augment.crop`\?\nAllowed are: `crop`, ",
         ),
         (
             "augment=flip",
@@ -163,7 +182,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("label_smoothing=1", r"`label_smoothing`: input should be less than 1, got 1"),
         (
             "no_decay=norms",
-            r"`no_decay`: input should be a valid list, got 'norms'\n`no_decay` is what weight decay",
+            r"`no_decay`: input should be a valid list, got 'norms'\n(?s:.*)Write it in brackets: no_decay=\[norms\].",
         ),
         ("clip_norm=0", r"`clip_norm`: input should be greater than 0, got 0"),
         ("accumulate=0", r"`accumulate`: input should be greater than 0, got 0"),
@@ -176,7 +195,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, got 'own:tickets'"),
         (
             "tickets={name: sup, cycle_step: 3}",
-            r"`tickets.cycle_step` is no option of tickets sup, did you mean `cycle_steps`\?\nAllowed are: `share`",
+            r"`tickets.cycle_step` is no .* sup, did you mean `tickets.cycle_steps`\?\nAllowed are: `share`",
         ),
         (
             "tickets={name: sup, cycle_steps: 3, cycle_epochs: 1}",
@@ -184,7 +203,10 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ),
         ("tickets={name: dst, start: 0.5}", r"`tickets.start` is no option of tickets dst"),
         ("tickets=edst", r"`validation` is missing: tickets edst .*\nAdd `validation: 0.1`"),
-        ("tickets.share=0.2", r"`tickets.name` is missing"),
+        (
+            "tickets.share=0.2",
+            r"`tickets.name` is missing\nGive it as tickets.name=VALUE, one of sup, edst, dst.",
+        ),
         ("keep=best", r"`keep: best` needs examples that are held out\nAdd `validation: 0.1`."),
         ("keep=first", r"`keep`: input should be 'last' or 'best', got 'first'"),
         ("test_on=validation", r"`test_on: validation` needs examples that are held out"),
@@ -244,7 +266,9 @@ def test_imports_lie_beside_their_recipe(tiny, tmp_path, monkeypatch):
     recipe = load(tiny)
     assert recipe.imports == [str(own)]
     assert recipe.model == Part(name="network_beside_recipe:build", width=3)
-    with pytest.raises(RegrowValueError, match=r"`model.widht` is no option of .*did you mean `width`\?"):
+    with pytest.raises(
+        RegrowValueError, match=r"`model.widht` is no option of .*did you mean `model.width`\?"
+    ):
         load(tiny, ["model.widht=4"])
 
 
@@ -276,3 +300,32 @@ def test_rates():
     assert [stairs(t) for t in (0, 2, 3, 5, 6, 9)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
     with pytest.raises(RegrowValueError, match=r"`schedule.milestones` must be a list of steps, got \[0.5\]"):
         step(10, milestones=[0.5])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part", "option", "value"),
+    [
+        (["model.hidden=300,100"], "model", "hidden", [300, 100]),
+        (["optimizer=Adam", "optimizer.betas=0.9,0.99"], "optimizer", "betas", [0.9, 0.99]),
+        (["schedule=step", "schedule.milestones=10,20"], "schedule", "milestones", [10, 20]),
+    ],
+)
+def test_values_with_commas_are_lists_where_lists_are_taken(tiny, overrides, part, option, value):
+    assert getattr(load(tiny, overrides), part).options[option] == value
+
+
+def test_names_with_commas_are_lists_of_names(tiny):
+    assert load(tiny, ["sparsify.exclude=layers.0,layers.4"]).sparsify["exclude"] == ["layers.0", "layers.4"]
+
+
+def test_one_sparsity_replaces_one_for_each_layer_and_the_other_way_round(tiny):
+    assert load("fashion-mlp", ["sparsify.sparsity=0.95"]).sparsify == {
+        "sparsity": 0.95,
+        "distribution": "erk",
+        "rescale": False,
+        "seed": 0,
+    }
+    by_layer = load(tiny, ["sparsify.distribution={layers.0: 0.9}"]).sparsify
+    assert by_layer == {"distribution": {"layers.0": 0.9}, "seed": 0}
+    both = ["sparsify.sparsity=0.95", "sparsify.distribution=uniform"]
+    assert load("fashion-mlp", both).sparsify["distribution"] == "uniform"

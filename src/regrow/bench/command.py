@@ -14,12 +14,13 @@ from rich.console import Console
 from regrow.bench.plan import Plan
 from regrow.bench.rows import Row
 from regrow.bench.scale import Fit, Scale, fit
-from regrow.bench.showing import say, show, steps
+from regrow.bench.showing import show, steps
 from regrow.errors import RegrowValueError
 from regrow.machine import busiest, describe
 from regrow.ops import native
 from regrow.saving import write_atomically
 from regrow.timing import Load, load
+from regrow.training import say
 
 NOTES = (
     "±: half the distance of the quartiles. e, l, c: the best dense way was eager, channels-last, compiled. "

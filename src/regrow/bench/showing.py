@@ -6,46 +6,36 @@ import time
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Task
 
 from regrow.bench.rows import Case, Row
+from regrow.terminal import table
+from regrow.training.progress import bars, say, time_left, width
 
-WIDTH = 150
-"""Characters of a line where there is no terminal to say."""
 
-
-def tables(rows: Sequence[Row]) -> list[Table]:
-    """One table for each kind of row, in their order."""
-    found: dict[str, Table] = {}
+def tables(rows: Sequence[Row], width: int | None = None) -> str:
+    """One table for each kind of row, in their order, for a terminal of `width` characters or as wide as they take."""
+    found: dict[str, list[list[str]]] = {}
     for row in rows:
         cells = row.cells()
-        if row.title not in found:
-            table = Table(
-                title=row.title, title_justify="left", box=None, pad_edge=False, header_style="bold"
-            )
-            for index, head in enumerate(cells):
-                table.add_column(head, justify="right" if index else "left", no_wrap=True)
-            found[row.title] = table
-        found[row.title].add_row(*cells.values())
-    return list(found.values())
+        found.setdefault(row.title, [list(cells)]).append(list(cells.values()))
+    return "\n\n".join("\n".join([title, *table(lines, width, numbers=1)]) for title, lines in found.items())
 
 
 def show(rows: Sequence[Row]) -> None:
     """Print `rows` on standard output."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    for table in tables(rows):
-        console.print(table, markup=False)
-        console.print()
+    say(console, tables(rows, width(console)) + "\n")
 
 
 def steps(cases: Sequence[Case], console: Console) -> Iterator[Case]:
     """The cases one after the other, with a bar and the time left on `console`, or a line each without a terminal."""
     if console.is_terminal:
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("left")]
-        with Progress(*columns, TimeRemainingColumn(compact=True), console=console, transient=True) as bar:
+
+        def numbers(task: Task) -> list[str]:
+            return [f"{task.completed:.0f}/{task.total:.0f}", f"left {time_left(task)}"]
+
+        with bars(console, lambda task: task.description, numbers, transient=True) as bar:
             task = bar.add_task("", total=len(cases))
             for case in cases:
                 bar.update(task, description=case.name)
@@ -57,8 +47,3 @@ def steps(cases: Sequence[Case], console: Console) -> Iterator[Case]:
         left = f"left {(time.monotonic() - start) / done * (len(cases) - done):.0f} s" if done else "left -"
         say(console, f"[{done + 1}/{len(cases)}] {case.name} · {left}")
         yield case
-
-
-def say(console: Console, text: str) -> None:
-    """Print `text` as it is."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

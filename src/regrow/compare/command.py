@@ -13,7 +13,7 @@ from regrow.compare.writing import as_text, conditions, write
 from regrow.errors import RegrowValueError
 from regrow.report import draw_comparison
 from regrow.saving import sweep
-from regrow.training import lasting_console
+from regrow.training import lasting_console, say, width
 
 
 def compare(
@@ -44,14 +44,11 @@ def compare(
     )
     console = lasting_console(errors=json_)
 
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"{len(grid.runs)} runs in {grid.folder}/; finished ones are not repeated")
+    say(console, f"{len(grid.runs)} runs in {grid.folder}/; finished ones are not repeated")
     failures = run_all(grid.runs, workers=workers, console=console)
     table = tabulate(grid)
     stem = grid.folder / conditions(grid)
-    say("\n" + as_text(table))  # before the disk can refuse anything
+    say(console, "\n" + as_text(table, width(console)))  # before the disk can refuse anything
     sweep(grid.folder)
     files: list[Path] = write(table)
     pictures: list[Path] = []
@@ -60,13 +57,13 @@ def compare(
     try:
         pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name)
     except Exception as error:  # the runs are done, and the table is written
-        say(f"no pictures: {error}")
+        say(console, f"no pictures: {error}")
     for path in [*files, *pictures]:
-        say(str(path))
+        say(console, str(path))
     said: set[str] = set()
     for failure in failures:
         first, _, rest = failure.reason.partition("\n")
-        say(f"\nfailed: {failure.run}: {first}" + ("" if first in said else f"\n{rest}"))
+        say(console, f"\nfailed: {failure.run}: {first}" + ("" if first in said else f"\n{rest}"))
         said.add(first)
     if json_:
         result = {

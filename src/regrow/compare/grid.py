@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from regrow.compare.length import multiply
 from regrow.compare.ways import Way, is_dynamic, overrides, way_of
 from regrow.errors import RegrowError, RegrowValueError, closest
 from regrow.recipes import Part, Recipe, find, kept, load, resolve, same_code
-from regrow.training.folder import require_folder
+from regrow.recipes.parts import SUPPLIED
+from regrow.training.folder import file_name, require_folder
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
 """Keys that change no result, so that a run which differs in them only is the same run."""
@@ -126,7 +126,7 @@ def plan(
     own = load(recipe, common, imports)  # also runs the imported files, which may register methods
     ways = {name: way_of(name, own.method) for name in methods}
     _check_options(keys, ways)
-    folder = folder or Path("runs") / f"compare-{own.name}"
+    folder = folder or Path("runs") / file_name(f"compare-{own.name}")
     require_folder("--out", folder)
     base = Base(
         own,
@@ -231,7 +231,7 @@ def _check_options(keys: list[Key], ways: dict[str, Way]) -> None:
             known = sorted(set().union(*(_known(part, way) for way in meant.values())))
             word = (key.option(part) or "").partition(".")[0]
             raise RegrowValueError(
-                f"`{key.key}` is no option of {', '.join(meant)}{closest(word, known)}\n"
+                f"`{key.key}` is no option of {', '.join(meant)}{closest(word, known, f'{part}.')}\n"
                 f"Allowed are: {', '.join(f'`{n}`' for n in known) or 'none'}."
             )
 
@@ -240,12 +240,12 @@ def _known(part: str, way: Way) -> set[str]:
     """The options of `way` that a key may set."""
     if part == "tickets":
         return way.ticket_options()
-    return (_options(way.method) or set()) - {"model", "optimizer", "self"}
+    return (_options(way.method) or set()) - SUPPLIED["method"]
 
 
 def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:
     """The folder of a run: one that holds this very run, or else a free one."""
-    stem = re.sub(r"[^\w.,=+-]+", "-", name).strip("-")[:120]
+    stem = file_name(name)[:120]
     for number in itertools.count(1):
         path = root / (stem if number == 1 else f"{stem}-{number}")
         if path not in taken and _same(path, recipe):

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import Progress, Task, TaskID
 
 from regrow.compare.grid import Run
 from regrow.recipes import Recipe
 from regrow.training import RunFolder
+from regrow.training.progress import bars, say
 
 
 class Show:
@@ -57,13 +58,8 @@ class Show:
 
     def _line(self, run: Run, text: str) -> None:
         self.done += 1
-        width = len(str(self.total))
-        self.console.print(
-            f"[{self.done:{width}}/{self.total}] {self._name(run)}: {text}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        digits = len(str(self.total))
+        say(self.console, f"[{self.done:{digits}}/{self.total}] {self._name(run)}: {text}")
 
 
 @contextmanager
@@ -72,14 +68,12 @@ def shower(console: Console, runs: Sequence[Run]) -> Iterator[Show]:
     if not console.is_terminal:
         yield Show(console, runs)
         return
-    columns = [
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("loss {task.fields[loss]}"),
-    ]
-    with Progress(*columns, console=console, transient=True) as bars:
-        yield Show(console, runs, bars)
+
+    def numbers(task: Task) -> list[str]:
+        return [f"{task.percentage:3.0f}%", f"loss {task.fields['loss']}"]
+
+    with bars(console, lambda task: task.description, numbers, transient=True) as display:
+        yield Show(console, runs, display)
 
 
 def _where(run: Run) -> tuple[float, str]:

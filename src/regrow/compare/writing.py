@@ -14,6 +14,7 @@ from regrow.compare.grid import Grid
 from regrow.compare.running import summary_of
 from regrow.compare.table import Row, Table, differences, reached
 from regrow.saving import write_atomically
+from regrow.terminal import table, wrapped
 from regrow.training.summary import TIMES
 
 LONGEST = 180
@@ -75,6 +76,8 @@ def notes(table: Table) -> list[str]:
     """What stands beneath the table."""
     rows = table.rows
     result = [
+        "n: finished runs; accuracy: their mean, and its deviation over the runs, in points; connections: at the end, "
+        "those of dense layers too; seconds: of training, the mean; peak MB: of the process, the largest.",
         "FLOPs: multiples of the dense network trained for the recipe's own length; of training measured (the density "
         "that the runs had over time, updates, dense gradients), of a test counted.",
         "nll: negative log likelihood in nats; ece: expected calibration error, 15 bins; of what is tested, means.",
@@ -99,18 +102,10 @@ def notes(table: Table) -> list[str]:
     return [*result, *map(str, differences(rows)), *map(str, reached(rows))]
 
 
-def as_text(table: Table) -> str:
-    """Aligned columns, for a terminal."""
-    lines = _lines(table)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([*text, "", *notes(table)]) + "\n"
+def as_text(found: Table, width: int | None = None) -> str:
+    """Aligned columns, one line a row; on a terminal of `width` the columns that do not fit stand in a table below."""
+    lines = table(_lines(found), width, numbers=1)
+    return wrapped("\n".join([*lines, "", *notes(found)]) + "\n", width)
 
 
 def as_markdown(table: Table) -> str:
@@ -208,7 +203,13 @@ def runs_as_json(table: Table) -> str:
 def write(table: Table) -> list[Path]:
     """Write the table in the folder of the comparison: ``.txt``, ``.csv``, ``.md``, ``.tex``; and the runs as JSON."""
     stem = table.grid.folder / conditions(table.grid)
-    forms = {"txt": as_text, "csv": as_csv, "md": as_markdown, "tex": as_latex, "runs.json": runs_as_json}
+    forms: dict[str, Callable[[Table], str]] = {
+        "txt": as_text,
+        "csv": as_csv,
+        "md": as_markdown,
+        "tex": as_latex,
+        "runs.json": runs_as_json,
+    }
     texts = {ending: form(table).encode() for ending, form in forms.items()}
     return [write_atomically(f"{stem}.{ending}", text_writer(text)) for ending, text in texts.items()]
 

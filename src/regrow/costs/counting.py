@@ -16,6 +16,7 @@ from regrow.costs.units import CONVENTIONS, Unit, stored_megabytes, units
 from regrow.errors import RegrowValueError, closest
 from regrow.example import Example
 from regrow.methods.registry import methods
+from regrow.terminal import KEEP, table, wrapped
 from regrow.weights.views import settle, unwrapped
 
 MEANING = {
@@ -165,6 +166,10 @@ class Costs:
         }
 
     def __str__(self) -> str:
+        return self.text()
+
+    def text(self, width: int | None = None) -> str:
+        """The table for a terminal of `width` characters, or as wide as it takes."""
         rows = [
             (
                 layer.name,
@@ -178,12 +183,8 @@ class Costs:
             for layer in self.layers
         ]
         head = ("layer", "shape", "parameters", "connections", "density", "FLOPs dense", "FLOPs sparse")
-        widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-        lines = [
-            "  ".join(cell.rjust(w) if i > 1 else cell.ljust(w) for i, (cell, w) in pairs)
-            for pairs in (list(enumerate(zip(row, widths, strict=True))) for row in (head, *rows))
-        ]
-        return "\n".join([*lines, "", *self._totals()])
+        lines = table([head, *rows], width, numbers=2)
+        return wrapped("\n".join([*lines, "", *self._totals()]), width)
 
     def _totals(self) -> list[str]:
         parameters, flops, size = self.parameters, self.flops, self.size_megabytes
@@ -196,7 +197,7 @@ class Costs:
             f"test {flops['inference_multiple']:.4f}x",
             f"training{length}, multiples of dense, an update every {self.update_every} steps "
             f"(granet: every {GRANET['every']:,}, from sparsity {GRANET['initial']}):",
-            "  " + "  ".join(f"{name} {value}" for name, value in said.items()),
+            "  " + "  ".join(f"{name}{KEEP}{value}" for name, value in said.items()),
             *self._of_tickets(),
             f"size        {size['dense']:.3f} MB dense, {size['sparse']:.3f} MB sparse",
             f"all counted, convention {self.convention}: {MEANING[self.convention]}",

@@ -24,6 +24,8 @@ class DataRecord:
     load: Callable[..., Dataset]
     source: str
     line: str
+    examples: int | None = None
+    """For training; None where that is the files' matter."""
 
 
 _RECORDS = [
@@ -32,6 +34,7 @@ _RECORDS = [
         fashion_mnist,
         "Debian package dataset-fashion-mnist (MIT, Zalando SE 2017)",
         "60,000 + 10,000 grey 28x28 images of clothing, 10 classes",
+        60_000,
     ),
     DataRecord("idx", idx, "any folder", "MNIST-format (IDX) files: MNIST itself, EMNIST, your own"),
     DataRecord(
@@ -39,12 +42,14 @@ _RECORDS = [
         cifar10,
         "www.cs.toronto.edu/~kriz/cifar.html, binary or Python archive",
         "50,000 + 10,000 colour images 32x32, 10 classes",
+        50_000,
     ),
     DataRecord(
         "cifar100",
         cifar100,
         "www.cs.toronto.edu/~kriz/cifar.html, binary or Python archive",
         "50,000 + 10,000 colour images 32x32, 100 classes or the 20 coarse ones",
+        50_000,
     ),
     DataRecord(
         "image-folder",

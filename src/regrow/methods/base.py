@@ -111,9 +111,16 @@ class Method(Attached):
         if self._replacement() is not None:
             return f"{name}(replaced by another method at step {self.step})"
         level = sum(w.nnz for w in self.weights) / sum(w.numel for w in self.weights)
-        return (
-            f"{name}(step {self.step} of {self.total_steps}, next update {self.next_update}, "
-            f"last update {self.last_update}, sparsity {1 - level:.4f})"
+        total = "" if self.total_steps is None else f" of {self.total_steps}"
+        return f"{name}({self.step}{total} steps made; {self._updates()}; sparsity now {1 - level:.4f})"
+
+    def _updates(self) -> str:
+        """Which updates are to come, in words."""
+        coming, last = self.next_update, self.last_update
+        if coming is None:
+            return "no update to come" + ("" if last is None else f", the last was due at step {last}")
+        return f"updates to come: the next at step {coming}, " + (
+            f"the last at {last}" if last is not None else "no last"
         )
 
     @property

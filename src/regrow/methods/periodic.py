@@ -81,7 +81,7 @@ class Periodic(Method):
         raise NotImplementedError(f"{type(self).__name__} must define fraction")
 
     def _plan(self) -> dict[str, float]:
-        return {**super()._plan(), "drop fraction": self.fraction(self.step)}
+        return {**super()._plan(), "fraction": self.fraction(self.step)}
 
     @property
     def begin_step(self) -> int:

@@ -8,7 +8,7 @@ from regrow.models.mlp import MLP, mlp
 from regrow.models.mobilenet import MobileNetV1, mobilenet_v1
 from regrow.models.registry import ModelRecord, models
 from regrow.models.resnet import ResNet, resnet18, resnet18_cifar, resnet50, resnet50_cifar
-from regrow.models.small import small_dense
+from regrow.models.small import scales, small_dense
 from regrow.models.transformer import GPT, ViT, gpt, vit
 from regrow.models.vgg import VGG, vgg16, vgg19
 from regrow.models.wrn import WRN, wrn, wrn_22_2
@@ -34,6 +34,7 @@ __all__ = [
     "resnet18_cifar",
     "resnet50",
     "resnet50_cifar",
+    "scales",
     "small_dense",
     "vgg16",
     "vgg19",

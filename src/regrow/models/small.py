@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import nn
@@ -42,6 +42,11 @@ def small_dense(build: Callable[..., nn.Module], size_megabytes: float, conventi
     if not callable(build):
         raise RegrowValueError(f"`build` must be a function with an argument `width`, got {said(build)}")
     parameters = inspect.signature(build).parameters.values()
+    if (default := _width(build)) is not inspect.Parameter.empty and not _is_factor(default):
+        raise RegrowValueError(
+            f"`build` must take a factor of its layers as `width`, 1.0 by default, but its default is {default!r}\n"
+            "Give the argument another name where it counts channels."
+        )
     if not any(p.name == "width" or p.kind is p.VAR_KEYWORD for p in parameters):
         raise RegrowValueError(
             f"`build` must take an argument `width`, but has {', '.join(p.name for p in parameters) or 'none'}"
@@ -73,6 +78,23 @@ def small_dense(build: Callable[..., nn.Module], size_megabytes: float, conventi
             f"takes {size(high):.4f}"
         )
     return high / STEPS
+
+
+def scales(build: Callable[..., nn.Module]) -> bool:
+    """Whether `build` has an argument ``width`` that is a factor of its layers, 1.0 by default."""
+    return _is_factor(_width(build))
+
+
+def _width(build: Callable[..., nn.Module]) -> object:
+    """The default of the argument ``width``."""
+    while isinstance(build, partial):
+        build = build.func
+    width = inspect.signature(build).parameters.get("width")
+    return inspect.Parameter.empty if width is None else width.default
+
+
+def _is_factor(default: object) -> bool:
+    return isinstance(default, float) or (isinstance(default, int) and default == 1)
 
 
 def _build(build: Callable[..., nn.Module], width: float) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from regrow.recipes.code import same_code
-from regrow.recipes.loading import as_yaml, kept, load, read, shipped
+from regrow.recipes.loading import as_yaml, comment, kept, load, read, shipped
 from regrow.recipes.parts import find, import_file, resolve
 from regrow.recipes.rates import Rate
 from regrow.recipes.schema import Part, Recipe
@@ -16,6 +16,7 @@ __all__ = [
     "Rate",
     "Recipe",
     "as_yaml",
+    "comment",
     "find",
     "import_file",
     "kept",

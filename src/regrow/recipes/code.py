@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection
 
+from regrow.recipes.parts import PARTS
 from regrow.recipes.schema import Recipe
 
-PARTS = ("model", "data", "method", "optimizer", "schedule", "tickets")
 _told: set[str] = set()
 
 

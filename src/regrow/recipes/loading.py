@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from regrow.errors import RegrowValueError, closest
-from regrow.recipes.code import PARTS, tell_code
-from regrow.recipes.parts import resolve
+from regrow.recipes.code import tell_code
+from regrow.recipes.parts import PARTS, choices, meant, resolve
 from regrow.recipes.schema import Recipe
 from regrow.recipes.tickets import ALTERNATIVES
 
@@ -23,6 +23,10 @@ LENGTHS = [["steps", "epochs"], *([f"tickets.{name}" for name in units] for unit
 
 LONGEST_FILE = 1_000_000
 """Bytes of a recipe, and values in it."""
+LINE = 110
+"""Characters of a line of YAML in a run folder."""
+LONGEST = 24
+"""Characters of an option with its name: a line of YAML is ended once it is too long."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -60,13 +64,7 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
     Raises:
         RegrowValueError: naming the key, what was given, what is allowed and the closest match.
     """
-    known = shipped()
-    path = known.get(name, Path(name).expanduser())
-    if not path.is_file():
-        raise RegrowValueError(
-            f"there is no recipe {name!r}{closest(name, known)}\n"
-            f"Shipped are: {', '.join(known)}; or give the path of a YAML file."
-        )
+    path = _path(name)
     raw = _mapping(path)
     raw.setdefault("name", path.stem)
     # files named in a recipe lie beside it, those of the command line in the folder one is in
@@ -84,10 +82,24 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
         if any(length in given for length in lengths):
             for other in set(lengths) - set(given):
                 _remove(raw, other)  # the length asked for replaces the recipe's, whatever its unit
+    _settle_sparsity(raw, given)
     recipe = _validate(raw, name)
     typed = {_name_of(raw.get(key)) for key in PARTS if _name_of(raw.get(key)) != of_file[key]}
     tell_code(recipe, path, {*typed, *(str(Path(file).resolve()) for file in imports)})
     return resolve(recipe)
+
+
+def _settle_sparsity(raw: dict[str, Any], given: Sequence[str]) -> None:
+    """Let the one sparsity that was asked for replace one for each layer, and the other way round."""
+    sparsify = raw.get("sparsify")
+    one, each = (f"sparsify.{key}" in given for key in ("sparsity", "distribution"))
+    if not isinstance(sparsify, dict) or one == each:
+        return
+    by_layer = isinstance(sparsify.get("distribution"), dict)
+    if one and by_layer:
+        sparsify["distribution"] = "erk"
+    elif each and by_layer:
+        sparsify.pop("sparsity", None)
 
 
 def read(path: Path) -> Recipe:
@@ -102,16 +114,50 @@ def kept(path: Path) -> Recipe:
     return _validate(_mapping(path), str(path))
 
 
-def as_yaml(recipe: Recipe) -> str:
-    """The YAML text that `read` reads back; a part with its options is one line."""
+def comment(name: str) -> str:
+    """What the author of a recipe says at its head, one line a paragraph; indented lines are lines of their own."""
+    lines: list[str] = []
+    for line in _path(name).read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.removeprefix("#").removeprefix(" ")
+        if lines and lines[-1] and not lines[-1].startswith(" ") and text and not text.startswith(" "):
+            lines[-1] += f" {text}"
+        else:
+            lines.append(text)
+    return "\n".join(lines)
+
+
+def as_yaml(recipe: Recipe, width: int | None = None) -> str:
+    """The YAML text that `read` reads back; a part with its options is one line, of `width` characters at the most."""
     return yaml.safe_dump(
-        recipe.plain(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=110
+        recipe.plain(),
+        sort_keys=False,
+        default_flow_style=None,
+        allow_unicode=True,
+        width=LINE if width is None else min(width - LONGEST, LINE),
     )
 
 
 def _name_of(part: Any) -> Any:
     """What names a part of a recipe, written in either way."""
     return part.get("name") if isinstance(part, dict) else part
+
+
+def _path(name: str) -> Path:
+    """The file of a recipe.
+
+    Raises:
+        RegrowValueError: where there is none.
+    """
+    known = shipped()
+    path = known.get(name, Path(name).expanduser())
+    if not path.is_file():
+        raise RegrowValueError(
+            f"there is no recipe {name!r}{closest(name, known)}\n"
+            f"Shipped are: {', '.join(known)}; or give the path of a YAML file."
+        )
+    return path
 
 
 def _mapping(path: Path) -> dict[str, Any]:
@@ -188,23 +234,27 @@ def _validate(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
+        lines = [_explain(dict(problem), raw) for problem in error.errors()]
         raise RegrowValueError(f"recipe {where}:\n" + "\n".join(lines)) from error
 
 
-def _explain(problem: dict[str, Any]) -> str:
+def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     """One line for one of pydantic's errors: the key, what was given, what is allowed."""
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
-        fields = list(Recipe.model_fields)
-        allowed = ", ".join(f"`{name}`" for name in fields)
-        return f"`{key}` is no key of a recipe{closest(key, fields)}\nAllowed are: {allowed}."
+        allowed = ", ".join(f"`{name}`" for name in Recipe.model_fields)
+        return f"`{key}` is no key of a recipe{meant(key, raw)}\nAllowed are: {allowed}."
     if problem["type"] == "missing":
+        part, _, name = key.rpartition(".")
+        if part in PARTS and name == "name":  # one of its options was given, and nothing that has it
+            return f"`{key}` is missing\nGive it as {key}=VALUE, one of {', '.join(choices(part))}."
         return f"`{key}` is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if not key:
         return str(message)
     expected = _expected(key)
+    if problem["type"] == "list_type":
+        expected += f"\nWrite it in brackets: {key}=[{problem['input']}]."
     return f"`{key}`: {message[0].lower()}{message[1:]}, got {problem['input']!r}{expected}"
 
 

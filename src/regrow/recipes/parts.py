@@ -6,12 +6,13 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+import yaml
 
 import regrow
 from regrow.data import Augment, datasets
@@ -49,7 +50,7 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
 
 
 # what the training loop gives itself, so that no recipe may
-_SUPPLIED = {
+SUPPLIED = {
     "model": {"self"},
     "data": {"self"},
     "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
@@ -57,6 +58,8 @@ _SUPPLIED = {
     "schedule": {"total_steps"},
     "tickets": {"total", "epoch"},
 }
+PARTS = tuple(SUPPLIED)
+"""The keys that name something with options."""
 
 
 def find(key: str, part: Part) -> Callable[..., Any]:
@@ -69,9 +72,13 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     if own and ":" in part.name:
         return _import(key, part.name)
     if part.name not in known:
+        forms = {n: written(n, _missing(f, {}, SUPPLIED[key])) for n, f in known.items()}
+        hint = closest(part.name, forms)
+        for name, form in forms.items():  # words that do as they stand
+            hint = hint.replace(f"`{name}`?", f"`{form}`?")
         raise RegrowValueError(
             f"`{key}` must be one of {', '.join(known)}{' or package.module:function' if own else ''}, "
-            f"got {part.name!r}{closest(part.name, known)}"
+            f"got {part.name!r}{hint}"
         )
     return known[part.name]
 
@@ -87,23 +94,49 @@ def resolve(recipe: Recipe) -> Recipe:
     for file in recipe.imports:
         import_file(Path(file))
     parts: dict[str, Part] = {}
-    for key in _SUPPLIED:
+    for key in SUPPLIED:
         part: Part | None = getattr(recipe, key)
         if part is None:
             continue
-        options = _check(f"{key}.", f"{key} {part.name}", find(key, part), part.options, _SUPPLIED[key])
+        what = f"{key} {part.name}"
+        options = _check(recipe, key, what, find(key, part), part.options, SUPPLIED[key])
         if key == "optimizer":
-            options = part.options
+            options = {name: options[name] for name in part.options}
         elif key == "method" and "seed" in options:
             options["seed"] = part.options.get("seed", recipe.seed)
         elif key == "tickets":
             options = chosen(part.name, options)
         parts[key] = Part(name=part.name, **options)
     _check_tickets(recipe.model_copy(update=parts))
-    augment = _check("augment.", "augment", Augment, recipe.augment, set()) if recipe.augment else {}
-    _check("sparsify.", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
-    given = {**recipe.sparsify, "seed": recipe.sparsify.get("seed", recipe.seed)} if recipe.sparsify else {}
+    augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
+    checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
+    given = {name: _names(checked[name]) for name in recipe.sparsify}
+    _check_sparsity(recipe, given)
+    if given:
+        given["seed"] = given.get("seed", recipe.seed)
     return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
+
+
+def _names(value: Any) -> Any:
+    """`value`, with layers called 0, 1, ... as the strings that their names are."""
+    if isinstance(value, Mapping):
+        return {str(name): each for name, each in value.items()}
+    return [str(name) for name in value] if isinstance(value, list) else value
+
+
+def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """The one sparsity, or one for each layer: what `sparsify` would refuse once the data are read."""
+    distribution, sparsity = given.get("distribution", "erk"), given.get("sparsity")
+    if isinstance(distribution, Mapping) and sparsity is not None:
+        raise RegrowValueError(
+            f"`sparsify.sparsity` is {sparsity}, but `sparsify.distribution` gives each layer its own\n"
+            "Leave one of them out, or give `sparsify.distribution=erk`."
+        )
+    if given and sparsity is None and not isinstance(distribution, Mapping):
+        raise RegrowValueError(
+            f"`sparsify.sparsity` is missing: distribution {distribution} spreads it over the layers\n"
+            "Add `sparsify.sparsity=0.9`."
+        )
 
 
 def _check_tickets(recipe: Recipe) -> None:
@@ -130,27 +163,111 @@ def _check_tickets(recipe: Recipe) -> None:
 
 
 def _check(
-    prefix: str, what: str, function: Callable[..., Any], options: Mapping[str, Any], supplied: set[str]
+    recipe: Recipe,
+    key: str,
+    what: str,
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    supplied: Iterable[str] = (),
 ) -> dict[str, Any]:
     """`options` and the plain defaults beside them, once they are known to fit the signature of `function`."""
     parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in supplied}
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    named = {n: p for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    named = _named(function, supplied)
     for name in options:
         if name not in named and not anything:
             allowed = ", ".join(f"`{n}`" for n in named) or "none"
-            raise RegrowValueError(
-                f"`{prefix}{name}` is no option of {what}{closest(name, named)}\nAllowed are: {allowed}."
-            )
-    for name, parameter in named.items():
-        if parameter.default is parameter.empty and name not in options:
-            raise RegrowValueError(f"`{prefix}{name}` is missing: {what} needs it")
+            hint = closest(name, named, f"{key}.") or meant(name, recipe.plain(), exact=True)
+            raise RegrowValueError(f"`{key}.{name}` is no option of {what}{hint}\nAllowed are: {allowed}.")
+    for name in _missing(function, options, supplied):
+        raise RegrowValueError(
+            f"`{key}.{name}` is missing: {what} needs it\nGive it as {key}.{name}={_example(named[name])}."
+        )
     plain = {
         n: list(p.default) if isinstance(p.default, tuple) else p.default
         for n, p in named.items()
         if n in options or p.default is None or isinstance(p.default, bool | int | float | str | tuple | list)
     }
-    return plain | dict(options)
+    own = getattr(function, "__module__", "").partition(".")[0] not in ("regrow", "torch")
+    return plain | {n: as_list(f"{key}.{n}", v, named.get(n), own) for n, v in options.items()}
+
+
+def _named(function: Callable[..., Any], supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
+    """The arguments of a function that have names, but for those `supplied` by others."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p for p in parameters if p.kind in kinds and p.name not in supplied}
+
+
+def _missing(function: Callable[..., Any], options: Mapping[str, Any], supplied: Iterable[str]) -> list[str]:
+    """The arguments that `function` needs and `options` do not hold."""
+    named = _named(function, supplied).items()
+    return [name for name, p in named if p.default is p.empty and name not in options]
+
+
+def written(name: str, missing: Sequence[str]) -> str:
+    """A part of that name, as it is written with what it needs."""
+    return "".join([f"{{name: {name}", *(f", {one}: ..." for one in missing), "}"]) if missing else name
+
+
+def _takes_list(parameter: inspect.Parameter | None) -> bool:
+    if parameter is None:
+        return False
+    words = ("Sequence[", "list[", "tuple[", "Selector")
+    said = parameter.default is parameter.empty or parameter.default is None
+    return isinstance(parameter.default, tuple | list) or (
+        said and any(word in str(parameter.annotation) for word in words)
+    )
+
+
+def _example(parameter: inspect.Parameter) -> str:
+    return "[...]" if _takes_list(parameter) else "VALUE"
+
+
+def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool = False) -> Any:
+    """`value`, with ``300,100`` as a list where `parameter` takes one.
+
+    Raises:
+        RegrowValueError: a single value where a list is needed, unless the function is the user's `own`.
+    """
+    if not _takes_list(parameter) or parameter is None:
+        return value
+    if isinstance(value, str) and "," in value:
+        return [yaml.safe_load(word) for word in value.split(",")]
+    if isinstance(value, int | float | str) and isinstance(parameter.default, tuple | list) and not own:
+        raise RegrowValueError(
+            f"`{key}` must be a list, got {value!r}\nWrite it in brackets: {key}=[{value}]."
+        )
+    return value
+
+
+def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
+    """The hint for a key `word` that is none: the key of `raw`, or of what it names, that it was to be.
+
+    Args:
+        word: the key, without what stands before a dot.
+        raw: the recipe, as plain values.
+        exact: only an inner key of this very name will do.
+    """
+    inner: dict[str, list[str]] = {}
+    fixed: dict[str, Callable[..., Any]] = {"sparsify": regrow.sparsify, "augment": Augment}
+    for key, supplied in (*SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
+        part = raw.get(key, "rigl" if key == "method" else None)
+        name = part.get("name") if isinstance(part, Mapping) else part
+        function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
+        for option in _named(function, supplied) if function is not None else ():
+            inner.setdefault(option, []).append(f"{key}.{option}")
+    if exact and word in Recipe.model_fields:
+        return ""
+    if word in inner:
+        return ", did you mean " + " or ".join(f"`{full}`" for full in inner[word]) + "?"
+    if exact:
+        return ""
+    hint = closest(word, [*Recipe.model_fields, *inner])
+    for option, full in inner.items():
+        if option not in Recipe.model_fields:
+            hint = hint.replace(f"`{option}`", " or ".join(f"`{one}`" for one in full))
+    return hint
 
 
 def import_file(path: Path) -> ModuleType:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from regrow.arguments import require_count, require_positive, said
+from regrow.arguments import require_count, require_positive, require_sequence, said
 from regrow.errors import RegrowValueError
 
 Rate = Callable[[int], float]

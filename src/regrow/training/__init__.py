@@ -5,7 +5,7 @@ from __future__ import annotations
 from regrow.training.build import Setup, build, calendar
 from regrow.training.folder import RunFolder
 from regrow.training.members import train
-from regrow.training.progress import Progress, bar, lasting_console, lines
+from regrow.training.progress import Progress, bar, lasting_console, lines, say, width
 from regrow.training.stopping import Interrupted, Leash, follow_parent, require_one_process, stop_signals
 
 __all__ = [
@@ -21,6 +21,8 @@ __all__ = [
     "lasting_console",
     "lines",
     "require_one_process",
+    "say",
     "stop_signals",
     "train",
+    "width",
 ]

@@ -18,6 +18,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,6 +48,11 @@ SUMMARY = {
 }
 """What every summary holds."""
 _AGAIN = "Copy the whole run folder again, or train again."
+
+
+def file_name(text: str) -> str:
+    """`text` as part of a file's name that every system takes: no slash, colon or blank."""
+    return re.sub(r"[^\w.,=+-]+", "-", text).strip("-")
 
 
 class RunFolder:
@@ -99,7 +105,7 @@ class RunFolder:
         """
         cls.check(out)
         moment = time.strftime("%Y%m%d-%H%M%S")
-        path = Path(out).expanduser() if out else Path("runs") / f"{stem}-{moment}"
+        path = Path(out).expanduser() if out else Path("runs") / f"{file_name(stem)}-{moment}"
         folder = cls(path)
         with folder.disk(path):
             path.parent.mkdir(parents=True, exist_ok=True)

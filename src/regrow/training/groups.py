@@ -30,9 +30,10 @@ def parameter_groups(model: nn.Module, no_decay: Sequence[str]) -> list[dict[str
         if word not in WORDS:
             found = {name for name in parameters if fnmatchcase(name, word)}
         if not found and word not in WORDS:
+            others = ", ".join(other for other in no_decay if other != word)
             raise RegrowValueError(
                 f"`no_decay` must hold {', '.join(WORDS)} or globs of parameters' names, and {word!r} fits none"
-                f"{closest(word, [*WORDS, *parameters])}"
+                f"{closest(word, [*WORDS, *parameters])}\nWithout it: no_decay=[{others}]."
             )
         free |= found
     groups: list[dict[str, Any]] = [

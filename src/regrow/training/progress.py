@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
+
+from regrow.terminal import wrapped
+
+BAR = 10
+"""Characters of a bar at the least: less important numbers go before it does."""
 
 
 class Lasting:
@@ -86,20 +93,59 @@ class Progress(Protocol):
         """Show `status`."""
 
 
+def width(console: Console) -> int | None:
+    """Characters of a line of `console`; None where it is no terminal, and lines may be of any length."""
+    return console.width if console.is_terminal else None
+
+
+def say(console: Console, text: str, end: str = "\n") -> None:
+    """Print `text` as it is, but for long lines on a terminal, which are cut between words."""
+    console.print(wrapped(text, width(console)), markup=False, highlight=False, soft_wrap=True, end=end)
+
+
+class _Whole(ProgressColumn):
+    """Texts of a task, side by side: as many as leave room for a bar, the most important first."""
+
+    def __init__(
+        self, console: Console, texts: Callable[[Task], list[str]], before: _Whole | None = None
+    ) -> None:
+        super().__init__(table_column=Column(no_wrap=True))
+        self.console, self.texts, self.before = console, texts, before
+
+    def render(self, task: Task) -> Text:
+        texts = self.texts(task)
+        if self.before is None:
+            return Text("  ".join(texts))
+        room = self.console.width - sum(len(text) + 2 for text in self.before.texts(task)) - BAR
+        shown = []
+        for text in texts:
+            room -= len(text) + 2
+            if room < 0:
+                break
+            shown.append(text)
+        return Text("  ".join(shown))
+
+
+def bars(
+    console: Console, name: Callable[[Task], str], texts: Callable[[Task], list[str]], **options: Any
+) -> RichProgress:
+    """A live display of a line a task: its name, a bar, and of its `texts` as many as fit, in their order."""
+    first = _Whole(console, lambda task: [name(task)])
+    columns = [first, BarColumn(bar_width=None), _Whole(console, texts, first)]
+    return RichProgress(*columns, console=console, expand=True, **options)
+
+
 @contextmanager
 def bar(console: Console) -> Iterator[Progress]:
-    """One bar of columns: step, loss, accuracy, sparsity, connections moved, time left."""
-    columns: list[ProgressColumn] = [
-        TextColumn("step {task.completed:,}/{task.total:,}"),
-        *([BarColumn(bar_width=None)] if console.width >= 100 else []),  # the numbers come first
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("loss [bold]{task.fields[loss]}[/]"),
-        TextColumn("accuracy [bold]{task.fields[accuracy]}[/]"),
-        TextColumn("sparsity {task.fields[sparsity]}"),
-        TextColumn("moved {task.fields[moved]}"),
-    ]
-    with RichProgress(*columns, console=console, expand=True) as display:
+    """One line: step, bar, time left, accuracy, and where there is room loss, sparsity and connections moved."""
+
+    def step(task: Task) -> str:
+        return f"step {task.completed:,.0f}/{task.total or 0:,.0f}"
+
+    def numbers(task: Task) -> list[str]:
+        return [f"left {time_left(task)}", *(f"{name} {task.fields[name]}" for name in IN_ORDER)]
+
+    with bars(console, step, numbers) as display:
         nothing: dict[str, Any] = Status(0, 0, 0.0).fields()
         task = display.add_task("train", total=None, visible=False, **nothing)
 
@@ -108,6 +154,20 @@ def bar(console: Console) -> Iterator[Progress]:
             display.update(task, completed=status.step, total=status.total, visible=True, **fields)
 
         yield show
+
+
+IN_ORDER = ("accuracy", "loss", "sparsity", "moved")
+"""The numbers of a status, the most important first."""
+
+
+def time_left(task: Task) -> str:
+    """The time that `task` has left: minutes and seconds, or hours before them."""
+    seconds = task.time_remaining
+    if seconds is None:
+        return "-:--"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 @contextmanager

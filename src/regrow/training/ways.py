@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import nn
 
 import regrow
 from regrow.errors import RegrowValueError
+from regrow.layers import NoSuchLayerError, find_layers
 from regrow.methods.registry import records
 from regrow.models import small_dense
 from regrow.recipes import Recipe, find
@@ -58,17 +59,32 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
         )
     how = settings(recipe, batches.device)
     if name == "small-dense":
-        sparse = regrow.sparsify(build(), **how)
+        sparse = _sparsify(recipe, build(), **how)
         size = regrow.costs(sparse, batches.example().cpu()).size_megabytes["sparse"]
         return build(width=small_dense(partial(find("model", recipe.model), **recipe.model.options), size))
     if name in PRUNING:
         further = {k: v for k, v in how.items() if k not in ("sparsity", "distribution", *WHERE)}
-        return regrow.sparsify(build(), distribution=initial_sparsities(recipe, build), **further)
+        return _sparsify(recipe, build(), distribution=initial_sparsities(recipe, build), **further)
     if is_topology(name):
         inputs, targets = (tensor.cpu() for tensor in batches.train(0))
         init = records()[name].cls(cross_entropy, (inputs, targets), **recipe.method.options)
-        return regrow.sparsify(build(), **{**how, "init": init})
-    return regrow.sparsify(build(), **how)
+        return _sparsify(recipe, build(), **{**how, "init": init})
+    return _sparsify(recipe, build(), **how)
+
+
+def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
+    """`regrow.sparsify`; a recipe that names layers which the network has not gets the words that would do."""
+    try:
+        return regrow.sparsify(model, **how)
+    except NoSuchLayerError as error:
+        names = [layer.name for layer in find_layers(model) if layer.dense_because is None][:2]
+        some = "{" + ", ".join(f"{name}: 0.9" for name in names) + "}"
+        said = [f'`sparsify.sparsity=0.9` for all layers together, or `"sparsify.distribution={some}"`']
+        said += [f"`sparsify.{key}=null`" for key in WHERE if recipe.sparsify.get(key)]
+        raise RegrowValueError(
+            f"{error}\nThe recipe names layers that `model` {recipe.model.name} has not. Say "
+            f"{' and '.join(said if isinstance(recipe.sparsify.get('distribution'), Mapping) else said[1:])}."
+        ) from error
 
 
 def settings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
@@ -89,7 +105,7 @@ def settings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
 
 def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
     """What the recipe's `sparsify` gives each layer: where pruning ends."""
-    rows = regrow.summary(regrow.sparsify(build(), **recipe.sparsify)).rows
+    rows = regrow.summary(_sparsify(recipe, build(), **recipe.sparsify)).rows
     return {row.name: 1 - row.density for row in rows if row.storage != "dense"}
 
 
@@ -107,5 +123,5 @@ def initial_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
         )
     if not start or "sparsity" not in recipe.sparsify:  # a distribution that names every layer's
         return {name: min(start, sparsity) for name, sparsity in final.items()}
-    rows = regrow.summary(regrow.sparsify(build(), **{**recipe.sparsify, "sparsity": start})).rows
+    rows = regrow.summary(_sparsify(recipe, build(), **{**recipe.sparsify, "sparsity": start})).rows
     return {row.name: 1 - row.density for row in rows if row.name in final}
