@@ -13,7 +13,7 @@ from regrow.arguments import require_choice, require_count, require_model, requi
 from regrow.costs.trace import Work, trace
 from regrow.costs.training import GRANET, METHODS, granet_levels, ticket_multiples, training_multiple
 from regrow.costs.units import CONVENTIONS, Unit, stored_megabytes, units
-from regrow.errors import RegrowValueError, closest
+from regrow.errors import RegrowValueError
 from regrow.example import Example
 from regrow.methods.registry import methods
 from regrow.terminal import KEEP, table, wrapped
@@ -138,12 +138,9 @@ class Costs:
             RegrowValueError: an unknown method, or one without a figure here.
         """
         known = self.training_multiple
-        multiple = known.get(method)
-        if multiple is None:
-            choices = [name for name, value in known.items() if value is not None]
-            raise RegrowValueError(
-                f"`method` must be one of {', '.join(choices)}, got {method!r}{closest(str(method), choices)}"
-            )
+        choices = [name for name, value in known.items() if value is not None]
+        multiple = known[require_choice("method", method, choices)]
+        assert multiple is not None
         examples = require_count("steps", steps) * require_count("batch_size", batch_size)
         return multiple * 3 * self.flops["dense"] * examples
 

@@ -30,7 +30,7 @@ def triangular(progress: float, low: float, high: float) -> float:
         low, high: learning rates.
     """
     progress = require_fraction("progress", progress)
-    low, high = require_positive("low", low), require_positive("high", high)
+    low, high = require_positive("low", low, zero=True), require_positive("high", high, zero=True)
     if progress < 0.5:
         return low * (1 - 2 * progress) + high * 2 * progress
     return low * (2 * progress - 1) + high * (2 - 2 * progress)
@@ -44,7 +44,7 @@ def steps(progress: float, rates: Sequence[float]) -> float:
         rates: one after the other. A rate that holds longer than others stands there several times: ImageNet's 30, 30
             and 10 of 70 epochs are ``3 * [0.01] + 3 * [0.001] + [0.0001]``.
     """
-    progress, rates = require_fraction("progress", progress), require_numbers("rates", rates)
+    progress, rates = require_fraction("progress", progress), require_numbers("rates", rates, zero=True)
     return rates[int(round(progress * len(rates), 9))]  # 1 / 49 * 49 is 0.9999999999999999
 
 
