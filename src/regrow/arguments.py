@@ -35,6 +35,10 @@ def said(value: object) -> str:
         return f"the class {value.__name__}"
     if inspect.isroutine(value):
         return f"the function {getattr(value, '__name__', '')}{_signature(value) or ''}"
+    if isinstance(value, list | tuple | set | dict):
+        inside = list(value.values() if isinstance(value, dict) else value)
+        if not all(isinstance(each, str | Real | list | tuple | dict | None) for each in inside):
+            return f"a {type(value).__name__}"
     text = repr(value)
     return text if len(text) <= LONG and "\n" not in text else f"a {type(value).__name__}"
 

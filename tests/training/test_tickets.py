@@ -303,7 +303,7 @@ def test_milestones_move_to_the_shortened_budget(recipe):
         ([SUP, "tickets.share=1"], "`tickets.share` 1 leaves no training before the cycles"),
         ([SUP, "tickets.share=1.5"], "`tickets.share` must be in [0, 1], got 1.5"),
         ([SUP, "tickets.cycle_steps=0"], "`tickets.cycle_steps` must be a whole number of at least 1, got 0"),
-        ([SUP, "tickets.lr=0.1"], "`lr` must be 2 positive numbers, got 0.1"),
+        ([SUP, "tickets.lr=0.1"], "`tickets.lr` must be a list, got 0.1"),
         ([SUP, "tickets.explore=2"], "`explore` must be in [0, 1], got 2"),
         ([SUP, "tickets.average=mode"], "`average` must be one of mean, exponential, got 'mode'"),
         ([SUP, "tickets.density=0.5"], "`density` must be in (0, "),

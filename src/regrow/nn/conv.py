@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.arguments import require_count, require_instance, require_tensor
+from regrow.arguments import require_count, require_instance, require_sequence, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import LIMIT, SparseModule
 from regrow.nn.order import is_traced, is_watched, leaf
@@ -197,8 +197,11 @@ class SparseConv2d(SparseModule):
 
 def _sizes(name: str, value: object, *, least: int = 1) -> tuple[int, int]:
     """A size for each of two dimensions, from one for both or from a pair."""
-    both = value if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
-    first, second = (require_count(name, size, least=least, most=LIMIT) for size in both)
+    if not isinstance(value, tuple | list):
+        size = require_count(name, value, least=least, most=LIMIT)
+        return size, size
+    pair = require_sequence(name, value, "a number or a pair", count=2)
+    first, second = (require_count(f"{name}[{d}]", pair[d], least=least, most=LIMIT) for d in (0, 1))
     return first, second
 
 
