@@ -46,7 +46,7 @@ METHODS: list[Row] = [
             "distribution": (*WORDS, None, 0.5, *FUNCTIONS, lambda shapes, sparsity: None),
             "include": PATTERNS,
             "exclude": PATTERNS,
-            "init": ("", 0, {}, *WORDS, *FUNCTIONS, lambda model, shapes: [1]),
+            "init": ("", 0, {}, regrow.SNIP, *WORDS, *FUNCTIONS, lambda model, shapes: [1]),
             "rescale": FLAGS,
             "storage": (None, *WORDS, {"0.weight": 5}),
             "seed": (None, *NOT_COUNTS),

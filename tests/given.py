@@ -22,7 +22,7 @@ WORDS = ("nonsense", 5, ["layer"], True)
 MODELS = (None, 5, "model", nn.Linear, {"weight": torch.zeros(2, 2)})
 OPTIMIZERS = (None, 5, "SGD", torch.optim.SGD)
 GROUPS = (5, "world", [0, 1])
-FUNCTIONS = (5, [1], lambda: 1.0, lambda a, b, c, d: 1.0)
+FUNCTIONS = (5, [1], nn.CrossEntropyLoss, lambda: 1.0, lambda a, b, c, d: 1.0)
 TENSORS = ([[0.5, 0.5]], np.ones((2, 2)), None, "a")
 PATTERNS = (5, [5], [None], {"0": 0.5}, lambda: True)
 

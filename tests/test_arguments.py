@@ -158,6 +158,19 @@ def test_a_start_of_tickets_that_the_method_never_reaches_is_refused(world: Worl
         regrow.SupTickets(world.method, start=10**9, cycles=0, cycle_steps=5)
 
 
+@pytest.mark.parametrize("state", [None, 5, {}, {"settings": {}}, [("settings", {})]])
+def test_a_state_that_is_not_of_tickets_is_refused(state: Any) -> None:
+    model, optimizer = _sparse()
+    method = regrow.RigL(model, optimizer, total_steps=40, update_every=4)
+    made: Any = regrow.SupTickets(method, start=20, cycles=1, cycle_steps=5)
+    with pytest.raises(ValueError, match=r"`state` must be what state_dict\(\) of SupTickets gave, got"):
+        made.load_state_dict(state)
+    made.detach()
+    made = regrow.FreeTickets(method, start=20, ticket_steps=5)
+    with pytest.raises(ValueError, match=r"`state` must be what state_dict\(\) of FreeTickets gave, got"):
+        made.load_state_dict(state)
+
+
 def test_compress_refuses_the_optimizer_of_another_model() -> None:
     model, _ = _sparse()
     with pytest.raises(

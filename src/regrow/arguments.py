@@ -262,6 +262,10 @@ def require_function(name: str, value: object, *arguments: str, others: str = ""
     allowed = f"{others}a function ({', '.join(arguments)})"
     if not callable(value):
         raise RegrowValueError(f"`{name}` must be {allowed}, got {said(value)}")
+    if isinstance(value, type) and any("__call__" in base.__dict__ for base in value.__mro__):
+        raise RegrowValueError(
+            f"`{name}` must be {allowed}, got {said(value)}\nMake one: {value.__name__}(...)."
+        )
     signature = _signature(value)
     try:
         if signature is not None:
@@ -290,14 +294,16 @@ def require_iterable(name: str, value: object, what: str) -> Iterable[Any]:
     return value  # type: ignore[return-value]
 
 
-def require_mapping(name: str, value: object, what: str) -> Mapping[str, Any]:
-    """`value`, a dictionary whose keys are names; messages call it `what`.
+def require_mapping(name: str, value: object, what: str, *, keys: Iterable[str] = ()) -> Mapping[str, Any]:
+    """`value`, a dictionary whose keys are names, `keys` among them; messages call it `what`.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
     """
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise RegrowValueError(f"`{name}` must be {what}, got {said(value)}")
+    if missing := [key for key in keys if key not in value]:
+        raise RegrowValueError(f"`{name}` must be {what}, got {said(value)} without {', '.join(missing)}")
     return value
 
 

@@ -64,11 +64,14 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
         if schedule.startswith(prefix):
             try:
                 k = float(schedule.removeprefix(prefix))
-                return family(k)
             except ValueError as error:
                 raise RegrowValueError(
-                    f"`schedule` must be {prefix}k with a number k, such as {example}, got {schedule!r}: {error}"
+                    f"`schedule` must be {prefix}k with a number k, such as {example}, got {schedule!r}"
                 ) from error
+            try:
+                return family(k)
+            except RegrowValueError as error:
+                raise RegrowValueError(f"`schedule` {schedule!r}: {error}") from error
     if schedule not in SCHEDULES:
         raise RegrowValueError(
             f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k, cosine-to-k or a function of "

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow.arguments import number, require_count, require_instance, require_numbers, said
+from regrow.arguments import number, require_count, require_instance, require_mapping, require_numbers, said
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import Method
 from regrow.tickets.copying import copied, is_finite
@@ -193,6 +193,7 @@ class FreeTickets:
         Raises:
             RegrowValueError: a state of other settings.
         """
+        require_mapping("state", state, "what state_dict() of FreeTickets gave", keys=self.state_dict())
         if state["settings"] != self._settings():
             raise RegrowValueError(
                 f"`state` was made with {state['settings']}, and this is {self._settings()}"

@@ -18,6 +18,7 @@ from regrow.arguments import (
     require_count,
     require_fraction,
     require_instance,
+    require_mapping,
     require_numbers,
 )
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
@@ -32,6 +33,7 @@ from regrow.weights.views import named_weights
 
 AVERAGES = ("mean", "exponential")
 RULES = ("running", "once")
+STATE = "what state_dict() of SupTickets gave"
 
 
 def calendar(total: int, share: float, cycle: int) -> tuple[int, int, int]:
@@ -329,6 +331,7 @@ class SupTickets:
         Raises:
             RegrowValueError: a state of other settings, or of another architecture.
         """
+        require_mapping("state", state, STATE, keys=self.state_dict())
         settings = self._settings()
         wrong = {key: value for key, value in state["settings"].items() if settings.get(key) != value}
         if wrong:
