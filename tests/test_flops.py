@@ -253,7 +253,7 @@ def test_your_own_file(capsys, tmp_path):
         ),
         (["mlp", "--update-every", "0"], "`update_every` must be a whole number of at least 1, got 0"),
         (["mlp", "--tickets", "0"], "`tickets` must be a whole number of at least 1, got 0"),
-        (["mlp", "--multiplier", "0"], "`multiplier` must be above 0, got 0"),
+        (["mlp", "--multiplier", "0"], "`multiplier` must be a number above 0, got 0"),
         (["mlp", "--import", "nothing.py"], "nothing.py: no such file"),
     ],
 )

@@ -19,6 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
+    {"arguments"},
     {"timing", "uses", "trained", "places", "modelfile", "terminal"},
     {"ops"},
     {"weights"},

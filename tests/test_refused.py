@@ -143,5 +143,5 @@ def test_a_layer_without_connections_can_be_rescaled(storage: str) -> None:
 
 
 def test_what_is_no_module_is_named() -> None:
-    with pytest.raises(regrow.RegrowError, match="`model` must be a torch.nn.Module, got list"):
+    with pytest.raises(regrow.RegrowError, match="`model` must be a torch.nn.Module, got a list"):
         regrow.sparsify([nn.Linear(8, 8)], sparsity=0.5)

@@ -9,6 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from regrow.arguments import require_flag, require_model
 from regrow.chains import LAYERS, Step, chain
 from regrow.errors import RegrowValueError
 from regrow.sparsify import densify, sparsify
@@ -84,7 +85,8 @@ def compact(model: nn.Module, *, inputs: bool = False) -> nn.Module:
         >>> smaller[0].out_features < 300
         True
     """
-    plain = densify(copy.deepcopy(model)).eval()
+    inputs = require_flag("inputs", inputs)
+    plain = densify(copy.deepcopy(require_model("model", model))).eval()
     layers = _layers(model, plain)
     for before, layer in pairwise(layers):
         _fold(before, layer)

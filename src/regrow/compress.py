@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map
 
+from regrow.arguments import require_model, require_optimizer
 from regrow.errors import RegrowRuntimeError
 from regrow.layers import Layer, why_not_compressed
 from regrow.nn import compressed_form
@@ -35,6 +36,9 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     Raises:
         RegrowRuntimeError: a method is attached, or nothing can be compressed, with each weight's reason.
     """
+    require_model("model", model)
+    if optimizer is not None:
+        require_optimizer("optimizer", optimizer)
     found = [
         (Layer(name, module, weight.parameter_name, None), weight)
         for name, module in model.named_modules()
@@ -47,6 +51,13 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     if all(reasons.values()):
         raise RegrowRuntimeError(
             f"`model` has no masked weight that can be compressed: {reasons or 'none is masked'}"
+        )
+    held = {id(p) for group in (optimizer.param_groups if optimizer else ()) for p in group["params"]}
+    if optimizer is not None and not any(id(weight.parameter) in held for _, weight in found):
+        raise RegrowRuntimeError(
+            f"`optimizer` holds none of {[layer.weight_name for layer, _ in found]}: it was made for another model, "
+            "or before sparsify, and would not train them.\n"
+            "Give the one that does, or none, and make a new one afterwards."
         )
     for layer, weight in found:
         if reasons[layer.weight_name] is None:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from regrow.errors import RegrowValueError, closest
 from regrow.topology import sample
 from regrow.weights.base import gradient_magnitude as gradient_magnitude
 
@@ -21,19 +20,6 @@ def magnitude(weight: SparseWeight) -> Tensor:
 
 
 INITIAL = ("zeros", "normal", "uniform")
-
-
-def require_initial(name: str, value: str) -> str:
-    """`value`, a name in `INITIAL`.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    if value not in INITIAL:
-        raise RegrowValueError(
-            f"`{name}` must be one of {', '.join(INITIAL)}, got {value!r}{closest(str(value), INITIAL)}"
-        )
-    return value
 
 
 def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch.Generator) -> Tensor:

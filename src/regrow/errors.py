@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
-from numbers import Integral, Real
 
 
 class RegrowError(Exception):
@@ -56,28 +55,3 @@ def closest(word: str, choices: Iterable[str], before: str = "") -> str:
     by_lower_case = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
     return f", did you mean `{before}{by_lower_case[match[0]]}`?" if match else ""
-
-
-def require_fraction(name: str, value: object, *, one: bool = False) -> float:
-    """`value` as a float in [0, 1), or in [0, 1] where `one` is allowed.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    allowed = "[0, 1]" if one else "[0, 1)"
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise RegrowValueError(f"`{name}` must be a number in {allowed}, got {value!r}")
-    if not (0 <= float(value) < 1 or (one and value == 1)):
-        raise RegrowValueError(f"`{name}` must be in {allowed}, got {value}")
-    return float(value)
-
-
-def require_count(name: str, value: object, *, least: int = 1) -> int:
-    """`value` as an int of at least `least`.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise RegrowValueError(f"`{name}` must be a whole number of at least {least}, got {value!r}")
-    return int(value)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from regrow.arguments import require_model, require_positive
 from regrow.errors import RegrowValueError
 from regrow.example import Example, run_once
 from regrow.fuse import unfuse
@@ -145,7 +146,8 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
         >>> [row.storage for row in found.layers]
         ['compressed', 'masked']
     """
-    model = unwrapped(model)
+    require_positive("seconds", seconds, zero=True)
+    model = unwrapped(require_model("model", model))
     owners = {module: name for name, module in model.named_modules() if any(True for _ in views(module))}
     if not owners:
         raise RegrowValueError(

@@ -12,8 +12,9 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from regrow.arguments import require_count
 from regrow.costs import Costs, costs_of
-from regrow.errors import RegrowValueError, closest, require_count
+from regrow.errors import RegrowValueError, closest
 from regrow.initial import asked_sparsities
 from regrow.models import models, scales, small_dense
 from regrow.recipes import Part, find, import_file
@@ -103,7 +104,7 @@ def count(
     for file in files:
         import_file(Path(file))
     if tickets is not None:
-        require_count("tickets", tickets)
+        tickets = require_count("tickets", tickets)
     build = find("model", Part(name=name))
     given = _options(name, build, options)
     record = models().get(name)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from regrow.arguments import require_model
 from regrow.fuse import unfuse
 from regrow.nn.order import Calls, is_shared
 from regrow.weights.views import after_forward, before_forward, before_forward_of_reader
@@ -34,7 +35,7 @@ def fold(model: nn.Module) -> nn.Module:
     Warns:
         RuntimeWarning: the `forward` of a module with batch norms cannot be traced; it stays as it is.
     """
-    folded = unfuse(copy.deepcopy(model)).eval()
+    folded = unfuse(copy.deepcopy(require_model("model", model))).eval()
     shared = is_shared(folded)
     for name, parent in list(folded.named_modules()):
         norms = [pair for pair in parent.named_children() if type(pair[1]) in NORMS]

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow.arguments import require_model
 from regrow.nn import FusedBatchNorm2d, SparseConv2d, SparseLinear, TiledConv2d
 from regrow.nn.order import Calls, is_shared
 from regrow.ops.reference import ACTIVATIONS
@@ -50,7 +51,7 @@ def fuse(model: nn.Module) -> nn.Module:
     Warns:
         RuntimeWarning: the `forward` of a module with such children cannot be traced; it stays as it is.
     """
-    shared = is_shared(model)
+    shared = is_shared(require_model("model", model))
     for name, parent in list(model.named_modules()):
         _fuse_called(parent, name, shared)
         if isinstance(parent, nn.Sequential):
@@ -64,7 +65,7 @@ def unfuse(model: nn.Module) -> nn.Module:
     Returns:
         `model`.
     """
-    for parent in list(model.modules()):
+    for parent in list(require_model("model", model).modules()):
         if isinstance(parent, SparseConv2d):
             parent.summed = False
         before: nn.Module | None = None

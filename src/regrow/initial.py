@@ -9,7 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from regrow import topology
-from regrow.errors import RegrowValueError, closest, require_fraction, warn
+from regrow.arguments import (
+    require_choice,
+    require_fraction,
+    require_function,
+    require_mapping,
+    require_model,
+    require_tensor,
+)
+from regrow.errors import RegrowValueError, warn
 from regrow.layers import Layer, Selector, choose, find_layers, in_distribution
 from regrow.materialize import is_on_meta
 from regrow.ops.index import are_positions
@@ -17,6 +25,7 @@ from regrow.ops.select import top
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
+NAMES = ("random", "magnitude")
 
 
 def initial_topology(
@@ -53,6 +62,23 @@ def initial_topology(
     )
 
 
+def require_init(init: object) -> str | Mapping[str, Tensor] | Criterion:
+    """`init` of `sparsify`; None is ``"random"``.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    if init is None:
+        return NAMES[0]
+    if isinstance(init, Mapping):
+        for name, mask in require_mapping("init", init, "a dictionary {weight name: mask}").items():
+            require_tensor(f"init[{name!r}]", mask)
+        return init
+    if callable(init):
+        return require_function("init", init, "model", "shapes")
+    return require_choice("init", init, NAMES, others=", masks or a criterion")
+
+
 def _sparsities(
     chosen: list[Layer],
     shapes: dict[str, tuple[int, ...]],
@@ -80,7 +106,8 @@ def asked_sparsities(
     Raises:
         RegrowValueError: as `sparsify` does.
     """
-    layers = find_layers(model)
+    layers = find_layers(require_model("model", model))
+    topology.require_distribution(distribution, (topology.GLOBAL,))
     reasons = {layer.weight_name: layer.dense_because for layer in layers}
     chosen = choose(model, layers, include, exclude, distribution, reasons)
     if isinstance(distribution, Mapping) != (sparsity is None):
@@ -145,13 +172,11 @@ def _scores(
         )
     if init == "magnitude":
         scores: Mapping[str, Tensor] = {layer.weight_name: layer.parameter.detach().abs() for layer in chosen}
-    elif callable(init):
-        scores = init(model, shapes)
     else:
-        names = ("random", "magnitude")
-        raise RegrowValueError(
-            f"`init` must be one of {', '.join(names)}, masks or a criterion, got {init!r}{closest(str(init), names)}"
-        )
+        assert not isinstance(init, str)
+        scores = require_mapping("init", init(model, shapes), "a function that gives {weight name: scores}")
+        for name, own in scores.items():
+            require_tensor(f"init[{name!r}]", own)
     _check_shapes("init", scores, shapes)
     return {name: scores[name] for name in shapes}
 

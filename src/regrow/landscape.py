@@ -22,7 +22,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from regrow.errors import RegrowValueError, closest, require_count
+from regrow.arguments import (
+    number,
+    require_choice,
+    require_count,
+    require_function,
+    require_instance,
+    require_iterable,
+    require_model,
+    require_sequence,
+    require_tensor,
+    said,
+)
+from regrow.errors import RegrowValueError
 from regrow.sparsify import densify
 from regrow.weights import views
 
@@ -43,9 +55,28 @@ def bezier(points: Sequence[Tensor], t: float | Tensor) -> Tensor:
     Returns:
         A tensor of that shape.
     """
+    points = [require_tensor("points", point) for point in require_iterable("points", points, "tensors")]
+    if not points or any(point.shape != points[0].shape for point in points):
+        raise RegrowValueError(
+            f"`points` must be tensors of one shape, got shapes {[tuple(point.shape) for point in points]}"
+        )
+    if not isinstance(t, Tensor):
+        t = require_place(t)
     degree = len(points) - 1
     terms = [math.comb(degree, k) * (1 - t) ** (degree - k) * t**k * point for k, point in enumerate(points)]
     return torch.stack(terms).sum(0)
+
+
+def require_place(t: object) -> float:
+    """`t` as a float; a curve goes on beyond its ends.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    place = number(t)
+    if place is None:
+        raise RegrowValueError(f"`t` must be a number, got {said(t)}")
+    return float(place)
 
 
 class Curve(nn.Module):
@@ -66,12 +97,11 @@ class Curve(nn.Module):
 
     def __init__(self, start: nn.Module, end: nn.Module, *, degree: int = 1, space: str = "union") -> None:
         super().__init__()
-        if require_count("degree", degree) > 3:
+        for name, model in (("start", start), ("end", end)):
+            require_model(name, model)
+        if (degree := require_count("degree", degree)) > 3:
             raise RegrowValueError(f"`degree` must be 1, 2 or 3, got {degree}")
-        if space not in SPACES:
-            raise RegrowValueError(
-                f"`space` must be one of {', '.join(SPACES)}, got {space!r}{closest(str(space), SPACES)}"
-            )
+        require_choice("space", space, SPACES)
         ends = [dict(_plain(model).named_parameters()) for model in (start, end)]
         shapes = [{name: tuple(parameter.shape) for name, parameter in one.items()} for one in ends]
         if shapes[0] != shapes[1]:
@@ -141,7 +171,12 @@ def profile(
     Returns:
         ``[(t, loss), ...]``.
     """
-    if points < 2:
+    require_instance("curve", curve, Curve)
+    require_function("loss_fn", loss_fn, "outputs", "targets")
+    require_iterable("batches", batches, "batches (inputs, targets)")
+    if norm_batches is not None:
+        require_iterable("norm_batches", norm_batches, "batches of inputs")
+    if (points := require_count("points", points)) < 2:
         raise RegrowValueError(f"`points` must be at least 2, for both ends, got {points}")
     result = []
     for place in range(points):
@@ -165,7 +200,13 @@ def profile(
 
 def barrier(losses: Sequence[tuple[float, float]]) -> float:
     """How far the loss along a path rises above the higher of its ends; 0 on a path that never does."""
-    values = [loss for _, loss in losses]
+    pairs = require_iterable("losses", losses, "pairs (t, loss)")
+    found = [
+        number(require_sequence("losses", pair, "pairs (t, loss)", count=2)[1], nan=True) for pair in pairs
+    ]
+    values = [value for value in found if value is not None]
+    if not values or len(values) < len(found):
+        raise RegrowValueError(f"`losses` must be at least one pair (t, loss), got {said(losses)}")
     return max(values) - max(values[0], values[-1])
 
 

@@ -13,6 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
 from regrow import uses
+from regrow.arguments import require_function, require_patterns
 from regrow.errors import RegrowValueError, closest, warn
 from regrow.weights import views
 from regrow.weights.sharded import ONE, TWO, is_sharded, not_whole
@@ -229,6 +230,7 @@ def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[st
         RegrowValueError: a glob, or the predicate, that picks nothing.
     """
     if callable(selector):
+        require_function(argument, selector, "name", "module")
         layers = [layer for layer in layers if layer.dense_because != GAIN]
         picked = {layer.weight_name for layer in layers if selector(layer.name, layer.module)}
         if not picked:
@@ -236,7 +238,7 @@ def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[st
                 f"`{argument}` picks no layer: the predicate was false for {_names(layers)}"
             )
         return picked
-    globs = [selector] if isinstance(selector, str) else list(selector)
+    globs = require_patterns(argument, selector)
     if not globs:
         raise RegrowValueError(
             f"`{argument}` is empty, allowed are globs of layer names such as {_names(layers)}"

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regrow import modelfile
+from regrow.arguments import require_model, require_path
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.layers import find_layers
 from regrow.sparsify import sparsify
@@ -94,7 +95,8 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     Raises:
         RegrowRuntimeError: a model that is not sparse, or a file that cannot be written.
     """
-    model = unwrapped(model)
+    file = require_path("file", file)
+    model = unwrapped(require_model("model", model))
     sparse = dict(named_weights(model))
     if not sparse:
         raise RegrowRuntimeError(
@@ -142,7 +144,7 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
         >>> plain.load_state_dict(dense_state_dict(model))
         <All keys matched successfully>
     """
-    model = unwrapped(model)
+    model = unwrapped(require_model("model", model))
     state: dict[str, Any] = model.state_dict()
     in_dense_form(model, state)
     return state
@@ -166,7 +168,7 @@ def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> n
         RegrowValueError: what is not a sparse model's, of a newer format, of another architecture, or damaged; nothing
             has been written then.
     """
-    model = unwrapped(into)
+    model = unwrapped(require_model("into", into))
     metadata, tensors = (
         ({}, _without_prefix(file, model)) if isinstance(file, Mapping) else modelfile.read(file)
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from regrow.errors import RegrowValueError, closest, require_fraction
+from regrow.arguments import require_fraction, require_function, require_positive
+from regrow.errors import RegrowValueError, closest
 from regrow.topology import whole_share
 
 DropSchedule = Callable[[float], float]
@@ -28,12 +29,13 @@ def cosine(progress: float) -> float:
 
 def inverse_power(k: float) -> DropSchedule:
     """f = (1 - t / T_end)^k (RigL, arXiv 1911.11134, appendix G); k = 1 is `linear`."""
-    return lambda progress: (1.0 - progress) ** k
+    power = require_positive("k", k, zero=True)
+    return lambda progress: (1.0 - progress) ** power
 
 
 def cosine_to(k: float) -> DropSchedule:
     """f = k + (1 - k) (1 + cos(pi t / T_end)) / 2: `cosine`, down to the share k of its start (arXiv 2102.02887)."""
-    k = require_fraction("schedule cosine-to-k", k, one=True)
+    k = require_fraction("k", k, one=True)
     return lambda progress: k + (1 - k) * cosine(progress)
 
 
@@ -54,8 +56,7 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
         RegrowValueError: for an unknown name.
     """
     if not isinstance(schedule, str):
-        if not callable(schedule):
-            raise RegrowValueError(f"`schedule` must be a name or a function of t / T_end, got {schedule!r}")
+        require_function("schedule", schedule, "progress", others="a name or ")
         for progress in (0.0, 0.25, 0.5, 0.75, 1.0):
             require_fraction(f"schedule({progress})", schedule(progress), one=True)
         return schedule
@@ -67,7 +68,10 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
                 raise RegrowValueError(
                     f"`schedule` must be {prefix}k with a number k, such as {example}, got {schedule!r}"
                 ) from error
-            return family(k)
+            try:
+                return family(k)
+            except RegrowValueError as error:
+                raise RegrowValueError(f"`schedule` {schedule!r}: {error}") from error
     if schedule not in SCHEDULES:
         raise RegrowValueError(
             f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k, cosine-to-k or a function of "

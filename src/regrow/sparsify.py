@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from regrow import topology
-from regrow.errors import RegrowRuntimeError, RegrowValueError, closest, warn
+from regrow.arguments import require_choice, require_flag, require_model, require_seed
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.fuse import unfuse
-from regrow.initial import Criterion, initial_topology
+from regrow.initial import Criterion, initial_topology, require_init
 from regrow.layers import (
     Layer,
     Selector,
@@ -104,25 +105,25 @@ def sparsify(
         >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
         {'0.weight': 20820, '2.weight': 3000}
     """
-    if not isinstance(model, nn.Module):
-        raise RegrowValueError(f"`model` must be a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(storage, Mapping) and storage not in STORAGES:
-        raise RegrowValueError(
-            f"`storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(str(storage), STORAGES)}"
-        )
+    require_model("model", model)
+    if not isinstance(storage, Mapping):
+        require_choice("storage", storage, STORAGES, others=", or {weight name: one of them}")
+    topology.require_distribution(distribution, (topology.GLOBAL,))
+    init_, seed = require_init(init), require_seed("seed", seed)
+    scaled = None if rescale is None else require_flag("rescale", rescale)
     layers = find_layers(model)
     dense_because = {layer.weight_name: layer.dense_because for layer in layers}
     chosen = choose(model, layers, include, exclude, distribution, dense_because)
     if include is None and not isinstance(distribution, Mapping):
         warn_of_unlike(layers, chosen)
     shapes = {layer.weight_name: layer.shape for layer in chosen}
-    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init or "random", seed)
+    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init_, seed)
     if init is None and looks_trained(model, [layer.parameter for layer in chosen]):
         warn(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest, "
             "init='random' does this on purpose"
         )
-    if rescale is None and (init is None or init == "random"):
+    if scaled is None and (init is None or init == "random"):
         warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
     for layer in chosen:
         _refuse_pruned(layer)
@@ -138,7 +139,7 @@ def sparsify(
         materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
     planned = {plan.layer.weight_name for plan in plans}
     while plans:  # positions are given up one by one
-        _apply(model, plans.pop(0), bool(rescale))
+        _apply(model, plans.pop(0), bool(scaled))
     _note_dense(layers, planned, dense_because)
     register(model)
     return model
@@ -207,7 +208,7 @@ def densify(model: nn.Module) -> nn.Module:
     Raises:
         RegrowRuntimeError: a method is attached, or a layer was made with an activation of its own.
     """
-    refuse_driven(model)
+    refuse_driven(require_model("model", model))
     settle(model)
     unfuse(model)
     for name, module in model.named_modules():
@@ -244,10 +245,10 @@ def _unregister(module: nn.Module) -> None:
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
     """The topology of each sparse weight, by its name in `model`: boolean tensors of its dense shape (copies)."""
-    settle(model)
+    settle(require_model("model", model))
     return {name: weight.mask() for name, weight in named_weights(model)}
 
 
 def is_sparse(model: nn.Module) -> bool:
     """Whether any weight of `model` is sparse."""
-    return bool(sparse_weights(model))
+    return bool(sparse_weights(require_model("model", model)))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow.arguments import require_model
 from regrow.layers import find_layers
 from regrow.ops import native
 from regrow.terminal import table, wrapped
@@ -89,7 +90,7 @@ class Summary:
 
 def summary(model: nn.Module) -> Summary:
     """What is sparse in `model`, how, and why the rest is not."""
-    settle(model)
+    settle(require_model("model", model))
     sparse = dict(named_weights(model))
     known = named_records(model)
     stored = sum(p.numel() for p in model.parameters())

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from regrow.errors import RegrowError
+from regrow.arguments import said
+from regrow.errors import RegrowError, RegrowValueError
 from regrow.methods import Method
 from regrow.methods.state import companions
 from regrow.sparsify import densify, masks, sparsify
@@ -410,6 +411,12 @@ def check_method(cls: type[Method], **options: Any) -> None:
     Raises:
         AssertionError: saying which check failed, where, and what was expected.
     """
+    given: object = cls
+    if not (isinstance(given, type) and issubclass(given, Method)):
+        raise RegrowValueError(
+            f"`cls` must be a subclass of regrow.Method, got {said(cls)}\n"
+            "Give the class itself, not a method that was made."
+        )
     storages = ("masked",) if cls.needs_gradient == "always" else ("masked", "compressed")
     for storage in storages:
         for check in CHECKS:

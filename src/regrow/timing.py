@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.arguments import require_count, require_function, require_mapping, require_positive
+from regrow.errors import RegrowValueError
 
 TURN = 0.02
 """Seconds that a way runs before the next one has its turn: time enough for its data to come into the caches."""
@@ -65,9 +66,11 @@ def interleaved(
     Raises:
         RegrowValueError: no way, a negative time, or less than one round.
     """
-    require_count("rounds", rounds)
-    if not ways or seconds < 0:
-        raise RegrowValueError(f"`ways` must hold a way and `seconds` must not be negative, got {seconds}")
+    rounds, seconds = require_count("rounds", rounds), require_positive("seconds", seconds, zero=True)
+    if not require_mapping("ways", ways, "a dictionary {name: function}"):
+        raise RegrowValueError("`ways` must hold a way, got none")
+    for name, way in ways.items():
+        require_function(f"ways[{name!r}]", way)
     for way in ways.values():
         way()
         way()
@@ -144,7 +147,7 @@ class Watch:
 
 def load(seconds: float = 0.5) -> Load:
     """The load of the machine, looked at for so long; this process sleeps meanwhile."""
-    watch = Watch()
+    seconds, watch = require_positive("seconds", seconds, zero=True), Watch()
     time.sleep(seconds)
     return watch.load()
 

@@ -14,7 +14,19 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from regrow.errors import RegrowValueError, closest
+from regrow.arguments import (
+    number,
+    require_choice,
+    require_count,
+    require_fraction,
+    require_function,
+    require_instance,
+    require_mapping,
+    require_seed,
+    require_sequence,
+    said,
+)
+from regrow.errors import RegrowValueError
 from regrow.ops.index import PIECE
 
 Shape = tuple[int, ...]
@@ -33,27 +45,45 @@ def whole_share(fraction: float, count: int, *, up: bool = False) -> int:
 
 def connections(shape: Shape, sparsity: float) -> int:
     """Exact number of active connections: ``N - floor(sparsity * N)`` for a weight of N positions."""
-    size = math.prod(shape)
-    return size - whole_share(sparsity, size)
+    size = math.prod(require_shape("shape", shape))
+    return size - whole_share(require_fraction("sparsity", sparsity, one=True), size)
+
+
+def require_shape(name: str, shape: object) -> Shape:
+    """`shape`, sizes of at least 1, as a tuple.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    sizes = require_sequence(name, shape, "a shape, a tuple of sizes")
+    return tuple(require_count(name, size) for size in sizes)
+
+
+def _require_shapes(shapes: object) -> dict[str, Shape]:
+    given = require_mapping("shapes", shapes, "a dictionary {weight name: shape}")
+    return {name: require_shape("shapes", shape) for name, shape in given.items()}
 
 
 def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """The same sparsity everywhere (`sparsify` leaves the model's first layer dense beside it)."""
-    return dict.fromkeys(shapes, sparsity)
+    return dict.fromkeys(_require_shapes(shapes), require_fraction("sparsity", sparsity))
 
 
 def er(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Erdos-Renyi: density proportional to ``(n_in + n_out) / (n_in * n_out)`` (SET, arXiv 1707.04780)."""
+    shapes = _require_shapes(shapes)
     return _erdos_renyi({name: sum(s[:2]) / math.prod(s[:2]) for name, s in shapes.items()}, shapes, sparsity)
 
 
 def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Erdos-Renyi-Kernel: density proportional to ``sum(shape) / prod(shape)`` (RigL, section 3)."""
+    shapes = _require_shapes(shapes)
     return _erdos_renyi({name: sum(s) / math.prod(s) for name, s in shapes.items()}, shapes, sparsity)
 
 
 def _erdos_renyi(raw: Mapping[str, float], shapes: Shapes, sparsity: float) -> dict[str, float]:
     """Solve ``sum(min(1, eps * raw) * N) = (1 - sparsity) * sum(N)``; what is capped stays at density 1."""
+    require_fraction("sparsity", sparsity)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     budget = sum(connections(shape, sparsity) for shape in shapes.values())
     capped: set[str] = set()
@@ -72,6 +102,22 @@ GLOBAL = "global"
 """The name of what is no distribution: the best of all layers together, by scores (`regrow.initial`)."""
 
 
+def require_distribution(distribution: object, others: Sequence[str] = (), *, own: bool = True) -> None:
+    """Refuse what is no distribution: a name, a function, or (`own`) a dictionary.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    if own and isinstance(distribution, Mapping):
+        if not require_mapping("distribution", distribution, "a dictionary {glob of layer names: sparsity}"):
+            raise RegrowValueError("`distribution` is an empty dictionary, it must name one layer or more")
+    elif callable(distribution):
+        require_function("distribution", distribution, "shapes", "sparsity")
+    elif distribution not in others if isinstance(distribution, str) else True:
+        rest = ", a function of the shapes or a dictionary"
+        require_choice("distribution", distribution, (*DISTRIBUTIONS, *others), others=rest)
+
+
 def distribute(
     distribution: str | Distribution, shapes: Shapes, sparsity: float, *, others: Sequence[str] = ()
 ) -> dict[str, float]:
@@ -86,15 +132,12 @@ def distribute(
     Raises:
         RegrowValueError: for an unknown name, a layer left out or unknown, or a sparsity outside [0, 1).
     """
+    shapes, sparsity = _require_shapes(shapes), require_fraction("sparsity", sparsity)
+    require_distribution(distribution, others, own=False)
     if isinstance(distribution, str):
-        if distribution not in DISTRIBUTIONS:
-            names = (*DISTRIBUTIONS, *others)
-            raise RegrowValueError(
-                f"`distribution` must be one of {', '.join(names)}, a function of the shapes or a "
-                f"dictionary, got {distribution!r}{closest(distribution, names)}"
-            )
         distribution = DISTRIBUTIONS[distribution]
-    result = dict(distribution(dict(shapes), sparsity))
+    found = distribution(dict(shapes), sparsity)
+    result = dict(require_mapping("distribution", found, "a function that gives {weight name: sparsity}"))
     if result.keys() != shapes.keys():
         wrong = sorted(result.keys() ^ shapes.keys())
         raise RegrowValueError(
@@ -102,6 +145,11 @@ def distribute(
             f"but these are missing or unknown: {wrong}"
         )
     for name, value in result.items():
+        if (plain := number(value)) is None:
+            raise RegrowValueError(
+                f"`distribution` must be a function that gives numbers, got {said(value)} for `{name}`"
+            )
+        result[name] = value = float(plain)
         if not 0 <= value < 1 or connections(shapes[name], value) == 0:
             raise RegrowValueError(
                 f"`distribution` cannot be met: layer `{name}` of shape {tuple(shapes[name])} would get sparsity "
@@ -112,6 +160,7 @@ def distribute(
 
 def generator(seed: int, *words: object) -> torch.Generator:
     """A CPU generator that is a pure function of `seed` and `words`, the same in every process."""
+    seed = require_seed("seed", seed)
     digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
@@ -121,8 +170,9 @@ def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
 
     Costs memory of `count`, not of `population`, where less than half is drawn: 16 bytes for each.
     """
-    if not 0 <= count <= population:
-        raise RegrowValueError(f"`count` must be in [0, {population}], got {count}")
+    population = require_count("population", population, least=0)
+    count = require_count("count", count, least=0, most=population)
+    require_instance("generator", generator, torch.Generator, "a torch.Generator")
     if 2 * count > population:
         return torch.randperm(population, generator=generator, device="cpu")[:count].sort().values
     drawn = torch.empty(0, dtype=torch.int64, device="cpu")

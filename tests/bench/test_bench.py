@@ -194,7 +194,7 @@ def test_the_standard_set_is_the_whole_one():
         (["--linear", "12x0"], "got '12x0'"),
         (["--conv", "64x64"], "`--conv` must be OUTPUTSxINPUTSxSIDE"),
         (["--storage", "mask"], "`--storage` must be one of auto, masked, compressed, got 'mask'"),
-        (["--distribution", "ERK"], "`--distribution` must be of uniform, er, erk, got 'ERK'"),
+        (["--distribution", "ERK"], "`--distribution` must be one of uniform, er, erk, got 'ERK'"),
         (["--linear", "8x8", "--distribution", "erk"], "`--distribution` has no part in what is measured"),
         (["--sparsity", "1.5"], "`--sparsity` must be in [0, 1), got 1.5"),
         (["--sparsity", "high"], "`--sparsity` must be numbers in [0, 1)"),

@@ -300,7 +300,7 @@ def test_training_flops_of_a_run() -> None:
             {},
             r"`model` used none of its weights on `example`: \['weight'\]",
         ),
-        (F.relu, torch.zeros(1, 4), {}, "`model` must be a torch module, got function"),
+        (F.relu, torch.zeros(1, 4), {}, "`model` must be a torch.nn.Module, got the function relu"),
         (nn.LazyLinear(4), torch.zeros(1, 4), {}, "`model` holds a lazy layer without a shape"),
         (
             nn.Linear(3, 2),
@@ -309,7 +309,12 @@ def test_training_flops_of_a_run() -> None:
             "`convention` must be one of clean, rigl, got 'riggl', did you mean `rigl`",
         ),
         (nn.Linear(3, 2), torch.zeros(1, 3), {"update_every": 0}, "`update_every` must be a whole number"),
-        (nn.Linear(3, 2), torch.zeros(1, 3), {"multiplier": -1}, "`multiplier` must be above 0, got -1"),
+        (
+            nn.Linear(3, 2),
+            torch.zeros(1, 3),
+            {"multiplier": -1},
+            "`multiplier` must be a number above 0, got -1",
+        ),
     ],
 )
 def test_bad_input(model: nn.Module, example: object, arguments: dict[str, object], text: str) -> None:

@@ -442,7 +442,7 @@ def test_corrupted_goes_through_names_and_severities():
         ({"severity": 0}, "`severity` must be a whole number from 1 to 5, got 0"),
         ({"severity": 6}, "got 6"),
         ({"severity": True}, "got True"),
-        ({"severity": 2.0}, "got 2.0"),
+        ({"severity": 2.5}, "got 2.5"),
         ({"images": GREY.float()}, "`images` must be a tensor of bytes, torch.uint8, got torch.float32"),
         ({"images": GREY.numpy()}, "got ndarray"),
         ({"images": GREY[0]}, r"must be of shape \[N, C, H, W\], .* got \[1, 28, 30\]"),

@@ -41,10 +41,10 @@ def test_anything_with_the_five_attributes_is_data():
         ),
         (
             {"train_targets": torch.zeros(6)},
-            r"train_targets must be int64 .* got torch.float32 of shape \[6\]",
+            r"`train_targets` must be int64 .* got torch.float32 of shape \[6\]",
         ),
-        ({"classes": 1}, r"train_targets must be in 0 .. 0, got 0 .. 1"),
-        ({"test_targets": torch.full((4,), -1)}, r"test_targets must be in 0 .. 1, got -1 .. -1"),
+        ({"classes": 1}, r"`train_targets` must be in 0 .. 0, got 0 .. 1"),
+        ({"test_targets": torch.full((4,), -1)}, r"`test_targets` must be in 0 .. 1, got -1 .. -1"),
     ],
 )
 def test_data_that_does_not_fit(change, text):

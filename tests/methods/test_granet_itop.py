@@ -319,7 +319,9 @@ def test_cosine_to_a_share() -> None:
     assert [0.5 * schedule(p) for p in (0, 0.5, 1)] == pytest.approx([0.5, 0.2525, 0.005])
     with pytest.raises(regrow.RegrowError, match="cosine-to-k with a number k, such as cosine-to-0.01"):
         schedules.drop_schedule("cosine-to-")
-    with pytest.raises(regrow.RegrowError, match=r"`schedule cosine-to-k` must be in \[0, 1\], got 1.5"):
+    with pytest.raises(
+        regrow.RegrowError, match=r"`schedule` 'cosine-to-1.5': `k` must be in \[0, 1\], got 1.5"
+    ):
         schedules.drop_schedule("cosine-to-1.5")
 
 

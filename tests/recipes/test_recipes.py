@@ -298,7 +298,9 @@ def test_rates():
     assert [round(warm(t), 6) for t in (0, 1, 2, 7, 12)] == [0.5, 1, 1, 0.5, 0]
     stairs = step(10, milestones=[3, 6], factor=0.5, warmup_steps=1)
     assert [stairs(t) for t in (0, 2, 3, 5, 6, 9)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
-    with pytest.raises(RegrowValueError, match=r"`schedule.milestones` must be a list of steps, got \[0.5\]"):
+    with pytest.raises(
+        RegrowValueError, match=r"`schedule.milestones` must be a whole number of at least 0, got 0.5"
+    ):
         step(10, milestones=[0.5])
 
 

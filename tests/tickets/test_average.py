@@ -220,9 +220,7 @@ def test_networks_that_cannot_be_averaged() -> None:
         superpose([layer("masked", T0), regrow.densify(layer("masked", T0))])
     with pytest.raises(regrow.RegrowError, match="`models` must hold at least one network"):
         superpose([])
-    with pytest.raises(
-        regrow.RegrowError, match=r"`factors` must be 1 positive numbers, one for each model, got \[0\]"
-    ):
+    with pytest.raises(regrow.RegrowError, match=r"`factors` must be 1 positive numbers, got \[0\]"):
         superpose([layer("masked", T0)], [0])
 
 

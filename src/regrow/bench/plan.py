@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_choice, require_count, require_fraction
 from regrow.bench import layers, memory, networks, scale, updates
 from regrow.bench.conv import Convolution, convolutions
 from regrow.bench.linear import Linear, linears
 from regrow.bench.rows import Case, Settings
-from regrow.errors import RegrowValueError, closest, require_count, require_fraction
+from regrow.errors import RegrowValueError, closest
 from regrow.ops import native
 from regrow.recipes import import_file
 from regrow.storage import STORAGES
@@ -141,19 +142,10 @@ def plan(
     if conv:
         own = tuple((layer, BATCH) for layer in convolutions(",".join(conv)))
         standard = replace(standard, convolutions=own)
-    if storage not in STORAGES:
-        raise RegrowValueError(
-            f"`--storage` must be one of {', '.join(STORAGES)}, got {storage!r}{closest(storage, STORAGES)}"
-        )
-    if dtype not in DTYPES:
-        raise RegrowValueError(
-            f"`--dtype` must be one of {', '.join(sorted(DTYPES))}, got {dtype!r}{closest(dtype, DTYPES)}"
-        )
+    require_choice("--storage", storage, STORAGES)
+    require_choice("--dtype", dtype, sorted(DTYPES))
     for name in (distributions := _words(distribution) or DISTRIBUTED):
-        if name not in DISTRIBUTIONS:
-            raise RegrowValueError(
-                f"`--distribution` must be of {', '.join(DISTRIBUTIONS)}, got {name!r}{closest(name, DISTRIBUTIONS)}"
-            )
+        require_choice("--distribution", name, DISTRIBUTIONS)
     settings = Settings(
         DTYPES[dtype],
         torch.get_num_threads() if threads is None else require_count("--threads", threads),

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regrow.arguments import require_count
 from regrow.compare.keys import Key, of_method, parse
 from regrow.compare.length import multiply
 from regrow.compare.ways import Way, is_dynamic, overrides, way_of
-from regrow.errors import RegrowError, RegrowValueError, closest, require_count
+from regrow.errors import RegrowError, RegrowValueError, closest
 from regrow.recipes import Part, Recipe, find, kept, load, resolve, same_code
 from regrow.recipes.parts import SUPPLIED
 from regrow.training.folder import file_name, require_folder

@@ -14,9 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
+from regrow.arguments import require_count
 from regrow.compare.grid import Run
 from regrow.compare.progress import Show, shower
-from regrow.errors import RegrowRuntimeError, require_count
+from regrow.errors import RegrowRuntimeError
 from regrow.ops.compiling import cores
 from regrow.training import Interrupted, Leash, RunFolder, stop_signals
 

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from regrow.arguments import require_choice, require_count, require_model, require_positive
 from regrow.costs.trace import Work, trace
 from regrow.costs.training import GRANET, METHODS, granet_levels, ticket_multiples, training_multiple
-from regrow.costs.units import Unit, require_convention, stored_megabytes, units
-from regrow.errors import RegrowValueError, closest, require_count
+from regrow.costs.units import CONVENTIONS, Unit, stored_megabytes, units
+from regrow.errors import RegrowValueError
 from regrow.example import Example
 from regrow.methods.registry import methods
 from regrow.terminal import KEEP, table, wrapped
@@ -137,12 +138,9 @@ class Costs:
             RegrowValueError: an unknown method, or one without a figure here.
         """
         known = self.training_multiple
-        multiple = known.get(method)
-        if multiple is None:
-            choices = [name for name, value in known.items() if value is not None]
-            raise RegrowValueError(
-                f"`method` must be one of {', '.join(choices)}, got {method!r}{closest(str(method), choices)}"
-            )
+        choices = [name for name, value in known.items() if value is not None]
+        multiple = known[require_choice("method", method, choices)]
+        assert multiple is not None
         examples = require_count("steps", steps) * require_count("batch_size", batch_size)
         return multiple * 3 * self.flops["dense"] * examples
 
@@ -252,6 +250,8 @@ def costs(
         >>> counted.flops["dense"], round(counted.training_multiple["snfs"], 2)
         (476710.0, 1.0)
     """
+    if small_dense is not None:
+        require_model("small_dense", small_dense)
     result = costs_of(
         model, example, None, convention=convention, update_every=update_every, multiplier=multiplier
     )
@@ -274,12 +274,10 @@ def costs_of(
 
     Works on the meta device, where nothing is computed: the model is only built and traced.
     """
-    require_convention(convention)
-    require_count("update_every", update_every)
-    if isinstance(multiplier, bool) or not 0 < multiplier < float("inf"):
-        raise RegrowValueError(f"`multiplier` must be above 0, got {multiplier}")
-    if not isinstance(model, nn.Module):
-        raise RegrowValueError(f"`model` must be a torch module, got {type(model).__name__}")
+    require_choice("convention", convention, CONVENTIONS)
+    update_every = require_count("update_every", update_every)
+    multiplier = require_positive("multiplier", multiplier)
+    require_model("model", model)
     model = unwrapped(model)
     settle(model)
     found = units(model, sparsities)
@@ -318,4 +316,5 @@ def stored_size(
     model: nn.Module, sparsities: Mapping[str, float] | None = None, convention: str = "clean"
 ) -> float:
     """Stored size of `model` in megabytes, without running it."""
-    return stored_megabytes(units(model, sparsities), require_convention(convention))
+    require_choice("convention", convention, CONVENTIONS)
+    return stored_megabytes(units(require_model("model", model), sparsities), convention)

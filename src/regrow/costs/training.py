@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from regrow.errors import RegrowValueError, closest, require_count, require_fraction
+from regrow.arguments import (
+    require_choice,
+    require_count,
+    require_flag,
+    require_fraction,
+    require_function,
+    require_numbers,
+    require_positive,
+)
+from regrow.errors import RegrowValueError
 
 FORMULAS = {
     "dense": "3 f_D",
@@ -59,9 +68,12 @@ def pruning_levels(
     Raises:
         RegrowValueError: a schedule that cannot be.
     """
-    for name, value in (("steps", steps), ("every", every), ("end", end)):
-        require_count(name, value)
-    require_count("begin", begin, least=0)
+    steps, every, end = (
+        require_count("steps", steps),
+        require_count("every", every),
+        require_count("end", end),
+    )
+    begin, exact = require_count("begin", begin, least=0), require_flag("exact", exact)
     initial = require_fraction("initial", initial, one=True)
     if not begin < end <= steps:
         raise RegrowValueError(
@@ -84,6 +96,7 @@ def granet_levels(sparsity: float) -> list[float]:
 
     64 intervals, about its 160 epochs of CIFAR, both ends included as in `pruning_levels`: 65 values.
     """
+    sparsity = require_fraction("sparsity", sparsity)
     initial = min(1.0, GRANET["initial"] / sparsity) if sparsity else 1.0
     every = int(GRANET["every"])
     return pruning_levels(64 * every, 0, round(GRANET["stop"] * 64) * every, every, initial=initial)
@@ -120,18 +133,13 @@ def training_multiple(
         >>> round(training_multiple("rigl", dense=8.2023e9, sparse=0.2254 * 8.2023e9, multiplier=5), 3)
         1.14
     """
-    if cost not in FORMULAS:
-        raise RegrowValueError(
-            f"`cost` must be one of {', '.join(FORMULAS)}, got {cost!r}{closest(str(cost), FORMULAS)}"
-        )
+    require_choice("cost", cost, FORMULAS)
     every = require_count("update_every", update_every)
-    final = float(sparse(1.0) if callable(sparse) else sparse)
-    if not 0 < dense < float("inf") or not 0 <= final < float("inf"):
-        raise RegrowValueError(
-            f"`dense` must be above 0 and `sparse` at least 0, both finite, got {dense} and {final}"
-        )
-    if not 0 < multiplier < float("inf"):
-        raise RegrowValueError(f"`multiplier` must be above 0, got {multiplier}")
+    if callable(sparse):
+        require_function("sparse", sparse, "level")
+    final = require_positive("sparse", sparse(1.0) if callable(sparse) else sparse, zero=True)
+    dense = require_positive("dense", dense)
+    multiplier = require_positive("multiplier", multiplier)
     if cost == "dense":
         step = 3 * dense
     elif cost == "sparse":
@@ -141,9 +149,7 @@ def training_multiple(
     elif cost == "snfs":
         step = 2 * final + dense
     else:
-        run = pruning_levels() if levels is None else levels
-        if not run:
-            raise RegrowValueError("`levels` is empty, it must hold one level or more")
+        run = pruning_levels() if levels is None else require_numbers("levels", levels, zero=True)
         forward = sparse if callable(sparse) else lambda level: dense - level * (dense - final)
         mean = sum(forward(level) for level in run) / len(run)
         step = 3 * mean if cost == "pruning" else (3 * mean * every + 2 * mean + dense) / (every + 1)
@@ -189,13 +195,10 @@ def ticket_multiples(
         >>> {name: round(cost, 3) for name, cost in ticket_multiples(0.33956, 3).items()}
         {'sup': 0.341, 'edst': 0.611, 'dst': 1.019}
     """
-    count = require_count("tickets", tickets)
-    for name, value in (("epochs", epochs), ("refinement", refinement)):
-        require_count(name, value)
-    require_count("exploration", exploration, least=0)
-    for name, number in (("forward", forward), ("multiplier", multiplier)):
-        if not 0 < number < float("inf"):
-            raise RegrowValueError(f"`{name}` must be above 0, got {number}")
+    count, epochs = require_count("tickets", tickets), require_count("epochs", epochs)
+    refinement = require_count("refinement", refinement)
+    exploration = require_count("exploration", exploration, least=0)
+    forward, multiplier = require_positive("forward", forward), require_positive("multiplier", multiplier)
     return {
         "sup": forward * (multiplier + count / (3 * epochs)),
         "edst": multiplier * forward * (exploration + refinement * count) / epochs,

@@ -9,25 +9,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from regrow import topology
-from regrow.errors import RegrowValueError, closest
+from regrow.arguments import require_fraction, require_mapping
+from regrow.errors import RegrowValueError
 from regrow.layers import NOT_WEIGHTS, find_layers
 from regrow.weights import SparseWeight, views
 
 CONVENTIONS = ("clean", "rigl")
-
-
-def require_convention(convention: str) -> str:
-    """`convention`, if it is one.
-
-    Raises:
-        RegrowValueError: with the closest one.
-    """
-    if convention not in CONVENTIONS:
-        raise RegrowValueError(
-            f"`convention` must be one of {', '.join(CONVENTIONS)}, "
-            f"got {convention!r}{closest(str(convention), CONVENTIONS)}"
-        )
-    return convention
 
 
 @dataclass(frozen=True)
@@ -88,6 +75,9 @@ def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> li
     Raises:
         RegrowValueError: a model without weights.
     """
+    if sparsities is not None:
+        given = require_mapping("sparsities", sparsities, "a dictionary {weight name: sparsity}")
+        sparsities = {name: require_fraction(f"sparsities[{name!r}]", s) for name, s in given.items()}
     dense = {(id(layer.module), layer.parameter_name): layer for layer in find_layers(model)}
     found, seen = [], set()
     for module_name, module in model.named_modules():

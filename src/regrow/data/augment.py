@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regrow.arguments import require_choice, require_count, require_flag, require_numbers
 from regrow.data.whole import Box, ImageFiles
-from regrow.errors import RegrowValueError, closest, require_count
+from regrow.errors import RegrowValueError
 from regrow.topology import generator
 
 BORDERS = ("zeros", "reflect", "symmetric")
@@ -44,22 +46,19 @@ class Augment:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        require_count("augment.crop", self.crop, least=0)
-        if self.border not in BORDERS:
-            raise RegrowValueError(
-                f"`augment.border` must be one of {', '.join(BORDERS)}, got {self.border!r}"
-                f"{closest(str(self.border), BORDERS)}"
-            )
+        own: dict[str, Any] = {
+            "crop": require_count("augment.crop", self.crop, least=0),
+            "border": require_choice("augment.border", self.border, BORDERS),
+            "flip": require_flag("augment.flip", self.flip),
+        }
         if self.resized_crop is not None:
-            require_count("augment.resized_crop", self.resized_crop)
-        if not isinstance(self.flip, bool):
-            raise RegrowValueError(f"`augment.flip` must be true or false, got {self.flip!r}")
+            own["resized_crop"] = require_count("augment.resized_crop", self.resized_crop)
+        for name, value in own.items():
+            object.__setattr__(self, name, value)
         for name, top in (("scale", 1.0), ("ratio", math.inf)):
             pair = getattr(self, name)
-            numbers = isinstance(pair, list | tuple) and all(
-                isinstance(v, int | float) and not isinstance(v, bool) for v in pair
-            )
-            if not numbers or len(pair) != 2 or not 0 < pair[0] <= pair[1] <= top:
+            low, high = require_numbers(f"augment.{name}", pair, count=2)
+            if not low <= high <= top:
                 allowed = "two numbers above 0, the smaller first" + (", at most 1" if top == 1 else "")
                 raise RegrowValueError(f"`augment.{name}` must be {allowed}, got {pair!r}")
 

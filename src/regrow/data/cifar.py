@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.pickles import read_pickle
-from regrow.errors import RegrowValueError, require_count
+from regrow.errors import RegrowValueError
 from regrow.places import locate
 
 PIXELS = 3 * 32 * 32
@@ -104,7 +105,8 @@ def cifar100(
     Raises:
         RegrowValueError: as `cifar10`.
     """
-    return _load(_HUNDRED, _HUNDRED.labels[0 if coarse else 1], folder, limit, per_image)
+    kind = _HUNDRED.labels[0 if require_flag("data.coarse", coarse) else 1]
+    return _load(_HUNDRED, kind, folder, limit, per_image)
 
 
 def read_binary(path: Path, labels: int, count: int) -> tuple[Tensor, Tensor]:
@@ -165,10 +167,11 @@ def read_python(path: Path, keys: list[str], count: int) -> tuple[Tensor, Tensor
 def _load(
     layout: _Layout, wanted: _Labels, folder: str | None, limit: int | None, per_image: bool
 ) -> Dataset:
-    if not isinstance(per_image, bool):
-        raise RegrowValueError(f"`data.per_image` must be true or false, got {per_image!r}")
+    per_image = require_flag("data.per_image", per_image)
     if limit is not None:
-        require_count("data.limit", limit)
+        limit = require_count("data.limit", limit)
+    if folder is not None:
+        folder = require_path("data.folder", folder)
     place = locate(
         layout.title,
         folder,

@@ -20,15 +20,15 @@ snow 3 and fog 3 of ImageNet-C are no brighter than 2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_count, require_seed
 from regrow.data.corruption_formulas import FORMULAS, Draws, to_bytes
 from regrow.data.corruption_tables import LARGE, SMALL
-from regrow.errors import RegrowValueError, closest, require_count
+from regrow.errors import RegrowValueError, closest
 from regrow.topology import generator
 
 CORRUPTIONS: dict[str, str] = {
@@ -81,9 +81,8 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, *, start: i
         RegrowValueError: for another name, severity, dtype, shape, seed or start.
     """
     _check_images(images)
-    _check(name, severity)
-    require_count("seed", seed, least=0)
-    require_count("start", start, least=0)
+    severity = _check(name, severity)
+    seed, start = require_seed("seed", seed), require_count("start", start, least=0)
     table = SMALL if min(images.shape[2:]) <= LARGEST_SMALL else LARGE
     parameters = table[name][severity - 1]
     out = torch.empty_like(images, memory_format=torch.contiguous_format)
@@ -119,10 +118,8 @@ def corrupted(
     levels = _list("severities", severities)
     _check_images(images)
     for name in chosen:
-        for severity in levels:
-            _check(name, severity)
-    require_count("seed", seed, least=0)
-    require_count("start", start, least=0)
+        levels = [_check(name, severity) for severity in levels]
+    seed, start = require_seed("seed", seed), require_count("start", start, least=0)
     pairs = [(name, severity) for name in chosen for severity in levels]
     return ((name, level, corrupt(images, name, level, seed, start=start)) for name, level in pairs)
 
@@ -135,8 +132,8 @@ def _list(argument: str, given: object) -> list[Any]:
     return values
 
 
-def _check(name: object, severity: object) -> None:
-    """Refuse what is no corruption, or cannot be computed, or no severity."""
+def _check(name: object, severity: object) -> int:
+    """`severity`, if it is one; what is no corruption, or cannot be computed, is refused too."""
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise RegrowValueError(
             f"`name` must be a corruption, got {name!r}{closest(str(name), CORRUPTIONS)}\n"
@@ -144,8 +141,7 @@ def _check(name: object, severity: object) -> None:
         )
     if (why := MISSING.get(name)) is not None:
         raise RegrowValueError(f"`name` must be a corruption that regrow can compute, not {name!r}: {why}")
-    if isinstance(severity, bool) or not isinstance(severity, Integral) or not 1 <= int(severity) <= 5:
-        raise RegrowValueError(f"`severity` must be a whole number from 1 to 5, got {severity!r}")
+    return require_count("severity", severity, most=5)
 
 
 def _check_images(images: object) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_count, require_seed, require_tensor, said
 from regrow.errors import RegrowValueError
 from regrow.topology import generator
 
@@ -118,28 +119,34 @@ def check_dataset(data: object, where: str) -> Tensors:
             f"`data` {where} returned a {type(data).__name__} without {', '.join(missing)}\n"
             f"Return an object with the attributes {', '.join(fields)}, for example a regrow.data.Dataset."
         )
+    classes = require_count("classes", data.classes)
     for split in ("train", "test"):
         inputs, targets = getattr(data, f"{split}_inputs"), getattr(data, f"{split}_targets")
+        require_tensor(f"{split}_targets", targets)
+        if not isinstance(inputs, Sized):
+            raise RegrowValueError(f"`{split}_inputs` must be a tensor, got {said(inputs)}")
         if len(inputs) != len(targets) or len(inputs) == 0:
             raise RegrowValueError(
-                f"`data` {where}: {split} inputs and targets must be equally many and at least one, "
+                f"`data` {where}: `{split}_inputs` and `{split}_targets` must be equally many and at least one, "
                 f"got {len(inputs)} and {len(targets)}"
             )
         if targets.dtype not in (torch.int64, torch.uint8) or targets.dim() not in (1, 2):
             raise RegrowValueError(
-                f"`data` {where}: {split}_targets must be int64 class numbers of shape [N] or [N, T], "
+                f"`data` {where}: `{split}_targets` must be int64 class numbers of shape [N] or [N, T], "
                 f"got {targets.dtype} of shape {list(targets.shape)}"
             )
         low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= data.classes:
+        if low < 0 or high >= classes:
             raise RegrowValueError(
-                f"`data` {where}: {split}_targets must be in 0 .. {data.classes - 1}, got {low} .. {high}"
+                f"`data` {where}: `{split}_targets` must be in 0 .. {classes - 1}, got {low} .. {high}"
             )
     return data
 
 
 def order(seed: int, epoch: int, size: int) -> Tensor:
     """The order in which an epoch sees its examples, int64 [size]: a pure function of its arguments."""
+    seed, epoch = require_seed("seed", seed), require_count("epoch", epoch, least=0)
+    size = require_count("size", size, least=0)
     return torch.randperm(size, generator=generator(seed, "data order", epoch), device="cpu")
 
 

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.decoding import decode, require_file
 from regrow.data.waiting import waiting
 from regrow.data.whole import ImageFiles
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops.compiling import cores
 from regrow.places import cache as user_cache
 
@@ -72,19 +73,24 @@ def image_folder(
             image or is damaged, or images of two sizes where `size` is not given.
         RegrowRuntimeError: where the array file cannot be written.
     """
-    root = Path(folder).expanduser()
+    root = Path(require_path("data.folder", folder)).expanduser()
     if size is not None:
-        require_count("data.size", size)
-    if channels not in (1, 3):
-        raise RegrowValueError(f"`data.channels` must be 1 (grey) or 3 (colour), got {channels!r}")
+        size = require_count("data.size", size)
+    if (channels := require_count("data.channels", channels, most=3)) == 2:
+        raise RegrowValueError(f"`data.channels` must be 1 (grey) or 3 (colour), got {channels}")
+    whole = require_flag("data.whole", whole)
+    if limit is not None:
+        limit = require_count("data.limit", limit)
+    if cache is not None:
+        require_path("data.cache", cache)
+    if whole and size is None:
+        raise RegrowValueError(
+            "`data.whole` is true without `data.size`, the size of the test images.\nGive `data.size` too."
+        )
     _require_name(root.resolve())
     train, test, classes = _list(root)
-    if whole not in (False, True) or (whole and size is None):
-        raise RegrowValueError(
-            f"`data.whole` must be true or false, and true only beside `data.size`, got {whole!r} and {size}"
-        )
     if limit is not None:
-        every = len(train.files) / min(require_count("data.limit", limit), len(train.files))
+        every = len(train.files) / min(limit, len(train.files))
         kept = [int(i * every) for i in range(min(limit, len(train.files)))]
         train = _Split([train.files[i] for i in kept], [train.targets[i] for i in kept])
     place = Path(cache).expanduser() if cache is not None else user_cache() / "images"

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset
 from regrow.data.idx import read_idx
-from regrow.errors import RegrowValueError, require_count
+from regrow.errors import RegrowValueError
 
 _SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 
@@ -33,13 +34,13 @@ def idx(folder: str, classes: int = 10, limit: int | None = None, normalize: boo
         RegrowValueError: for a file that is missing or damaged, images of two sizes, labels that are not as
             many as the images or out of range.
     """
-    root = Path(folder).expanduser()
+    root = Path(require_path("data.folder", folder)).expanduser()
+    normalize = require_flag("data.normalize", normalize)
+    classes = require_count("data.classes", classes)
     if not root.is_dir():
         raise RegrowValueError(
             f"`data.folder` is no folder: {root}\nName the folder that holds the four IDX files."
         )
-    if not isinstance(normalize, bool):
-        raise RegrowValueError(f"`data.normalize` must be true or false, got {normalize!r}")
     return _load(root, root.name or "idx", classes, limit, normalize)
 
 
@@ -58,7 +59,9 @@ def fashion_mnist(folder: str | None = None, limit: int | None = None) -> Datase
         RegrowValueError: where it is in none of these, with how to get it; or as `idx` does.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regrow" / "fashion-mnist"
-    places = [Path(folder).expanduser()] if folder is not None else [_SYSTEM, cache]
+    places = (
+        [Path(require_path("data.folder", folder)).expanduser()] if folder is not None else [_SYSTEM, cache]
+    )
     for place in places:
         if _find(place, "train-images-idx3-ubyte") is not None:
             return _load(place, "fashion-mnist", 10, limit)
@@ -80,7 +83,7 @@ def _load(folder: Path, name: str, classes: int, limit: int | None, normalize: b
             "allowed is one size\nPut the files of one data set into the folder."
         )
     if limit is not None:
-        require_count("data.limit", limit)
+        limit = require_count("data.limit", limit)
         train, train_targets = train[:limit], train_targets[:limit]
     # float32 once rather than uint8 converted batch by batch: a batch is then one index_select
     inputs, test_inputs = (images.unsqueeze(1).float().div_(255) for images in (train, test))

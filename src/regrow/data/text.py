@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow.arguments import require_count, require_path, require_text
 from regrow.data.dataset import Dataset
 from regrow.data.packed import read_packed
-from regrow.errors import RegrowValueError, require_count
+from regrow.errors import RegrowValueError
 from regrow.places import cache
 
 SYMBOLS = 256
@@ -47,7 +48,8 @@ def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = N
     Raises:
         RegrowValueError: for a path that is not there, a file that cannot be read, or too little text.
     """
-    place = Path(path).expanduser()
+    place = Path(require_path("data.path", path)).expanduser()
+    require_text("data.pattern", pattern)
     if place.is_dir():
         found = sorted(place.rglob(pattern))
         broken = [file for file in found if file.is_symlink() and not file.exists()]
@@ -97,7 +99,11 @@ def gcide(folder: str | None = None, length: int = 128, limit: int | None = None
         RegrowValueError: where it is in none of these, with how to get it.
     """
     kept = cache() / "gcide" / _GCIDE.name
-    places = [Path(folder).expanduser() / _GCIDE.name] if folder is not None else [_GCIDE, kept]
+    places = (
+        [Path(require_path("data.folder", folder)).expanduser() / _GCIDE.name]
+        if folder is not None
+        else [_GCIDE, kept]
+    )
     for path in places:
         if path.is_file():
             return _windows("gcide", _read(path), length, limit)
@@ -111,7 +117,7 @@ def gcide(folder: str | None = None, length: int = 128, limit: int | None = None
 
 
 def _windows(name: str, content: bytes, length: int, limit: int | None) -> Text:
-    require_count("data.length", length)
+    length = require_count("data.length", length)
     if limit is not None:
         content = content[: require_count("data.limit", limit)]
     stream = torch.from_numpy(np.frombuffer(content, np.uint8).copy())

@@ -36,13 +36,11 @@ class Attached(ABC):
     skips_step: ClassVar[bool] = False
     """Whether the weights rest at an update step, as in RigL's Algorithm 1."""
 
-    def __init__(
-        self, model: nn.Module, optimizer: Optimizer, skip_step: bool | None, process_group: Any
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: Optimizer, skip_step: bool, process_group: Any) -> None:
         self.model = unwrapped(model)
         """The model itself, without the wrappers of torch."""
         self._optimizer = weakref.ref(unwrap(optimizer))  # which has this method
-        self.skip_step = self.skips_step if skip_step is None else bool(skip_step)
+        self.skip_step = skip_step
         self.process_group = process_group
         checks.check_whole(model)
         self.weights = self._drivable(model)

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, warn
+from regrow.arguments import (
+    require_count,
+    require_flag,
+    require_function,
+    require_group,
+    require_model,
+    require_seed,
+)
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import gradients, optimizers, processes
 from regrow.methods.attached import STEP, Attached
 from regrow.methods.state import SLOW, companions, own
@@ -71,8 +79,9 @@ class Method(Attached):
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
+        require_model("model", model)
         self.total_steps = None if total_steps is None else require_count("total_steps", total_steps)
-        self.seed = require_count("seed", seed, least=0)
+        self.seed = require_seed("seed", seed)
         self._followers: list[weakref.ref[nn.Module]] = []
         self._update_hooks: OrderedDict[int, Callable[[UpdateRecord], None]] = OrderedDict()
         self._open = False  # inside a step that counts
@@ -80,7 +89,8 @@ class Method(Attached):
         self._due: UpdateRecord | None = None  # for the update hooks, once the step is counted
         self._hidden: list[tuple[nn.Parameter, Tensor]] = []
         self._told_of_zeros = False
-        super().__init__(model, optimizer, skip_step, process_group)
+        skip = self.skips_step if skip_step is None else require_flag("skip_step", skip_step)
+        super().__init__(model, optimizer, skip, require_group("process_group", process_group))
 
     # --- where it stands
 
@@ -355,6 +365,7 @@ class Method(Attached):
         Raises:
             RegrowValueError: a copy whose topology is not the model's.
         """
+        require_model("copy", copy)
         theirs = {weight.name: weight.fingerprint() for weight in sparse_weights(copy)}
         if theirs != {weight.name: weight.fingerprint() for weight in self.weights}:
             raise RegrowValueError("`copy` must have the topology of the model that the method drives")
@@ -366,6 +377,7 @@ class Method(Attached):
         Returns:
             A handle whose ``remove()`` ends it.
         """
+        require_function("hook", hook, "record")
         handle = RemovableHandle(self._update_hooks)
         self._update_hooks[handle.id] = hook
         return handle

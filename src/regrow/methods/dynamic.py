@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import criteria, schedules
-from regrow.errors import RegrowRuntimeError, require_count, require_fraction
+from regrow.arguments import require_choice, require_count, require_fraction, require_positive
+from regrow.errors import RegrowRuntimeError
 from regrow.methods.base import UpdateRecord
 from regrow.methods.periodic import Move, Periodic
 from regrow.methods.state import PREFIX
@@ -70,9 +71,10 @@ class Dynamic(Periodic):
         self.drop_fraction = require_fraction("drop_fraction", drop_fraction, one=True)
         self.stop_fraction = require_fraction("stop_fraction", stop_fraction, one=True)
         self.schedule = schedules.drop_schedule(schedule)
-        self.grow_init = criteria.require_initial("grow_init", grow_init)
-        self.grow_scale = grow_scale
-        self.end = self.stop_fraction * require_count("total_steps", total_steps)
+        self.grow_init = require_choice("grow_init", grow_init, criteria.INITIAL)
+        self.grow_scale = require_positive("grow_scale", grow_scale)
+        total_steps = require_count("total_steps", total_steps)
+        self.end = self.stop_fraction * total_steps
         super().__init__(
             model,
             optimizer,

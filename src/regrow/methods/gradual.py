@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 from regrow import schedules, topology
-from regrow.errors import RegrowValueError, require_count, require_fraction
+from regrow.arguments import require_count, require_fraction
+from regrow.errors import RegrowValueError
 from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight
 
@@ -88,7 +89,7 @@ class Final:
         names = {weight.name for weight in weights}
         if isinstance(sparsity, Mapping) and sparsity.keys() != names:
             raise RegrowValueError(
-                f"`final_sparsity` must name exactly {sorted(names)}, got {sorted(sparsity)}"
+                f"`final_sparsity` must name exactly {sorted(names)}, got {sorted(map(str, sparsity))}"
             )
         self._weights = weights
         self._given = (
@@ -116,7 +117,7 @@ class Final:
         size = sum(weight.numel for weight in group)
         started = sum(int(optimizer.param_groups[0][INITIAL + weight.name]) for weight in group)
         initial, final = 1 - started / size, self.sparsity(group)
-        return topology.connections((size,), final + (initial - final) * (1 - share))
+        return topology.connections((size,), max(0.0, final + (initial - final) * (1 - share)))
 
     def check(self, groups: Sequence[Sequence[SparseWeight]]) -> None:
         """Refuse groups that have fewer connections than they are to end with.

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.errors import RegrowValueError, closest, warn
+from regrow.arguments import require_choice
+from regrow.errors import warn
 from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move
 from regrow.methods.registry import register
@@ -82,11 +83,7 @@ class GraNet(RigL):
         prune_stop_fraction: float = 0.6875,
         **options: Any,
     ) -> None:
-        if scope not in SCOPES:
-            raise RegrowValueError(
-                f"`scope` must be one of {', '.join(SCOPES)}, got {scope!r}{closest(str(scope), SCOPES)}"
-            )
-        self.scope, self.final_sparsity = scope, final_sparsity
+        self.scope, self.final_sparsity = require_choice("scope", scope, SCOPES), final_sparsity
         self._between = prune_start_fraction, prune_stop_fraction
         super().__init__(
             model,

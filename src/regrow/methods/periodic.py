@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import schedules
-from regrow.errors import require_count
+from regrow.arguments import require_count
 from regrow.methods import checks
 from regrow.methods.base import Method, UpdateRecord
 from regrow.methods.state import PREFIX
@@ -56,7 +56,8 @@ class Periodic(Method):
         process_group: Any = None,
     ) -> None:
         self.update_every = require_count("update_every", update_every)
-        self.start_step, self.stop_step = start_step, stop_step
+        self.start_step = require_count("start_step", start_step, least=0)
+        self.stop_step = require_count("stop_step", stop_step, least=0)
         self._tracks = False
         self._moves = False  # whether the last update had anything to move
         self._covered: dict[str, tuple[int, Tensor, int]] = {}

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from regrow.errors import RegrowValueError, closest
+from regrow.arguments import require_choice, require_text
+from regrow.errors import RegrowValueError
 
 T = TypeVar("T", bound=type[Any])
+COSTS = ("sparse", "rigl", "snfs", "pruning", "granet")
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,9 @@ def register(
     Raises:
         RegrowValueError: a name that another class has taken.
     """
+    require_text("name", name)
+    require_choice("cost", cost, COSTS)
+    require_choice("kind", kind, ("method", "topology"))
 
     def record(cls: T) -> T:
         taken = _records.get(name)
@@ -102,8 +107,4 @@ def get(name: str) -> MethodRecord:
     Raises:
         RegrowValueError: an unknown name, with the closest one.
     """
-    if name not in _records:
-        raise RegrowValueError(
-            f"`method` must be one of {', '.join(_records)}, got {name!r}{closest(name, _records)}"
-        )
-    return _records[name]
+    return _records[require_choice("method", name, _records)]

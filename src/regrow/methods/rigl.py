@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import criteria
+from regrow.arguments import number, said
 from regrow.errors import RegrowValueError
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
@@ -86,10 +87,13 @@ class RigL(Dynamic):
 
 
 def _require_columns(value: object) -> int | float | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
-        return value
-    if isinstance(value, float) and 0 < value <= 1:
-        return value
+    found = number(value)
+    if (
+        value is None
+        or (isinstance(found, int) and found > 0)
+        or (isinstance(found, float) and 0 < found <= 1)
+    ):
+        return found
     raise RegrowValueError(
-        f"`grow_columns` must be None, a number of columns above 0 or a share of them in (0, 1], got {value!r}"
+        f"`grow_columns` must be None, a number of columns above 0 or a share of them in (0, 1], got {said(value)}"
     )

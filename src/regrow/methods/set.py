@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import criteria
+from regrow.arguments import require_count, require_flag
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
 from regrow.ops.select import top
@@ -47,8 +48,8 @@ class SET(Dynamic):
         epoch_end: bool = False,
         **options: Any,
     ) -> None:
-        self.per_sign = per_sign
-        self.ahead = int(epoch_end)
+        self.per_sign = require_flag("per_sign", per_sign)
+        self.ahead = int(require_flag("epoch_end", epoch_end))
         super().__init__(model, optimizer, **options)
 
     @classmethod
@@ -78,7 +79,7 @@ class SET(Dynamic):
             model,
             optimizer,
             total_steps=total_steps,
-            update_every=steps_per_epoch,
+            update_every=require_count("steps_per_epoch", steps_per_epoch),
             **{**published, **options},
         )
 

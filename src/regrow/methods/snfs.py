@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow import criteria
-from regrow.errors import require_fraction
+from regrow.arguments import require_flag, require_fraction
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
 from regrow.methods.state import PREFIX
@@ -67,8 +67,8 @@ class SNFS(Dynamic):
         **options: Any,
     ) -> None:
         self.momentum = require_fraction("momentum", momentum)
-        self.redistribution = redistribution
-        self.adjust_prune_rate = adjust_prune_rate
+        self.redistribution = require_flag("redistribution", redistribution)
+        self.adjust_prune_rate = require_flag("adjust_prune_rate", adjust_prune_rate)
         super().__init__(model, optimizer, **options)
 
     def observe(self, weight: SparseWeight, gradient: Tensor) -> None:

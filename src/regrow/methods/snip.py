@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowValueError, closest
+from regrow.arguments import require_choice, require_flag, require_function, require_sequence
+from regrow.errors import RegrowValueError
 from regrow.layers import find_layers
 from regrow.methods.registry import register
 from regrow.weights import paused
@@ -55,14 +56,10 @@ class SNIP:
         mode: str = "train",
         per_layer: bool = True,
     ) -> None:
-        if mode not in MODES:
-            raise RegrowValueError(
-                f"`mode` must be one of {', '.join(MODES)}, got {mode!r}{closest(str(mode), MODES)}"
-            )
-        self.loss_fn = loss_fn
-        self.batch = batch
-        self.mode = mode
-        self.per_layer = per_layer
+        self.loss_fn = require_function("loss_fn", loss_fn, "output", "target")
+        self.batch = require_sequence("batch", batch, "a pair (input, target)", count=2)
+        self.mode = require_choice("mode", mode, MODES)
+        self.per_layer = require_flag("per_layer", per_layer)
 
     @classmethod
     def original(cls, loss_fn: Callable[[Any, Any], Tensor], batch: Any) -> SNIP:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from regrow.arguments import require_optimizer
 from regrow.errors import RegrowValueError
 
 STATELESS = {
@@ -40,9 +41,7 @@ def unwrap(optimizer: Any) -> Optimizer:
         optimizer = optimizer.optimizer
     for attribute, inner in _inside(optimizer):
         _refuse(type(optimizer), attribute, type(inner).__name__)
-    if not isinstance(optimizer, Optimizer):
-        raise RegrowValueError(f"`optimizer` must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
-    return optimizer
+    return require_optimizer("optimizer", optimizer)
 
 
 def _is_stateless(optimizer: Any) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.arguments import require_count
+from regrow.errors import RegrowValueError
 from regrow.models.plain import Plain, convolution
 from regrow.models.width import require_width, scaled
 
@@ -15,7 +16,7 @@ class AllConv(Plain):
     """3x3 convolutions with norm and ReLU, every other one with stride 2."""
 
     def __init__(self, hidden: Sequence[int], classes: int, channels: int, width: float) -> None:
-        require_count("classes", classes)
+        classes = require_count("classes", classes)
         inputs = require_count("channels", channels)
         width = require_width(width)
         if not hidden:

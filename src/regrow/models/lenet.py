@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.arguments import require_count
+from regrow.errors import RegrowValueError
 from regrow.models.width import require_width, scaled
 
 
@@ -14,8 +15,8 @@ class LeNet(nn.Module):
 
     def __init__(self, channels: int, size: int, classes: int, width: float) -> None:
         super().__init__()
-        for name, value in (("channels", channels), ("size", size), ("classes", classes)):
-            require_count(name, value)
+        channels, classes = require_count("channels", channels), require_count("classes", classes)
+        size = require_count("size", size)
         side = ((size - 4) // 2 - 4) // 2
         if side < 1:
             raise RegrowValueError(

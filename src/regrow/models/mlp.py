@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from regrow.errors import require_count
+from regrow.arguments import require_count, require_iterable
 from regrow.models.width import require_width, scaled
 
 
@@ -38,6 +38,8 @@ def mlp(inputs: int = 784, hidden: Sequence[int] = (300, 100), classes: int = 10
         width: factor of the hidden layers.
     """
     width = require_width(width)
-    for name, value in (("inputs", inputs), ("classes", classes), *(("hidden", count) for count in hidden)):
-        require_count(name, value)
-    return MLP([inputs, *(scaled(count, width) for count in hidden), classes])
+    inputs, classes = require_count("inputs", inputs), require_count("classes", classes)
+    counts = [
+        require_count("hidden", count) for count in require_iterable("hidden", hidden, "a list of widths")
+    ]
+    return MLP([inputs, *(scaled(count, width) for count in counts), classes])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import require_count
+from regrow.arguments import require_count
 from regrow.models.plain import initialise
 from regrow.models.width import require_width, scaled
 
@@ -48,8 +48,7 @@ class MobileNetV1(nn.Module):
 
     def __init__(self, classes: int, channels: int, width: float) -> None:
         super().__init__()
-        require_count("classes", classes)
-        require_count("channels", channels)
+        classes, channels = require_count("classes", classes), require_count("channels", channels)
         width = require_width(width)
         inputs = scaled(32, width)
         self.pad = _padding(2)

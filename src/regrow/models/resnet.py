@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import require_count
+from regrow.arguments import require_count
 from regrow.models.plain import initialise
 from regrow.models.width import require_width, scaled
 
@@ -83,8 +83,7 @@ class ResNet(nn.Module):
         width: float,
     ) -> None:
         super().__init__()
-        require_count("classes", classes)
-        require_count("channels", channels)
+        classes, channels = require_count("classes", classes), require_count("channels", channels)
         width = require_width(width)
         inputs = scaled(64, width)
         # the padding is a layer of its own, as in Keras: the published FLOPs see an input of 230 x 230

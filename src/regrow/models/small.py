@@ -9,7 +9,9 @@ from functools import cache, partial
 import torch
 from torch import nn
 
+from regrow.arguments import require_choice, require_positive, said
 from regrow.costs import stored_size
+from regrow.costs.units import CONVENTIONS
 from regrow.errors import RegrowValueError
 
 STEPS = 1000
@@ -35,11 +37,10 @@ def small_dense(build: Callable[..., nn.Module], size_megabytes: float, conventi
         >>> small_dense(mlp, size_megabytes=0.11)
         0.116
     """
-    given: object = size_megabytes
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if not number or not 0 < size_megabytes < float("inf"):
-        raise RegrowValueError(f"`size_megabytes` must be a number above 0, got {size_megabytes!r}")
-
+    size_megabytes = require_positive("size_megabytes", size_megabytes)
+    require_choice("convention", convention, CONVENTIONS)
+    if not callable(build):
+        raise RegrowValueError(f"`build` must be a function with an argument `width`, got {said(build)}")
     parameters = inspect.signature(build).parameters.values()
     if (default := _width(build)) is not inspect.Parameter.empty and not _is_factor(default):
         raise RegrowValueError(

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import RegrowValueError, require_count, require_fraction
+from regrow.arguments import require_count, require_fraction
+from regrow.errors import RegrowValueError
 from regrow.models.width import require_width, scaled
 
 
@@ -57,11 +58,14 @@ def _blocks(
     dim: int, depth: int, heads: int, dropout: float, width: float, causal: bool
 ) -> tuple[int, nn.Sequential]:
     """The size of a token's vector, and the blocks; `width` scales each head."""
-    for name, value in (("dim", dim), ("depth", depth), ("heads", heads)):
-        require_count(name, value)
+    dim, depth, heads = (
+        require_count("dim", dim),
+        require_count("depth", depth),
+        require_count("heads", heads),
+    )
     if dim % heads:
         raise RegrowValueError(f"`dim` must be a multiple of `heads`, got {dim} and {heads}")
-    require_fraction("dropout", dropout)
+    dropout = require_fraction("dropout", dropout)
     size = heads * scaled(dim // heads, require_width(width))
     return size, nn.Sequential(*(TransformerBlock(size, heads, dropout, causal) for _ in range(depth)))
 
@@ -90,8 +94,8 @@ class ViT(nn.Module):
         width: float,
     ) -> None:
         super().__init__()
-        for name, value in (("classes", classes), ("size", size), ("patch", patch), ("channels", channels)):
-            require_count(name, value)
+        classes, channels = require_count("classes", classes), require_count("channels", channels)
+        size, patch = require_count("size", size), require_count("patch", patch)
         if size % patch:
             raise RegrowValueError(f"`size` must be a multiple of `patch`, got {size} and {patch}")
         inner, blocks = _blocks(dim, depth, heads, dropout, width, causal=False)
@@ -124,8 +128,8 @@ class GPT(nn.Module):
         width: float,
     ) -> None:
         super().__init__()
-        require_count("classes", classes)
-        self.context = require_count("context", context)
+        classes = require_count("classes", classes)
+        self.context = context = require_count("context", context)
         size, blocks = _blocks(dim, depth, heads, dropout, width, causal=True)
         self.tokens = nn.Embedding(classes, size)
         self.positions = nn.Embedding(context, size)

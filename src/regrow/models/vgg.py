@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from regrow.errors import require_count
+from regrow.arguments import require_count
 from regrow.models.plain import Plain, convolution
 from regrow.models.width import require_width, scaled
 
@@ -17,7 +17,7 @@ class VGG(Plain):
     """Stages of 3x3 convolutions with norm and ReLU, max-pooling after each; images of at least 32 x 32."""
 
     def __init__(self, convolutions: Sequence[int], classes: int, channels: int, width: float) -> None:
-        require_count("classes", classes)
+        classes = require_count("classes", classes)
         inputs = require_count("channels", channels)
         width = require_width(width)
         modules: list[nn.Module] = []

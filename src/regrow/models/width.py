@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from regrow.arguments import require_positive
 from regrow.errors import RegrowValueError
 
 
@@ -11,9 +12,7 @@ def require_width(width: object) -> float:
     Raises:
         RegrowValueError: naming what was given and what is allowed.
     """
-    if isinstance(width, bool) or not isinstance(width, int | float) or not 0 < width < float("inf"):
-        raise RegrowValueError(f"`width` must be a number above 0, got {width!r}")
-    return float(width)
+    return require_positive("width", width)
 
 
 def scaled(channels: int, width: float) -> int:

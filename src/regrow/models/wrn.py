@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.errors import RegrowValueError, require_count, require_fraction
+from regrow.arguments import require_count, require_fraction
+from regrow.errors import RegrowValueError
 from regrow.models.plain import initialise
 from regrow.models.width import require_width, scaled
 
@@ -38,10 +39,10 @@ class WRN(nn.Module):
         self, depth: int, widen: int, classes: int, channels: int, dropout: float, width: float
     ) -> None:
         super().__init__()
-        if require_count("depth", depth, least=10) % 6 != 4:
+        if (depth := require_count("depth", depth, least=10)) % 6 != 4:
             raise RegrowValueError(f"`depth` must be 6 n + 4, such as 10, 16, 22 or 28, got {depth}")
-        for name, value in (("widen", widen), ("classes", classes), ("channels", channels)):
-            require_count(name, value)
+        classes, channels = require_count("classes", classes), require_count("channels", channels)
+        widen = require_count("widen", widen)
         width = require_width(width)
         inputs = scaled(16, width)
         self.conv1 = nn.Conv2d(channels, inputs, 3, 1, 1, bias=False)

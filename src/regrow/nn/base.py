@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.arguments import require_flag, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
@@ -50,6 +51,9 @@ class SparseModule(nn.Module):
         for name, size in sizes.items():
             if not 0 < size <= LIMIT:
                 raise RegrowValueError(f"`{name}` must be in [1, 2^31 - 1], got {size}")
+        require_flag("bias", bias)
+        require_tensor("positions", positions, floating=False)
+        require_tensor("values", values)
         if len(positions) > LIMIT:
             raise RegrowValueError(
                 f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}"

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
+from regrow.arguments import require_count, require_instance, require_sequence, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.nn.base import SparseModule
+from regrow.nn.base import LIMIT, SparseModule
 from regrow.nn.order import is_traced, is_watched, leaf
 from regrow.nn.sums import gradient_left, is_reader, read
 from regrow.nn.tiles import BatchTiles, Pending, buffer_of, plain_of, to_tiles, without_dispatch
@@ -69,19 +69,20 @@ class SparseConv2d(SparseModule):
         positions: Tensor,
         values: Tensor,
     ) -> None:
+        in_channels = require_count("in_channels", in_channels)
+        out_channels = require_count("out_channels", out_channels)
         for name, given, allowed in (("groups", groups, 1), ("padding_mode", padding_mode, "zeros")):
             if given != allowed:
                 raise RegrowValueError(
                     f"`{name}` must be {allowed!r}, got {given!r}: such a convolution has no compressed form.\n"
                     "Use storage='masked' for it."
                 )
-        kernel, step, spread = _pair(kernel_size), _pair(stride), _pair(dilation)
+        kernel, step = _sizes("kernel_size", kernel_size), _sizes("stride", stride)
+        spread = _sizes("dilation", dilation)
         shape = (out_channels, in_channels, *kernel)
-        pairs = {"kernel_size": kernel, "stride": step, "dilation": spread}
         sizes = {
             "in_channels": in_channels,
             "out_channels": out_channels,
-            **{f"{name}[{d}]": pair[d] for name, pair in pairs.items() for d in (0, 1)},
             "in_channels * kernel_size": in_channels * kernel[0] * kernel[1],
         }
         super().__init__(shape, sizes, bias, positions, values)
@@ -89,7 +90,9 @@ class SparseConv2d(SparseModule):
         self.out_channels = out_channels
         self.kernel_size: tuple[int, int] = kernel
         self.stride: tuple[int, int] = step
-        self.padding: tuple[int, int] | str = padding if isinstance(padding, str) else _pair(padding)
+        self.padding: tuple[int, int] | str = (
+            padding if isinstance(padding, str) else _sizes("padding", padding, least=0)
+        )
         self.dilation: tuple[int, int] = spread
         self.groups = groups
         self.padding_mode = padding_mode
@@ -102,9 +105,9 @@ class SparseConv2d(SparseModule):
         if self.padding == "same" and self.stride == (1, 1):
             down, across = (d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True))
             return (down // 2, down - down // 2, across // 2, across - across // 2)
-        if isinstance(self.padding, str) or min(self.padding) < 0:
+        if isinstance(self.padding, str):
             raise RegrowValueError(
-                f"`padding` must be 0 or more, 'valid', or 'same' where the stride is 1, got {self.padding!r} "
+                f"`padding` must be a number, a pair, 'valid', or 'same' where the stride is 1, got {self.padding!r} "
                 f"with stride {self.stride}"
             )
         return (self.padding[0], self.padding[0], self.padding[1], self.padding[1])
@@ -115,6 +118,8 @@ class SparseConv2d(SparseModule):
 
         Their `values` [nnz] are the layer's, unless they are given.
         """
+        require_instance("conv", conv, nn.Conv2d, "a torch.nn.Conv2d")
+        require_tensor("positions", positions, floating=False)
         if values is None:
             values = conv.weight.detach().reshape(-1)[positions]
         sparse = cls(
@@ -188,6 +193,16 @@ class SparseConv2d(SparseModule):
             parts.append("summed=True")
         parts.append(f"bias={self.bias is not None}, {self._connections()}")
         return ", ".join(parts)
+
+
+def _sizes(name: str, value: object, *, least: int = 1) -> tuple[int, int]:
+    """A size for each of two dimensions, from one for both or from a pair."""
+    if not isinstance(value, tuple | list):
+        size = require_count(name, value, least=least, most=LIMIT)
+        return size, size
+    pair = require_sequence(name, value, "a number or a pair", count=2)
+    first, second = (require_count(f"{name}[{d}]", pair[d], least=least, most=LIMIT) for d in (0, 1))
+    return first, second
 
 
 def on_tiles(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.arguments import require_choice, require_count, require_instance, require_tensor
+from regrow.errors import RegrowRuntimeError
 from regrow.nn.base import SparseModule
 from regrow.nn.order import is_traced, leaf
 from regrow.ops.linear import linear
@@ -42,12 +43,12 @@ class SparseLinear(SparseModule):
         values: Tensor,
         activation: str | None = None,
     ) -> None:
+        in_features = require_count("in_features", in_features)
+        out_features = require_count("out_features", out_features)
         sizes = {"in_features": in_features, "out_features": out_features}
         super().__init__((out_features, in_features), sizes, bias, positions, values)
-        if activation is not None and activation not in ACTIVATIONS:
-            raise RegrowValueError(
-                f"`activation` must be one of {', '.join(ACTIVATIONS)} or None, got {activation!r}"
-            )
+        if activation is not None:
+            require_choice("activation", activation, ACTIVATIONS, others=" or None")
         self.activation = activation
         self.in_features = in_features
         self.out_features = out_features
@@ -58,6 +59,8 @@ class SparseLinear(SparseModule):
 
         Their `values` [nnz] are the layer's, unless they are given.
         """
+        require_instance("linear", linear, nn.Linear, "a torch.nn.Linear")
+        require_tensor("positions", positions, floating=False)
         if values is None:
             values = linear.weight.detach().reshape(-1)[positions]
         sparse = cls(linear.in_features, linear.out_features, bias=False, positions=positions, values=values)

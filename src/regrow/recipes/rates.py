@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
+from regrow.arguments import require_count, require_positive, require_sequence, said
 from regrow.errors import RegrowValueError
 
 Rate = Callable[[int], float]
@@ -13,24 +15,38 @@ Rate = Callable[[int], float]
 
 def constant(total_steps: int, *, warmup_steps: int = 0) -> Rate:
     """1 throughout."""
+    require_count("schedule.total_steps", total_steps)
     return _warm_up(lambda step: 1.0, warmup_steps)
 
 
 def cosine(total_steps: int, *, warmup_steps: int = 0) -> Rate:
     """(1 + cos(pi t / T)) / 2, from 1 after the warm-up to 0 at the end."""
+    total_steps, warmup_steps = (
+        require_count("schedule.total_steps", total_steps),
+        _warm_up_steps(warmup_steps),
+    )
     length = max(1, total_steps - warmup_steps)
     return _warm_up(lambda step: (1 + math.cos(math.pi * (step - warmup_steps) / length)) / 2, warmup_steps)
 
 
 def step(total_steps: int, *, milestones: Sequence[int], factor: float = 0.1, warmup_steps: int = 0) -> Rate:
     """`factor` to the power of how many `milestones` (in steps) have passed."""
-    if not all(isinstance(at, int) for at in milestones):
-        raise RegrowValueError(f"`schedule.milestones` must be a list of steps, got {milestones!r}")
-    return _warm_up(lambda now: factor ** sum(now >= at for at in milestones), warmup_steps)
+    listed = require_sequence("schedule.milestones", milestones, "a list of steps")
+    steps = [require_count("schedule.milestones", at, least=0) for at in listed]
+    if any(later < earlier for earlier, later in pairwise(steps)):
+        raise RegrowValueError(f"`schedule.milestones` must be ascending steps, got {said(milestones)}")
+    factor = require_positive("schedule.factor", factor)
+    require_count("schedule.total_steps", total_steps)
+    return _warm_up(lambda now: factor ** sum(now >= at for at in steps), warmup_steps)
+
+
+def _warm_up_steps(steps: object) -> int:
+    return require_count("schedule.warmup_steps", steps, least=0)
 
 
 def _warm_up(rate: Rate, steps: int) -> Rate:
     """`rate`, but rising in equal steps to 1 over the first `steps` steps."""
+    steps = _warm_up_steps(steps)
     return lambda step: (step + 1) / steps if step < steps else rate(step)
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from regrow.errors import RegrowValueError, require_count, require_fraction
+from regrow.arguments import require_count, require_fraction
+from regrow.errors import RegrowValueError
 from regrow.tickets import FreeTickets, SupTickets
 from regrow.tickets.sup import calendar
 from regrow.topology import whole_share

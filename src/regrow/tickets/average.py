@@ -6,7 +6,6 @@ the connections, whatever the storage.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowValueError, closest, require_count, require_fraction
+from regrow.arguments import (
+    require_choice,
+    require_count,
+    require_fraction,
+    require_model,
+    require_models,
+    require_numbers,
+)
+from regrow.errors import RegrowValueError
 from regrow.ops.select import top
 from regrow.tickets.copying import copied
 from regrow.topology import whole_share
@@ -129,14 +136,11 @@ def superpose(
     Raises:
         RegrowValueError: no network, networks of different architectures, factors that do not fit.
     """
-    if not models:
-        raise RegrowValueError("`models` must hold at least one network, got none")
+    models = require_models("models", models)
     require_choice("divide", divide, DIVIDE)
-    factors = [1.0] * len(models) if factors is None else list(factors)
-    if len(factors) != len(models) or not all(0 < factor < math.inf for factor in factors):
-        raise RegrowValueError(
-            f"`factors` must be {len(models)} positive numbers, one for each model, got {factors}"
-        )
+    if factors is None:
+        factors = [1.0] * len(models)
+    factors = require_numbers("factors", factors, count=len(models))
     check_alike(models)
     average = Average.of(models[0], divide)
     total = factors[0]
@@ -170,6 +174,7 @@ def prune_back(
     Raises:
         RegrowValueError: more connections than there are, or an argument that is not allowed.
     """
+    require_model("model", model)
     sparse = {name: Connections(w.positions(), _exact(w.values())) for name, w in named_weights(model)}
     chosen = _largest(sparse, _budget(model, connections, density, scope))
     for name, weight in named_weights(model):
@@ -271,17 +276,6 @@ def check_alike(models: Sequence[nn.Module]) -> None:
                     f"`models` must be of one architecture, but `{name}` is {first.get(name, 'absent')} in the first "
                     f"and {shapes.get(name, 'absent')} in number {place + 1}"
                 )
-
-
-def require_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse a `value` that is not in `allowed`.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    if value not in allowed:
-        hint = closest(str(value), allowed)
-        raise RegrowValueError(f"`{name}` must be one of {', '.join(allowed)}, got {value!r}{hint}")
 
 
 def _shapes(model: nn.Module) -> dict[str, str]:

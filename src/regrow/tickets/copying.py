@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from regrow.arguments import require_instance, require_model
 from regrow.methods import Method
 from regrow.weights.views import unwrapped
 
@@ -26,7 +27,9 @@ def copied(model: nn.Module, method: Method | None = None) -> nn.Module:
         model: the model, or a wrapper of torch's around it.
         method: the method that drives it: where the model refers to it, or to its optimizer, so does the copy.
     """
-    model = unwrapped(model)
+    model = unwrapped(require_model("model", model))
+    if method is not None:
+        require_instance("method", method, Method)
     stay: list[Any] = [owner for _, _, owner in _watched(model)]
     if method is not None:
         stay += [method, method.optimizer]

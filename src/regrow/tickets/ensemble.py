@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.arguments import require_models
 from regrow.errors import RegrowValueError
 
 
@@ -30,9 +31,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(models)
-        if not self.members:
-            raise RegrowValueError("`models` must hold at least one network, got none")
+        self.members = nn.ModuleList(require_models("models", models))
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         outputs = [member(*inputs, **named) for member in self.members]

@@ -14,12 +14,13 @@ from typing import Any
 
 from torch import nn
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, warn
+from regrow.arguments import number, require_count, require_instance, require_mapping, require_numbers, said
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import Method
 from regrow.tickets.copying import copied, is_finite
 from regrow.tickets.ensemble import Ensemble
 from regrow.tickets.phases import Phases
-from regrow.tickets.rates import require_rates, steps
+from regrow.tickets.rates import steps
 
 
 class FreeTickets:
@@ -60,8 +61,8 @@ class FreeTickets:
         lr: Sequence[float] = (0.01, 0.001),
         explore: float | None = 0.8,
     ) -> None:
-        self.method = method
-        self.lr = require_rates("lr", lr)
+        self.method = require_instance("method", method, Method)
+        self.lr = require_numbers("lr", lr)
         self._best: dict[int, tuple[float, nn.Module]] = {}
         self._considered: set[int] = set()
         self.phases = Phases(
@@ -142,6 +143,8 @@ class FreeTickets:
             Whether it was kept. Never outside the windows, nor (with a warning) where score or model is not finite.
         """
         window = self.window
+        if number(score, nan=True) is None:
+            raise RegrowValueError(f"`score` must be a number, got {said(score)}")
         if window is None:
             return False
         self._considered.add(window)
@@ -190,6 +193,7 @@ class FreeTickets:
         Raises:
             RegrowValueError: a state of other settings.
         """
+        require_mapping("state", state, "what state_dict() of FreeTickets gave", keys=self.state_dict())
         if state["settings"] != self._settings():
             raise RegrowValueError(
                 f"`state` was made with {state['settings']}, and this is {self._settings()}"

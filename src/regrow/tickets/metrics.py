@@ -13,11 +13,31 @@ from statistics import fmean
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.arguments import (
+    require_count,
+    require_iterable,
+    require_model,
+    require_models,
+    require_positive,
+    require_sequence,
+    require_tensor,
+)
+from regrow.errors import RegrowValueError
 from regrow.tickets.average import check_alike
 from regrow.weights.views import named_weights
 
 
+def _require_pair(probabilities: object, targets: object) -> None:
+    """Refuse what are no probabilities [N, C] with targets [N]: others would be broadcast in silence."""
+    given = require_tensor("probabilities", probabilities, dims=2, floating=True)
+    wanted = require_tensor("targets", targets, dims=1, floating=False)
+    if len(wanted) != len(given):
+        raise RegrowValueError(
+            f"`targets` must be {len(given)}, one for each row of `probabilities`, got {len(wanted)}"
+        )
+
+
+@torch.no_grad()
 def probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     """The predictions of `model`, in evaluation mode, and the targets.
 
@@ -31,16 +51,20 @@ def probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
     Raises:
         RegrowValueError: no batch.
     """
+    require_model("model", model)
+    require_iterable("batches", batches, "batches (inputs, targets)")
     modes = {module: module.training for module in model.modules()}
-    model.eval()
     found, wanted = [], []
-    with torch.no_grad():
-        for inputs, targets in batches:
+    try:
+        model.eval()
+        for batch in batches:
+            inputs, targets = require_sequence("batches", batch, "pairs (inputs, targets)", count=2)
             logits = model(inputs)
             found.append(logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1))
             wanted.append(targets)
-    for module, training in modes.items():
-        module.training = training
+    finally:
+        for module, training in modes.items():
+            module.training = training
     if not found:
         raise RegrowValueError("`batches` holds nothing\nGive a list, or a DataLoader.")
     return torch.cat(found), torch.cat(wanted)
@@ -48,6 +72,7 @@ def probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 def accuracy(probabilities: Tensor, targets: Tensor) -> float:
     """The share of rows whose largest probability is the target's, in [0, 1]."""
+    _require_pair(probabilities, targets)
     return float((probabilities.argmax(1) == targets).double().mean())
 
 
@@ -60,7 +85,9 @@ def negative_log_likelihood(probabilities: Tensor, targets: Tensor, *, floor: fl
         floor: what a smaller probability counts as; None is the smallest normal number of the dtype (a cost of 87.3
             in float32), which keeps a probability of 0 from making the mean infinite.
     """
-    least = torch.finfo(probabilities.dtype).tiny if floor is None else floor
+    _require_pair(probabilities, targets)
+    tiny = torch.finfo(probabilities.dtype).tiny
+    least = tiny if floor is None else require_positive("floor", floor, zero=True)
     own = probabilities.gather(1, targets[:, None])
     return float(-own.clamp(min=least).double().log().mean())
 
@@ -77,12 +104,12 @@ def expected_calibration_error(
         edges: the number of edges instead, one more than the bins: FreeTickets' code says 15 bins and has 15 edges,
             that is ``edges=15``, 14 bins.
     """
+    _require_pair(probabilities, targets)
+    bins = require_count("bins", bins)
     if edges is not None:
         bins = require_count("edges", edges, least=2) - 1
     confidence, predicted = probabilities.double().max(1)
-    inner = torch.linspace(
-        0, 1, require_count("bins", bins) + 1, dtype=torch.float64, device=confidence.device
-    )[1:-1]
+    inner = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)[1:-1]
     place = torch.bucketize(confidence, inner)
     gaps = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
     gaps.index_add_(0, place, (predicted == targets).double() - confidence)
@@ -135,6 +162,7 @@ def overlap(models: Sequence[nn.Module]) -> Tensor:
     Raises:
         RegrowValueError: networks of different architectures, or one without connections.
     """
+    models = require_models("models", models)
     check_alike(models)
     topologies = [{name: weight.positions() for name, weight in named_weights(model)} for model in models]
     sizes = [sum(len(positions) for positions in topology.values()) for topology in topologies]
@@ -157,6 +185,13 @@ def _common(first: Tensor, second: Tensor) -> int:
 
 
 def _several(predictions: Sequence[Tensor]) -> Sequence[Tensor]:
+    predictions = list(require_iterable("predictions", predictions, "tensors [N, C]"))
+    for place, own in enumerate(predictions):
+        require_tensor(f"predictions[{place}]", own, dims=2, floating=True)
+        if own.shape != predictions[0].shape:
+            raise RegrowValueError(
+                f"`predictions` must be of one shape, got {[tuple(each.shape) for each in predictions]}"
+            )
     if len(predictions) < 2:
         raise RegrowValueError(f"`predictions` must be of at least two networks, got {len(predictions)}")
     return predictions

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from regrow.arguments import require_iterable, require_model
 from regrow.errors import RegrowValueError
 
 
@@ -55,7 +56,8 @@ def reestimate(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     Raises:
         RegrowValueError: a loader without a batch (an iterator that has been used up?).
     """
-    norms = batch_norms(model)
+    norms = batch_norms(require_model("model", model))
+    require_iterable("loader", loader, "batches of the training data")
     if not norms:
         return model
     device = next(model.parameters()).device

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, require_fraction
+from regrow.arguments import require_count, require_flag, require_fraction, require_function, require_instance
+from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.methods import Dynamic, Method
 from regrow.tickets.rates import Rate
 
@@ -54,15 +55,20 @@ class Phases:
         evolve: float | None = None,
         check: Callable[[], None] | None = None,
     ) -> None:
-        self.method = method
+        self.method = require_instance("method", method, Method)
         self.start = require_count("start", start, least=0)
+        if method.total_steps is not None and self.start > method.total_steps:
+            raise RegrowValueError(
+                f"`start` must be at most {method.total_steps}, the `total_steps` of the method, got {start}: the "
+                "topology would rest before the first window begins"
+            )
         self.count = require_count("count", count, least=0)
         self.length = require_count("length", length)
-        self.rate = rate
+        self.rate: Rate = require_function("rate", rate, "progress")
         self.explore = None if explore is None else require_fraction("explore", explore, one=True)
-        self.explore_first = explore_first
+        self.explore_first = require_flag("explore_first", explore_first)
         self.evolve = None if evolve is None else require_fraction("evolve", evolve, one=True)
-        self.check = check
+        self.check = None if check is None else require_function("check", check)
         if not isinstance(method, Dynamic) and (self.explore or self.evolve):
             raise RegrowValueError(
                 f"`explore` and `evolve` need a method that drops and grows, such as RigL or SET, got "

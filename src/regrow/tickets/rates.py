@@ -8,7 +8,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from regrow.errors import RegrowValueError, require_count
+from regrow.arguments import (
+    require_count,
+    require_fraction,
+    require_numbers,
+    require_optimizer,
+    require_positive,
+)
 
 Rate = Callable[[float], float]
 """The learning rate as a function of the progress within a cycle, in [0, 1)."""
@@ -23,6 +29,8 @@ def triangular(progress: float, low: float, high: float) -> float:
         progress: t, the share of the cycle that is done, in [0, 1).
         low, high: learning rates.
     """
+    progress = require_fraction("progress", progress)
+    low, high = require_positive("low", low, zero=True), require_positive("high", high, zero=True)
     if progress < 0.5:
         return low * (1 - 2 * progress) + high * 2 * progress
     return low * (2 * progress - 1) + high * (2 - 2 * progress)
@@ -36,21 +44,8 @@ def steps(progress: float, rates: Sequence[float]) -> float:
         rates: one after the other. A rate that holds longer than others stands there several times: ImageNet's 30, 30
             and 10 of 70 epochs are ``3 * [0.01] + 3 * [0.001] + [0.0001]``.
     """
+    progress, rates = require_fraction("progress", progress), require_numbers("rates", rates, zero=True)
     return rates[int(round(progress * len(rates), 9))]  # 1 / 49 * 49 is 0.9999999999999999
-
-
-def require_rates(name: str, values: object, *, count: int | None = None) -> tuple[float, ...]:
-    """`values` as learning rates, `count` of them or any number.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    allowed = f"{count} positive numbers" if count else "positive numbers"
-    rates = values if isinstance(values, Sequence) and not isinstance(values, str) else ()
-    good = all(isinstance(rate, int | float) and 0 < rate < float("inf") for rate in rates)
-    if not good or not rates or len(rates) != (count or len(rates)):
-        raise RegrowValueError(f"`{name}` must be {allowed}, got {values!r}")
-    return tuple(float(rate) for rate in rates)
 
 
 class _Cyclic(LRScheduler):
@@ -58,7 +53,8 @@ class _Cyclic(LRScheduler):
 
     def __init__(self, optimizer: Optimizer, cycle_steps: int, last_epoch: int) -> None:
         self.cycle_steps = require_count("cycle_steps", cycle_steps)
-        super().__init__(optimizer, last_epoch)
+        last_epoch = require_count("last_epoch", last_epoch, least=-1)
+        super().__init__(require_optimizer("optimizer", optimizer), last_epoch)
 
     def rate(self, progress: float) -> float:
         """The learning rate at `progress`, in [0, 1), of a cycle."""
@@ -91,7 +87,7 @@ class Triangular(_Cyclic):
         high: float = 0.005,
         last_epoch: int = -1,
     ) -> None:
-        self.low, self.high = require_rates("low, high", (low, high))
+        self.low, self.high = require_positive("low", low), require_positive("high", high)
         super().__init__(optimizer, cycle_steps, last_epoch)
 
     def rate(self, progress: float) -> float:
@@ -119,7 +115,7 @@ class StepRestarts(_Cyclic):
         rates: Sequence[float] = (0.01, 0.001),
         last_epoch: int = -1,
     ) -> None:
-        self.rates = require_rates("rates", rates)
+        self.rates = require_numbers("rates", rates)
         super().__init__(optimizer, cycle_steps, last_epoch)
 
     def rate(self, progress: float) -> float:

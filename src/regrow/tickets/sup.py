@@ -13,18 +13,27 @@ from typing import Any
 
 from torch import nn
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count, require_fraction, warn
+from regrow.arguments import (
+    require_choice,
+    require_count,
+    require_fraction,
+    require_instance,
+    require_mapping,
+    require_numbers,
+)
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import Method
-from regrow.tickets.average import DIVIDE, SCOPES, Average, Budget, blend, require_choice
+from regrow.tickets.average import DIVIDE, SCOPES, Average, Budget, blend
 from regrow.tickets.copying import copied, is_finite
 from regrow.tickets.norms import batch_norms, reestimate
 from regrow.tickets.phases import Phases
-from regrow.tickets.rates import require_rates, triangular
+from regrow.tickets.rates import triangular
 from regrow.topology import whole_share
 from regrow.weights.views import named_weights
 
 AVERAGES = ("mean", "exponential")
 RULES = ("running", "once")
+STATE = "what state_dict() of SupTickets gave"
 
 
 def calendar(total: int, share: float, cycle: int) -> tuple[int, int, int]:
@@ -115,8 +124,9 @@ class SupTickets:
         scope: str = "global",
         density: float | None = None,
     ) -> None:
-        self.method = method
-        self.lr = require_rates("lr", lr, count=2)
+        self.method = require_instance("method", method, Method)
+        low, high = require_numbers("lr", lr, count=2)
+        self.lr = low, high
         for name, value, allowed in (
             ("average", average, AVERAGES),
             ("rule", rule, RULES),
@@ -321,6 +331,7 @@ class SupTickets:
         Raises:
             RegrowValueError: a state of other settings, or of another architecture.
         """
+        require_mapping("state", state, STATE, keys=self.state_dict())
         settings = self._settings()
         wrong = {key: value for key, value in state["settings"].items() if settings.get(key) != value}
         if wrong:
