@@ -47,14 +47,13 @@ class StampedWeight(SparseWeight):
         if found is not None and not self._is_own(found):
             return  # other code has just written a copy's values here: `settle` will need the stamp they came with
         taken = {copy.record.clock for copy in copies}
-        while (clock := self.record.family.tick()) in taken:
-            pass
-        self.record.clock = clock
+        for _ in range(stamp.FINE):  # where copies have them all, whichever comes
+            self.record.clock = self.record.family.tick()
+            if self.record.clock not in taken:
+                break
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
-        for tensor in companions:
-            tensor[-stamp.SIZE :] = (
-                0  # what weight decay has left of the clock before would mix into the new one
-            )
+        for tensor in companions:  # what weight decay has left of the clock before would mix into the new one
+            tensor[-stamp.SIZE :] = 0
 
     def _settle_values(self, thorough: bool) -> None:
         if not (thorough or self.parameter.is_cpu):
