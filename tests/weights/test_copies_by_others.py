@@ -205,6 +205,22 @@ def test_a_target_network_that_is_cast_stays_as_it_was_written() -> None:
     assert all(map(torch.equal, dense(target), written))
 
 
+@storages
+def test_a_target_network_that_is_asked_to_follow(storage: str) -> None:
+    model, optimizer = trained(storage)
+    method = sparse_weights(model)[0].driver()
+    target = copy.deepcopy(model)
+    train(model, optimizer, 6, lambda model: None)
+    by_data(target, model)
+    train(model, optimizer, 4, lambda model: None)
+    with pytest.raises(regrow.RegrowError, match="`copy` must have the topology of the model"):
+        method.follow(target)  # it is what it was before the last move
+    by_data(target, model)
+    method.follow(target)
+    train(model, optimizer, 9, lambda model: None)
+    assert all(map(torch.equal, regrow.masks(target).values(), regrow.masks(model).values()))
+
+
 def test_a_model_trains_beside_more_copies_than_there_are_clocks() -> None:
     model, optimizer = trained("compressed")
     copies: list[nn.Module] = []

@@ -26,6 +26,7 @@ from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 from regrow.weights.copies import followers
+from regrow.weights.views import settle
 
 # where a gradient comes from: a backward pass has left it, or somebody has put it there
 PASSED, BY_HAND = 2, 1
@@ -331,8 +332,7 @@ class Method(Attached):
         asked = [copy for model in models for copy in sparse_weights(model) if copy.name == weight.name]
         for copy in asked:
             copy.settle(thorough=True)
-        modules = {copy.module for copy in asked}
-        return asked + [copy for copy in followers(weight) if copy.module not in modules]
+        return asked + followers(weight, {copy.module for copy in asked})
 
     def remembered(self, weight: SparseWeight, key: str) -> Tensor | None:
         """What `remember` has kept under `key` for a weight, or None."""
@@ -355,6 +355,7 @@ class Method(Attached):
         Raises:
             RegrowValueError: a copy whose topology is not the model's.
         """
+        settle(copy)  # which it may be without moves that were made in it for averages
         theirs = {weight.name: weight.fingerprint() for weight in sparse_weights(copy)}
         if theirs != {weight.name: weight.fingerprint() for weight in self.weights}:
             raise RegrowValueError("`copy` must have the topology of the model that the method drives")
