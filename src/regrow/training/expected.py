@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from regrow.errors import RegrowValueError
 from regrow.models import models
 from regrow.recipes import Recipe, find
 from regrow.timing import load
-from regrow.training.build import build
+from regrow.training.batches import epoch_of, held_out_of
+from regrow.training.build import build, device_of
 from regrow.training.folder import RunFolder
 from regrow.training.members import train
 from regrow.training.progress import Status
@@ -99,15 +99,13 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
     count = _examples(recipe, data)
     steps = recipe.steps
     if recipe.epochs is not None and count is not None:
-        steps = recipe.epochs * (count // recipe.batch_size)
+        steps = recipe.epochs * epoch_of(recipe, count)
     if recipe.tickets is not None and recipe.tickets.name == "dst" and steps is not None:
         steps *= recipe.tickets.options["tickets"]
-    device = "cuda" if torch.cuda.is_available() and recipe.device == "auto" else recipe.device
-    device = "cpu" if device == "auto" else device
     known = Expected(
         recipe.epochs,
         recipe.batch_size,
-        device,
+        str(device_of(recipe.device)),
         recipe.threads or torch.get_num_threads(),
         missing,
         count,
@@ -115,14 +113,14 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
     )
     shape = _shape(recipe, data)
     if recipe.never_dense:
-        return _with(known, why_not="the network is too large to be made only for its time")
+        return replace(known, why_not="the network is too large to be made only for its time")
     if shape is None:
-        return _with(known, why_not="its network says nothing of its inputs, and the data are not here")
+        return replace(known, why_not="its network says nothing of its inputs, and the data are not here")
     batch = _batch(recipe, shape, data)
     standing = data if data is not None else _random(recipe, shape, batch)
     quiet = load().quiet
     timed, each = _time(recipe, standing, batch, seconds)
-    return _with(
+    return replace(
         known,
         seconds=each * recipe.batch_size / batch,
         timed_steps=timed,
@@ -141,21 +139,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
-def _with(known: Expected, **further: Any) -> Expected:
-    return Expected(**{**known.to_dict(), **further})
-
-
 def _data(recipe: Recipe) -> tuple[Tensors | None, str | None]:
     """The data, where they are here and quickly read; else why they are not."""
     part = recipe.data
     if part.name == DECODED:
         folder = Path(str(part.options["folder"])).expanduser()
-        return (
-            None,
-            None
-            if folder.is_dir()
-            else f"there is no folder {folder}\nPut it there, or name it with `data.folder`.",
-        )
+        missing = f"there is no folder {folder}\nPut it there, or name it with `data.folder`."
+        return None, None if folder.is_dir() else missing
     try:
         return check_dataset(find("data", part)(**part.options), part.name), None
     except RegrowValueError as error:
@@ -169,7 +159,7 @@ def _examples(recipe: Recipe, data: Tensors | None) -> int | None:
     if count is None:
         return None
     count = min(count, recipe.data.options.get("limit") or count)
-    return count - (max(1, round(count * recipe.validation)) if recipe.validation is not None else 0)
+    return count - held_out_of(recipe, count)
 
 
 def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
@@ -222,7 +212,7 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         if len(seen) > 1 and seen[-1][1] - seen[0][1] >= seconds:
             raise _Enough
 
-    changed: Mapping[str, Any] = {
+    changed = {
         "batch_size": batch,
         "accumulate": 1 if batch < recipe.batch_size else recipe.accumulate,
         "epochs": None,
@@ -235,7 +225,7 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         "evaluate_every": STEPS,
         "checkpoint_every": STEPS,
     }
-    setup = build(recipe.model_copy(update=dict(changed)), data=data)
+    setup = build(recipe.model_copy(update=changed), data=data)
     with tempfile.TemporaryDirectory(prefix="regrow-") as place:
         try:
             with RunFolder.create("", str(Path(place) / "run"), "", {}) as folder:
