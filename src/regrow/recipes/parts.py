@@ -16,7 +16,7 @@ import yaml
 
 import regrow
 from regrow.data import Augment, datasets
-from regrow.errors import RegrowValueError, closest
+from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods import Dynamic
 from regrow.methods.registry import records
 from regrow.models import models
@@ -72,10 +72,9 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     if own and ":" in part.name:
         return _import(key, part.name)
     if part.name not in known:
-        forms = {n: written(n, _missing(f, {}, SUPPLIED[key])) for n, f in known.items()}
-        hint = closest(part.name, forms)
-        for name, form in forms.items():  # words that do as they stand
-            hint = hint.replace(f"`{name}`?", f"`{form}`?")
+        near, hint = nearest(part.name, known), ""
+        if near is not None:  # in words that do as they stand
+            hint = f", did you mean `{written(near, _missing(known[near], {}, SUPPLIED[key]))}`?"
         raise RegrowValueError(
             f"`{key}` must be one of {', '.join(known)}{' or package.module:function' if own else ''}, "
             f"got {part.name!r}{hint}"
@@ -257,17 +256,13 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
         function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
         for option in _named(function, supplied) if function is not None else ():
             inner.setdefault(option, []).append(f"{key}.{option}")
-    if exact and word in Recipe.model_fields:
+    if exact and (word in Recipe.model_fields or word not in inner):
         return ""
-    if word in inner:
-        return ", did you mean " + " or ".join(f"`{full}`" for full in inner[word]) + "?"
-    if exact:
+    near = word if word in inner else nearest(word, [*Recipe.model_fields, *inner])
+    if near is None:
         return ""
-    hint = closest(word, [*Recipe.model_fields, *inner])
-    for option, full in inner.items():
-        if option not in Recipe.model_fields:
-            hint = hint.replace(f"`{option}`", " or ".join(f"`{one}`" for one in full))
-    return hint
+    full = inner[near] if near == word or near not in Recipe.model_fields else [near]
+    return ", did you mean " + " or ".join(f"`{one}`" for one in full) + "?"
 
 
 def import_file(path: Path) -> ModuleType:
