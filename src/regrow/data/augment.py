@@ -173,9 +173,8 @@ def _resized(images: Tensor, parts: Tensor, size: int) -> Tensor:
     Bytes stay bytes.
     """
     height, width = images.shape[2:]
-    line = (
-        torch.arange(size, device=images.device) * 2 + 1
-    ) / size  # twice the pixels' centres, of a part of 1
+    # twice the pixels' centres, of a part of 1
+    line = (torch.arange(size, device=images.device) * 2 + 1) / size
     top, left, tall, wide = parts[:, :, None]  # [B, 1]
     x = (2 * left + wide * line) / width - 1  # [B, size]
     y = (2 * top + tall * line) / height - 1

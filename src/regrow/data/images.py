@@ -28,6 +28,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 TESTS = ("test", "val")
 _FORMAT = 1
 """Of the array file; another number makes older files unknown."""
+_AGAIN = "Delete the file; it is made again."
 
 
 @dataclass(frozen=True)
@@ -265,9 +266,8 @@ def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDAr
 def _mapped(path: Path, count: int, size: int | None, channels: int) -> NDArray[np.uint8]:
     """The array file in memory as far as it is looked at; what is written to it stays in this process."""
     try:
-        array: NDArray[Any] = np.lib.format.open_memmap(
-            path, mode="c"
-        )  # which reads no other format of numpy's
+        # which reads no other format of numpy's
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="c")
     except Exception as error:  # numpy raises many kinds for a damaged file
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise RegrowRuntimeError(f"cannot read {path}: {reason}\n{_AGAIN}") from error
@@ -284,9 +284,6 @@ def _mapped(path: Path, count: int, size: int | None, channels: int) -> NDArray[
             f"[{', '.join(map(str, [count, channels, *sides]))}]\n{_AGAIN}"
         )
     return array
-
-
-_AGAIN = "Delete the file; it is made again."
 
 
 def _pixels(image: NDArray[np.uint8]) -> str:

@@ -17,10 +17,10 @@ from regrow.topology import whole_share
 from regrow.weights import SparseWeight
 
 AVERAGE = f"{PREFIX}average"
-FULL = (
-    0.99  # no layer is grown beyond this share of its free positions, unless to get back what it has dropped
-)
-DENSE = 0.2  # below this sparsity a layer that grows drops at most its sparsity, where that is asked for
+FULL = 0.99
+"""No layer is grown beyond this share of its free positions, unless to get back what it has dropped."""
+DENSE = 0.2
+"""Below this sparsity a layer that grows drops at most its sparsity, where that is asked for."""
 
 
 @register(

@@ -184,7 +184,7 @@ def check_weight(
     row_t: Tensor,
     order: Tensor,
 ) -> None:
-    """The same for what does not depend on the kind of layer."""
+    """Refuse what does not fit in a layer of any kind; raises as `_check` does."""
     if values.dim() != 2 or values.shape[1] != 1 or not values.is_floating_point():
         raise RegrowRuntimeError(
             f"`values` must be floating point of shape [capacity, 1], got {values.dtype} of {tuple(values.shape)}"

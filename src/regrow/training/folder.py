@@ -323,9 +323,8 @@ class RunFolder:
     def close(self) -> None:
         """Close the logs and let other processes in."""
         for log in self._logs.values():
-            with suppress(
-                OSError
-            ):  # `flush` has been told already, and nothing may hide the error that led here
+            # `flush` has been told already, and nothing may hide the error that led here
+            with suppress(OSError):
                 log.close()
         self._logs.clear()
         if self._lock is not None:

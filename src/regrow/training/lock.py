@@ -96,10 +96,5 @@ def _read(file: int) -> str:
     try:
         known = json.loads(os.pread(file, 100_000, 0))
         return "process {pid} on {host} since {since}: {command}".format(**known)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # it has the lock since a moment, and has not signed yet
-        return "another process"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # which has had the lock for a moment, and has not signed yet

@@ -186,10 +186,6 @@ def lines(console: Console, every: float = 10.0) -> Iterator[Progress]:
         done, spent = status.step - start[0], status.seconds - start[1]
         left = f"{spent / done * (status.total - status.step):.0f} s" if done else "-"
         numbers = " · ".join(f"{name} {text}" for name, text in status.fields().items())
-        console.print(
-            f"step {status.step:,}/{status.total:,} · {numbers} · left {left}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"step {status.step:,}/{status.total:,} · {numbers} · left {left}")
 
     yield show
