@@ -19,7 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors"},
-    {"timing", "uses", "trained", "places", "modelfile", "terminal"},
+    {"timing", "uses", "trained", "places", "modelfile", "terminal", "files"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},

@@ -33,7 +33,7 @@ from torch import nn
 import regrow
 from regrow import modelfile
 from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
-from regrow.saving import reason, sweep, write_atomically
+from regrow.files import reason, sweep, write_atomically
 from regrow.training import checkpoint
 from regrow.training.lock import Lock
 
