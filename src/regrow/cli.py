@@ -42,7 +42,7 @@ class _Command(TyperCommand):
     """Shows an argument that may be given several times once: ``[KEY=VALUE ...]``."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the usage line."""
+        """Give the words of the usage line."""
         return [
             re.sub(r"^\[+(.* \.\.\.)[\].]+$", r"[\1]", word) for word in super().collect_usage_pieces(ctx)
         ]
@@ -386,7 +386,7 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning with the line that it points at where that is in a file of the user's, else its text alone."""
+    """Format a warning: with the line that it points at where that is in a file of the user's, else its text alone."""
     if filename.startswith(("<", sys.prefix, str(Path(sys.argv[0]).absolute()))):
         return wrapped(f"warning: {message}", columns(sys.stderr)) + "\n"
     return wrapped(f"{filename}:{lineno}: warning: {message}", columns(sys.stderr)) + "\n"

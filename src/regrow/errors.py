@@ -33,7 +33,7 @@ _BETWEEN = ("regrow", "torch", "lightning", "pytorch_lightning", "accelerate", "
 
 @cache
 def _inside() -> tuple[str, ...]:
-    """Where the files lie whose lines are never the user's."""
+    """Find where the files lie whose lines are never the user's."""
     found = [os.path.join(package, "") for name in _BETWEEN for package in _folders(name)]
     return (*found, *(str(module.__file__) for module in (contextlib, copy, functools)))
 

@@ -121,7 +121,7 @@ def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> n
 
 
 def _positions(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
-    """The connections of a weight, checked whole."""
+    """Read the connections of a weight, checked whole."""
     found = read(tensors, name, shape)
     if found is None:
         raise RegrowValueError(

@@ -21,6 +21,7 @@ from regrow.data.decoding import decode, require_file
 from regrow.data.waiting import waiting
 from regrow.data.whole import ImageFiles
 from regrow.errors import RegrowRuntimeError, RegrowValueError, require_count
+from regrow.files import sweep
 from regrow.ops.compiling import cores
 from regrow.places import cache as user_cache
 
@@ -156,7 +157,7 @@ def _split(folder: Path, classes: list[str], all_: bool) -> _Split:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in `folder`, by name, but for what is hidden.
+    """List what lies in `folder`, by name, but for what is hidden.
 
     Raises:
         RegrowValueError: a folder that cannot be read, or a name that cannot be printed.
@@ -182,7 +183,7 @@ def _require_name(path: Path) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
+    """Name the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
     entries = _entries(folder)
     for path in entries:
         if path.is_symlink() and not path.exists():
@@ -206,7 +207,7 @@ def _decode(files: list[Path], path: Path, size: int | None, channels: int) -> N
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        sweep(path.parent)
         require_room(path.parent, len(files) * first.nbytes)
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         for number, image in enumerate(
@@ -242,17 +243,6 @@ def require_room(folder: Path, needed: int) -> None:
             f"the decoded images take {needed / 1e9:,.1f} GB, but {folder} has {room / 1e9:,.1f} GB free\n"
             "Name a folder with room with `data.cache`, or a smaller `data.size`."
         )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what decoding left that was killed and could remove nothing itself."""
-    for left in folder.glob(".*.npy.*.part"):
-        try:
-            os.kill(int(left.name.split(".")[-2]), 0)
-        except (ValueError, ProcessLookupError):
-            left.unlink(missing_ok=True)
-        except OSError:  # the process lives, and is another user's
-            continue
 
 
 def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDArray[np.uint8]]:

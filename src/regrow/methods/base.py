@@ -106,7 +106,7 @@ class Method(Attached):
         return f"{name}({self.step}{total} steps made; {self._updates()}; sparsity now {1 - level:.4f})"
 
     def _updates(self) -> str:
-        """Which updates are to come, in words."""
+        """Say which updates are to come."""
         coming, last = self.next_update, self.last_update
         if coming is None:
             return "no update to come" + ("" if last is None else f", the last was due at step {last}")
@@ -262,7 +262,7 @@ class Method(Attached):
             processes.check_step(plan, self.weights, self._device, self.process_group)
 
     def _plan(self) -> dict[str, float]:
-        """What the update at this step hangs on, in numbers that are the same in each process."""
+        """Say what the update at this step depends on, in numbers that are the same in each process."""
         return {"step": self.step}
 
     def _goes_by(self, weight: SparseWeight) -> bool:

@@ -77,7 +77,7 @@ class SNFS(Dynamic):
             self.remember(weight, AVERAGE, self._averaged(self.remembered(weight, AVERAGE), gradient))
 
     def _averaged(self, before: Tensor | None, gradient: Tensor) -> Tensor:
-        """The running average with one more gradient."""
+        """Take one more gradient into the running average."""
         before = torch.zeros_like(gradient) if before is None else before.to(gradient)
         return before.lerp_(gradient, 1 - self.momentum)
 
@@ -117,7 +117,7 @@ class SNFS(Dynamic):
         )
 
     def _shares(self, weights: list[SparseWeight]) -> Tensor:
-        """The mean magnitude [n] of each layer's average."""
+        """Compute the mean magnitude [n] of each layer's average."""
         averages = [self._average(weight) for weight in weights]
         means = [
             float((weight.take(average) if weight.nnz else average).abs().mean())

@@ -412,7 +412,7 @@ class _Direct(torch.autograd.Function):
 
 
 def _written(index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> int:
-    """How often columns and mirrored index have been written to."""
+    """Count how often columns and mirrored index have been written to."""
     _, col, crow_t, row_t, order = index
     return col._version + crow_t._version + row_t._version + order._version
 

@@ -117,14 +117,14 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def _names(value: Any) -> Any:
-    """`value`, with layers called 0, 1, ... as the strings that their names are."""
+    """Turn layers called 0, 1, ... in `value` into the strings that their names are."""
     if isinstance(value, Mapping):
         return {str(name): each for name, each in value.items()}
     return [str(name) for name in value] if isinstance(value, list) else value
 
 
 def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """The one sparsity, or one for each layer: what `sparsify` would refuse once the data are read."""
+    """Refuse what `sparsify` would refuse once the data are read: one sparsity beside one for each layer, or none."""
     distribution, sparsity = given.get("distribution", "erk"), given.get("sparsity")
     if isinstance(distribution, Mapping) and sparsity is not None:
         raise RegrowValueError(
@@ -192,20 +192,20 @@ def _check(
 
 
 def _named(function: Callable[..., Any], supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
-    """The arguments of a function that have names, but for those `supplied` by others."""
+    """List the arguments of a function that have names, but for those `supplied` by others."""
     parameters = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p for p in parameters if p.kind in kinds and p.name not in supplied}
 
 
 def _missing(function: Callable[..., Any], options: Mapping[str, Any], supplied: Iterable[str]) -> list[str]:
-    """The arguments that `function` needs and `options` do not hold."""
+    """List the arguments that `function` needs and `options` do not hold."""
     named = _named(function, supplied).items()
     return [name for name, p in named if p.default is p.empty and name not in options]
 
 
 def written(name: str, missing: Sequence[str]) -> str:
-    """A part of that name, as it is written with what it needs."""
+    """Write a part of that name with what it needs."""
     return "".join([f"{{name: {name}", *(f", {one}: ..." for one in missing), "}"]) if missing else name
 
 
@@ -224,7 +224,7 @@ def _example(parameter: inspect.Parameter) -> str:
 
 
 def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool = False) -> Any:
-    """`value`, with ``300,100`` as a list where `parameter` takes one.
+    """Turn ``300,100`` in `value` into a list where `parameter` takes one.
 
     Raises:
         RegrowValueError: a single value where a list is needed, unless the function is the user's `own`.
@@ -241,7 +241,7 @@ def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool
 
 
 def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
-    """The hint for a key `word` that is none: the key of `raw`, or of what it names, that it was to be.
+    """Guess what a `word` that is no key was meant to be: a key of `raw`, or of what it names.
 
     Args:
         word: the key, without what stands before a dot.

@@ -111,7 +111,7 @@ class Batches:
         return prepared(self.data, self.augment.test(self._whole(self.data.test_inputs[:count])))
 
     def _whole(self, inputs: Tensor) -> Tensor:
-        """`inputs` on the run's device; prepared if that goes by whole images, which augmentation cuts."""
+        """Put `inputs` on the run's device; prepare them if that goes by whole images, which augmentation cuts."""
         inputs = inputs.to(self.device)
         return prepared(self.data, inputs) if getattr(self.data, "per_image", False) else inputs
 

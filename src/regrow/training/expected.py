@@ -65,7 +65,7 @@ class Expected:
 
     @property
     def length(self) -> str:
-        """The length in words."""
+        """Say the length in words."""
         steps = None if self.steps is None else f"{self.steps:,} steps of {self.batch_size:,} examples"
         if self.epochs is None:
             return str(steps)
@@ -74,7 +74,7 @@ class Expected:
 
     @property
     def time(self) -> str:
-        """The time in words, with how it is known."""
+        """Say the time in words, with how it is known."""
         if self.seconds is None:
             return f"not known: {self.why_not}"
         step = f"{self.seconds * 1e3:.3g} ms" if self.seconds < 1 else f"{self.seconds:.3g} s"
@@ -131,7 +131,7 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
 
 
 def duration(seconds: float) -> str:
-    """A time with two digits in the unit that fits."""
+    """Write a time with two digits in the unit that fits."""
     for unit, size in (("years", 31557600), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             value = seconds / size
@@ -140,7 +140,7 @@ def duration(seconds: float) -> str:
 
 
 def _data(recipe: Recipe) -> tuple[Tensors | None, str | None]:
-    """The data, where they are here and quickly read; else why they are not."""
+    """Read the data, where they are here and quickly read; else say why not."""
     part = recipe.data
     if part.name == DECODED:
         folder = Path(str(part.options["folder"])).expanduser()
@@ -153,7 +153,7 @@ def _data(recipe: Recipe) -> tuple[Tensors | None, str | None]:
 
 
 def _examples(recipe: Recipe, data: Tensors | None) -> int | None:
-    """Training examples of an epoch."""
+    """Count the training examples of an epoch."""
     record = datasets().get(recipe.data.name)
     count = len(data.train_inputs) if data is not None else record.examples if record is not None else None
     if count is None:
@@ -163,7 +163,7 @@ def _examples(recipe: Recipe, data: Tensors | None) -> int | None:
 
 
 def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
-    """Of one example as the data set keeps it."""
+    """Find the shape of one example as the data set keeps it."""
     if data is not None:
         return tuple(data.train_inputs.shape[1:])
     record = models().get(recipe.model.name)
@@ -176,7 +176,7 @@ def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
 
 
 def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
-    """Examples of a step that takes about a second at the most."""
+    """Choose how many examples a step has that takes about a second at the most."""
     dtype = torch.int64 if recipe.data.name in TEXTS else torch.float32
     try:
         with torch.device("meta"):
@@ -188,7 +188,7 @@ def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
 
 
 def _random(recipe: Recipe, shape: tuple[int, ...], count: int) -> Tensors:
-    """Random numbers in the form of the data."""
+    """Draw random numbers in the form of the data."""
     inputs: Tensor = torch.randn(count, *shape)
     if recipe.data.name in TEXTS:
         symbols = torch.randint(0, 256, (count, *shape), dtype=torch.uint8)
@@ -202,7 +202,7 @@ class _Enough(Exception):
 
 
 def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[int, float]:
-    """How many steps were timed, and the seconds of one."""
+    """Count the steps that were timed, and give the seconds of one."""
     seen: list[tuple[int, float]] = []
 
     def watch(status: Status, *, tested: bool = False) -> None:

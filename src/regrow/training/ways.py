@@ -73,7 +73,7 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
 
 
 def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
-    """`regrow.sparsify`; a recipe that names layers which the network has not gets the words that would do."""
+    """Call `regrow.sparsify`; a recipe that names layers which the network has not gets the words that would do."""
     try:
         return regrow.sparsify(model, **how)
     except NoSuchLayerError as error:
