@@ -20,7 +20,7 @@ PACKAGE = Path(regrow.__file__).parent
 ROOMS: list[set[str]] = [
     {"errors"},
     {"arguments"},
-    {"timing", "uses", "trained", "places", "modelfile", "terminal"},
+    {"timing", "uses", "trained", "places", "modelfile", "terminal", "files"},
     {"ops"},
     {"weights"},
     {"topology", "nn", "layers", "chains", "example", "materialize"},

@@ -13,8 +13,10 @@ from tiny import ENVIRONMENT, cli, write_recipe
 
 from regrow.bench.showing import tables
 from regrow.methods.registry import records
-from regrow.recipes import shipped
+from regrow.recipes import load, shipped
 from regrow.terminal import KEEP, table, wrapped
+from regrow.training import build
+from regrow.training.expected import expected
 
 WIDTHS = (80, 140)
 OWN = [
@@ -225,3 +227,12 @@ def test_a_recipe_whose_data_are_not_here(tmp_path, capsys):
     assert "here    no: `data.folder` is no folder: /nowhere\n        Name the folder that holds" in out
     assert "length  3 epochs, steps of 20 examples, how many is known once the data are here\n" in out
     assert " and random data; tests" in out
+
+
+def test_the_length_of_a_recipe_is_that_of_its_run(tmp_path):
+    recipe = load(str(write_recipe(tmp_path))).model_copy(
+        update={"steps": None, "epochs": 10, "batch_size": 90, "drop_last": False}
+    )
+    for validation, steps in ((None, 3), (0.1, 2)):  # of 200 and of 180 examples
+        changed = recipe.model_copy(update={"validation": validation})
+        assert expected(changed, seconds=0.1).steps == build(changed).total_steps == 10 * steps

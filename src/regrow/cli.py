@@ -42,7 +42,7 @@ class _Command(TyperCommand):
     """Shows an argument that may be given several times once: ``[KEY=VALUE ...]``."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The words of the usage line."""
+        """Give the words of the usage line."""
         return [
             re.sub(r"^\[+(.* \.\.\.)[\].]+$", r"[\1]", word) for word in super().collect_usage_pieces(ctx)
         ]
@@ -122,7 +122,6 @@ def train_command(
             )
         folder = RunFolder.open(resume)
         if folder.finished:
-            folder.summary()
             _finish(console, folder, json_, "was finished before")
             return
         with folder:
@@ -365,6 +364,7 @@ def _stem(recipe: Recipe) -> str:
 
 def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
     """Draw the pictures and print the summary of a finished run."""
+    summary, text = folder.summary(), folder.text("summary.txt")
     try:
         from regrow.report import draw  # matplotlib takes a second, which no failing command should wait for
 
@@ -372,13 +372,12 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
     except Exception as error:  # the run is finished, whatever becomes of its pictures
         pictures, note = [], f"no pictures: {error}"
     say(console, f"\n{how}: {folder.path}")
-    text = folder.text("summary.txt")
     text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
     say(console, text + "".join(f"\n             {line}" for line in note.splitlines()))
     if json_:
         result = {
             "run": str(folder.path),
-            **folder.read("summary.json"),
+            **summary,
             "pictures": [str(p) for p in pictures],
         }
         print(json.dumps(result, indent=2))
@@ -387,7 +386,7 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
 def _format_warning(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """A warning with the line that it points at where that is in a file of the user's, else its text alone."""
+    """Format a warning: with the line that it points at where that is in a file of the user's, else its text alone."""
     if filename.startswith(("<", sys.prefix, str(Path(sys.argv[0]).absolute()))):
         return wrapped(f"warning: {message}", columns(sys.stderr)) + "\n"
     return wrapped(f"{filename}:{lineno}: warning: {message}", columns(sys.stderr)) + "\n"

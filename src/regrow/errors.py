@@ -32,7 +32,7 @@ _BETWEEN = ("regrow", "torch", "lightning", "pytorch_lightning", "accelerate", "
 
 @cache
 def _inside() -> tuple[str, ...]:
-    """Where the files lie whose lines are never the user's."""
+    """Find where the files lie whose lines are never the user's."""
     found = [os.path.join(package, "") for name in _BETWEEN for package in _folders(name)]
     return (*found, *(str(module.__file__) for module in (contextlib, copy, functools)))
 
@@ -50,8 +50,14 @@ def warn(message: str, category: type[Warning] = UserWarning) -> None:
     warnings.warn(message, category, stacklevel=level)
 
 
-def closest(word: str, choices: Iterable[str], before: str = "") -> str:
-    """``", did you mean `x`?"`` for the choice most like `word`, with what stands `before` it, or an empty string."""
+def nearest(word: str, choices: Iterable[str]) -> str | None:
+    """Find the choice most like `word`, if one is."""
     by_lower_case = {choice.lower(): choice for choice in choices}
     match = difflib.get_close_matches(word.lower(), by_lower_case, n=1)
-    return f", did you mean `{before}{by_lower_case[match[0]]}`?" if match else ""
+    return by_lower_case[match[0]] if match else None
+
+
+def closest(word: str, choices: Iterable[str], before: str = "") -> str:
+    """Ask ``", did you mean `x`?"`` for the choice most like `word`, with what stands `before` it, or nothing."""
+    match = nearest(word, choices)
+    return "" if match is None else f", did you mean `{before}{match}`?"

@@ -51,7 +51,7 @@ class Flops:
         return self.text()
 
     def text(self, width: int | None = None) -> str:
-        """What is printed on a terminal of `width` characters, or in lines as long as they take."""
+        """Say what is printed on a terminal of `width` characters, or in lines as long as they take."""
         options = "".join(f" {key}={value}" for key, value in self.options.items())
         kept = f", {', '.join(self.dense)} kept dense" if self.dense else ""
         small = (

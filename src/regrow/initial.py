@@ -158,7 +158,7 @@ def _initial(
 def _scores(
     model: nn.Module, chosen: list[Layer], shapes: dict[str, tuple[int, ...]], init: str | Criterion
 ) -> dict[str, Tensor]:
-    """The scores of each chosen weight, in the order of `shapes`."""
+    """Score each chosen weight, in the order of `shapes`."""
     if init == "random":
         raise RegrowValueError(
             "`distribution` 'global' keeps the best connections of all layers together, but `init` is 'random', which "
@@ -182,7 +182,7 @@ def _scores(
 
 
 def _best_of_all(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """The `count` best positions of all layers together, those of each."""
+    """Find the `count` best positions of all layers together; returns those of each."""
     flat = {name: own.reshape(-1) for name, own in scores.items()}
     device = next(iter(flat.values())).device
     chosen = top(torch.cat([own.to(device) for own in flat.values()]), count)

@@ -32,12 +32,12 @@ RECIPES = {
 
 
 def methods() -> list[dict[str, Any]]:
-    """One record a method."""
+    """List the methods, one record each."""
     return [record.to_dict() for record in records().values()]
 
 
 def recipes() -> list[dict[str, Any]]:
-    """One record a shipped recipe."""
+    """List the shipped recipes, one record each."""
     return [_short(load(name)) for name in shipped()]
 
 
@@ -54,7 +54,7 @@ def _short(recipe: Recipe) -> dict[str, Any]:
 
 
 def as_text(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width: int | None) -> str:
-    """`rows` as a table of those `columns` that say something, with what they hold beneath."""
+    """Lay out `rows` as a table of those `columns` that say something, with what they hold beneath."""
     shown = [c for c in columns if any(row.get(c) not in (None, "none") for row in rows)]
     head = ["what it is" if c == "line" else c for c in shown]
     lines = table([head, *([str(row.get(c) or "-") for c in shown] for row in rows)], width, prose=True)
@@ -64,7 +64,7 @@ def as_text(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], width
 
 
 def one_recipe(name: str) -> dict[str, Any]:
-    """All that is known of a recipe, with how long it takes here: some of its steps are made.
+    """Find all that is known of a recipe, with how long it takes here: some of its steps are made.
 
     Args:
         name: a shipped recipe, or the path of a YAML file.
@@ -83,7 +83,7 @@ def one_recipe(name: str) -> dict[str, Any]:
 
 
 def one_as_text(found: Mapping[str, Any], width: int | None) -> str:
-    """What `one_recipe` found, for people."""
+    """Say what `one_recipe` found, for people."""
     timed = Expected(**found["expected"])
     here, *how = (f"no: {timed.missing}" if timed.missing else "yes").splitlines()
     return "\n".join(

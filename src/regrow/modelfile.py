@@ -36,7 +36,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], layers: Mapping[str, Mappin
 
 
 def read(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata and tensors of a safetensors file, regrow's or another's.
+    """Read metadata and tensors of a safetensors file, regrow's or another's.
 
     Raises:
         RegrowValueError: what is no such file, or one that was changed after `write` had made it.
@@ -72,7 +72,7 @@ def read(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor
 
 
 def layers_in(file: object, text: str | None) -> dict[str, dict[str, Any]]:
-    """What the metadata say of each sparse weight: its ``shape`` and ``storage``.
+    """Read what the metadata say of each sparse weight: its ``shape`` and ``storage``.
 
     Raises:
         RegrowValueError: metadata that say something else.
@@ -102,7 +102,7 @@ def layers_in(file: object, text: str | None) -> dict[str, dict[str, Any]]:
 
 
 def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Of names, types, shapes and values, and of what is noted beside them."""
+    """Compute the checksum of names, types, shapes and values, and of what is noted beside them."""
     found = zlib.crc32(text.encode())
     for key, tensor in sorted(tensors.items()):
         found = zlib.crc32(f"\0{key}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode(), found)

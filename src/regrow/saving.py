@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -14,73 +13,12 @@ from torch import Tensor, nn
 from regrow import modelfile
 from regrow.arguments import require_model, require_path
 from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.files import write_atomically
 from regrow.layers import find_layers
 from regrow.sparsify import sparsify
 from regrow.weights import sparse_weights
 from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, to_csr
 from regrow.weights.views import named_weights, unwrapped
-
-
-def write_atomically(file: str | os.PathLike[str], write: Callable[[Path], Any]) -> Path:
-    """Write a file under a temporary name beside it, then rename: it is there whole, or as it was before.
-
-    Args:
-        file: where it is to be.
-        write: writes it to the path it gets.
-
-    Raises:
-        RegrowRuntimeError: it could not be written (a full disk); what was there before is untouched.
-    """
-    target = Path(file)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        temporary.touch()  # with the permissions of an ordinary file, whatever the writer would give it
-        mode = temporary.stat().st_mode
-        write(temporary)
-        temporary.chmod(mode)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, target)
-    except Exception as error:
-        raise RegrowRuntimeError(f"`{target}` could not be written: {error}") from error
-    finally:
-        with suppress(OSError):  # which would hide the error that led here
-            temporary.unlink(missing_ok=True)
-    return target
-
-
-def reason(error: BaseException) -> str:
-    """What the system said: torch and safetensors bury it under errors of their own."""
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, OSError) and link.strerror:
-            return link.strerror
-        link = link.__cause__ or link.__context__
-    return str(error.__cause__ or error)
-
-
-def sweep(folder: Path, *, everything: bool = False) -> None:
-    """Remove the temporary files that processes which were killed have left in `folder`.
-
-    Args:
-        folder: where `write_atomically` has written.
-        everything: also those of processes that live, or that nobody on this machine knows: none of them writes there.
-    """
-    for left in folder.glob(".*.part"):
-        process = left.name.split(".")[-2]
-        if process.isdecimal() and (everything or not _lives(int(process))):
-            with suppress(OSError):
-                left.unlink()
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):  # another user's
-        return True
-    return True
 
 
 def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
@@ -185,7 +123,7 @@ def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> n
 
 
 def _positions(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:
-    """The connections of a weight, checked whole."""
+    """Read the connections of a weight, checked whole."""
     found = read(tensors, name, shape)
     if found is None:
         raise RegrowValueError(

@@ -81,12 +81,12 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
 
 
 def first_step(fraction: float, total_steps: int, every: int = 1) -> int:
-    """The first multiple of `every` at or after ``fraction * total_steps``."""
+    """Find the first multiple of `every` at or after ``fraction * total_steps``."""
     return -(-whole_share(fraction, total_steps, up=True) // every) * every
 
 
 def last_step(fraction: float, total_steps: int, every: int = 1) -> int:
-    """The last multiple of `every` up to ``fraction * total_steps``."""
+    """Find the last multiple of `every` up to ``fraction * total_steps``."""
     return whole_share(fraction, total_steps) // every * every
 
 

@@ -66,7 +66,7 @@ class Summary:
         return self.text()
 
     def text(self, width: int | None = None) -> str:
-        """The table for a terminal of `width` characters, or as wide as it takes."""
+        """Lay out the table for a terminal of `width` characters, or as wide as it takes."""
         head = ("layer", "shape", "asked", "density", "connections", "storage", "")
         body = [
             (

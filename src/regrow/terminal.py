@@ -17,7 +17,7 @@ _LABEL = re.compile(r" *(?:\S+ {2,})?")
 
 
 def columns(stream: TextIO | None = None) -> int | None:
-    """Characters of a line of `stream` (default: standard output); None where that is a pipe or a file."""
+    """Measure a line of `stream` (default: standard output) in characters; None where that is a pipe or a file."""
     stream = stream or sys.stdout
     if not stream.isatty():
         return None
@@ -30,7 +30,7 @@ def columns(stream: TextIO | None = None) -> int | None:
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """`text` with its long lines cut between words; what follows stands under the first word behind the label.
+    """Cut the long lines of `text` between words; what follows stands under the first word behind the label.
 
     Args:
         text: any number of lines. A label is one word with two spaces behind it; without one, what follows is
@@ -60,7 +60,7 @@ def table(
     numbers: int | None = None,
     prose: bool = False,
 ) -> list[str]:
-    """`rows` as lines with aligned columns, the first row being the head; no cell is ever cut within a word.
+    """Lay out `rows` as lines with aligned columns, the first row being the head; no cell is ever cut within a word.
 
     Args:
         rows: equally many cells in each; the first cell names its row.

@@ -167,6 +167,68 @@ def test_a_target_network_that_is_overwritten_now_and_then(storage: str, every: 
 
 
 @storages
+def test_a_target_network_of_a_model_that_is_pruned_keeps_its_shape(storage: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 5))
+    regrow.sparsify(model, 0.5, storage=storage)
+    optimizer = SGD(model.parameters(), lr=0.1)
+    regrow.GraNet(model, optimizer, total_steps=100, update_every=4, final_sparsity=0.9)
+    target, count, written = copy.deepcopy(model), 0, dense(model)
+    shapes = [p.shape for p in target.parameters()]
+
+    def after(model: nn.Module) -> None:
+        nonlocal count, written
+        count += 1
+        if count % 12 == 2:
+            by_data(target, model)
+            written = dense(model)
+        elif count % 12 == 11:
+            loaded = copy.deepcopy(model)
+            loaded.load_state_dict(target.state_dict())
+            for each in (loaded, target):
+                assert all(map(torch.equal, dense(each), written))
+            assert [p.shape for p in target.parameters()] == shapes
+
+    train(model, optimizer, 60, after)
+
+
+def test_a_target_network_that_is_cast_stays_as_it_was_written() -> None:
+    model, optimizer = trained("masked")
+    target = copy.deepcopy(model)
+    train(model, optimizer, 6, lambda model: None)
+    by_data(target, model)
+    written = [weight.half() for weight in dense(model)]
+    train(model, optimizer, 4, lambda model: None)
+    assert all(weight.record.kept is not None for weight in sparse_weights(target))
+    target.half()
+    regrow.summary(target)
+    assert all(map(torch.equal, dense(target), written))
+
+
+@storages
+def test_a_target_network_that_is_asked_to_follow(storage: str) -> None:
+    model, optimizer = trained(storage)
+    method = sparse_weights(model)[0].driver()
+    target = copy.deepcopy(model)
+    train(model, optimizer, 6, lambda model: None)
+    by_data(target, model)
+    train(model, optimizer, 4, lambda model: None)
+    with pytest.raises(regrow.RegrowError, match="`copy` must have the topology of the model"):
+        method.follow(target)  # it is what it was before the last move
+    by_data(target, model)
+    method.follow(target)
+    train(model, optimizer, 9, lambda model: None)
+    assert all(map(torch.equal, regrow.masks(target).values(), regrow.masks(model).values()))
+
+
+def test_a_model_trains_beside_more_copies_than_there_are_clocks() -> None:
+    model, optimizer = trained("compressed")
+    copies: list[nn.Module] = []
+    train(model, optimizer, stamp.FINE + 3, lambda model: copies.append(copy.deepcopy(model)))
+    assert len(copies) == stamp.FINE + 3
+
+
+@storages
 @pytest.mark.parametrize("rate", [0.1, 0.001])
 @pytest.mark.parametrize("buffers", [True, False])
 def test_an_average_follows_by_itself_as_it_does_when_asked(storage: str, rate: float, buffers: bool) -> None:

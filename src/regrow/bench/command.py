@@ -16,9 +16,9 @@ from regrow.bench.rows import Row
 from regrow.bench.scale import Fit, Scale, fit
 from regrow.bench.showing import show, steps
 from regrow.errors import RegrowValueError
+from regrow.files import write_atomically
 from regrow.machine import busiest, describe
 from regrow.ops import native
-from regrow.saving import write_atomically
 from regrow.timing import Load, load
 from regrow.training import say
 

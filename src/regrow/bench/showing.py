@@ -14,7 +14,7 @@ from regrow.training.progress import bars, say, time_left, width
 
 
 def tables(rows: Sequence[Row], width: int | None = None) -> str:
-    """One table for each kind of row, in their order, for a terminal of `width` characters or as wide as they take."""
+    """Lay out a table for each kind of row, in their order, for a terminal of `width` characters or without a limit."""
     found: dict[str, list[list[str]]] = {}
     for row in rows:
         cells = row.cells()

@@ -11,8 +11,8 @@ from regrow.compare.running import run_all
 from regrow.compare.table import tabulate
 from regrow.compare.writing import as_text, conditions, write
 from regrow.errors import RegrowValueError
+from regrow.files import sweep
 from regrow.report import draw_comparison
-from regrow.saving import sweep
 from regrow.training import lasting_console, say, width
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from regrow.compare.grid import Grid
 from regrow.compare.running import summary_of
 from regrow.compare.table import Row, Table, differences, reached
-from regrow.saving import write_atomically
+from regrow.files import write_atomically
 from regrow.terminal import table, wrapped
 from regrow.training.summary import TIMES
 

@@ -166,7 +166,7 @@ class Costs:
         return self.text()
 
     def text(self, width: int | None = None) -> str:
-        """The table for a terminal of `width` characters, or as wide as it takes."""
+        """Lay out the table for a terminal of `width` characters, or as wide as it takes."""
         rows = [
             (
                 layer.name,

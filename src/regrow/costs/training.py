@@ -92,7 +92,7 @@ GRANET = {"initial": 0.5, "stop": 0.6875, "every": 1_000}
 
 
 def granet_levels(sparsity: float) -> list[float]:
-    """Sparsity over a run of GraNet by its own defaults, as shares of the final `sparsity`.
+    """Give the sparsity over a run of GraNet by its own defaults, as shares of the final `sparsity`.
 
     64 intervals, about its 160 epochs of CIFAR, both ends included as in `pruning_levels`: 65 values.
     """

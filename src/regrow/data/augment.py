@@ -125,7 +125,7 @@ class Augment:
         return images[:, :, top : top + self.resized_crop, left : left + self.resized_crop]
 
     def _parts(self, count: int, random: torch.Generator) -> Callable[[int, int, int], Box]:
-        """A random part of each of `count` images: a function of an image's number, height and width."""
+        """Draw a random part of each of `count` images: a function of an image's number, height and width."""
         draws = torch.rand(count, ATTEMPTS, 4, generator=random, device="cpu").tolist()
         low, high = (math.log(value) for value in self.ratio)
 
@@ -144,7 +144,7 @@ class Augment:
 
 
 def _padded(images: Tensor, padding: int, border: str) -> Tensor:
-    """`images` [B, C, H, W] with `padding` more pixels at each side."""
+    """Give `images` [B, C, H, W] `padding` more pixels at each side."""
     if border == "zeros":
         return F.pad(images, [padding] * 4)
     for dimension in (2, 3):  # F.pad mirrors no bytes
@@ -160,21 +160,20 @@ def _padded(images: Tensor, padding: int, border: str) -> Tensor:
 
 
 def _crop(padded: Tensor, size: Sequence[int], places: Tensor) -> Tensor:
-    """Images [B, C, H + 2p, W + 2p] cut to `size` [H, W] at the rows and columns `places` [2, B]."""
+    """Cut images [B, C, H + 2p, W + 2p] to `size` [H, W] at the rows and columns `places` [2, B]."""
     # every possible cut is a view, of which the index takes one an image
     cuts = padded.unfold(2, size[0], 1).unfold(3, size[1], 1)  # [B, C, 2p + 1, 2p + 1, H, W]
     return cuts[torch.arange(len(padded), device=padded.device), :, places[0], places[1]]
 
 
 def _resized(images: Tensor, parts: Tensor, size: int) -> Tensor:
-    """The part of each image [B, C, H, W] in `parts` (top, left, height, width; [4, B]), [B, C, size, size].
+    """Resize the part of each image [B, C, H, W] in `parts` (top, left, height, width; [4, B]) to [B, C, size, size].
 
     Bytes stay bytes.
     """
     height, width = images.shape[2:]
-    line = (
-        torch.arange(size, device=images.device) * 2 + 1
-    ) / size  # twice the pixels' centres, of a part of 1
+    # twice the pixels' centres, of a part of 1
+    line = (torch.arange(size, device=images.device) * 2 + 1) / size
     top, left, tall, wide = parts[:, :, None]  # [B, 1]
     x = (2 * left + wide * line) / width - 1  # [B, size]
     y = (2 * top + tall * line) / height - 1

@@ -90,7 +90,7 @@ class Dataset:
 
 
 def standardized(images: Tensor) -> Tensor:
-    """Images in bytes [N, C, H, W] as float32, each less its mean and divided by its deviation over all values.
+    """Turn images in bytes [N, C, H, W] into float32, each less its mean and divided by its deviation over all values.
 
     A deviation counts as 1 / sqrt(values) at least, on the scale of 0 to 255, so that a plain image is zeros.
     """

@@ -37,7 +37,7 @@ def require_file(path: Path) -> None:
 
 
 def decode(path: Path, size: int | None, channels: int) -> NDArray[np.uint8]:
-    """One image, uint8 [C, H, W]."""
+    """Decode one image, uint8 [C, H, W]."""
     try:
         with Image.open(path, formats=FORMATS) as opened:
             _require_pixels(path, *opened.size, size)

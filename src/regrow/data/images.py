@@ -22,6 +22,7 @@ from regrow.data.decoding import decode, require_file
 from regrow.data.waiting import waiting
 from regrow.data.whole import ImageFiles
 from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.files import sweep
 from regrow.ops.compiling import cores
 from regrow.places import cache as user_cache
 
@@ -29,6 +30,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 TESTS = ("test", "val")
 _FORMAT = 1
 """Of the array file; another number makes older files unknown."""
+_AGAIN = "Delete the file; it is made again."
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def _split(folder: Path, classes: list[str], all_: bool) -> _Split:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in `folder`, by name, but for what is hidden.
+    """List what lies in `folder`, by name, but for what is hidden.
 
     Raises:
         RegrowValueError: a folder that cannot be read, or a name that cannot be printed.
@@ -187,7 +189,7 @@ def _require_name(path: Path) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    """The names of the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
+    """Name the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
     entries = _entries(folder)
     for path in entries:
         if path.is_symlink() and not path.exists():
@@ -211,7 +213,7 @@ def _decode(files: list[Path], path: Path, size: int | None, channels: int) -> N
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        sweep(path.parent)
         require_room(path.parent, len(files) * first.nbytes)
         array = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
         for number, image in enumerate(
@@ -249,17 +251,6 @@ def require_room(folder: Path, needed: int) -> None:
         )
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what decoding left that was killed and could remove nothing itself."""
-    for left in folder.glob(".*.npy.*.part"):
-        try:
-            os.kill(int(left.name.split(".")[-2]), 0)
-        except (ValueError, ProcessLookupError):
-            left.unlink(missing_ok=True)
-        except OSError:  # the process lives, and is another user's
-            continue
-
-
 def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDArray[np.uint8]]:
     """The decoded files in order; Pillow decodes outside Python's lock, so threads help."""
     with ThreadPoolExecutor(cores()) as pool:
@@ -271,9 +262,8 @@ def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDAr
 def _mapped(path: Path, count: int, size: int | None, channels: int) -> NDArray[np.uint8]:
     """The array file in memory as far as it is looked at; what is written to it stays in this process."""
     try:
-        array: NDArray[Any] = np.lib.format.open_memmap(
-            path, mode="c"
-        )  # which reads no other format of numpy's
+        # which reads no other format of numpy's
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="c")
     except Exception as error:  # numpy raises many kinds for a damaged file
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise RegrowRuntimeError(f"cannot read {path}: {reason}\n{_AGAIN}") from error
@@ -290,9 +280,6 @@ def _mapped(path: Path, count: int, size: int | None, channels: int) -> NDArray[
             f"[{', '.join(map(str, [count, channels, *sides]))}]\n{_AGAIN}"
         )
     return array
-
-
-_AGAIN = "Delete the file; it is made again."
 
 
 def _pixels(image: NDArray[np.uint8]) -> str:

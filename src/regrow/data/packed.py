@@ -14,7 +14,7 @@ RATIO = 100
 
 
 def read_packed(path: Path, remedy: str, packed: bool | None = None) -> bytes:
-    """The bytes of the file at `path`.
+    """Read the bytes of the file at `path`.
 
     Args:
         path: the file.

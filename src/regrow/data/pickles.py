@@ -96,7 +96,7 @@ class _Array:
 
 
 def _made(name: object, arguments: object) -> object:
-    """What numpy would make of a name and its arguments."""
+    """Make what numpy would make of a name and its arguments."""
     match name, arguments:
         case _Name(means="empty array"), (_Name(means="array type"), tuple(), str() | bytes()):
             return _Array()
@@ -191,7 +191,7 @@ class _Machine:
 
 
 def read_pickle(path: Path, most: int, remedy: str) -> Any:
-    """What the pickle at `path` holds; of a dictionary, the values that are arrays are numpy's.
+    """Read what the pickle at `path` holds; of a dictionary, the values that are arrays are numpy's.
 
     Args:
         path: the file.

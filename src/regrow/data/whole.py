@@ -64,11 +64,11 @@ class ImageFiles:
         return self.shape.numel()
 
     def to(self, device: torch.device | str) -> Tensor:
-        """The central squares, uint8 [N, C, S, S] on `device`."""
+        """Decode the central squares, uint8 [N, C, S, S] on `device`."""
         return self._all(lambda number: decode(self.files[number], self.size, self.channels)).to(device)
 
     def cut(self, box: Callable[[int, int, int], Box], size: int) -> Tensor:
-        """A part of each image, resized (bilinear, each pixel the mean of all that it covers).
+        """Cut a part out of each image and resize it (bilinear, each pixel the mean of all that it covers).
 
         Args:
             box: the part of the image of a number, of a height and a width.
@@ -89,7 +89,7 @@ class ImageFiles:
         return self._all(one)
 
     def _all(self, one: Callable[[int], NDArray[np.uint8]]) -> Tensor:
-        """What `one` makes of each number; Pillow decodes outside Python's lock, so threads help."""
+        """Stack what `one` makes of each number; Pillow decodes outside Python's lock, so threads help."""
         with ThreadPoolExecutor(cores()) as pool:
             return torch.from_numpy(np.stack(list(pool.map(one, range(len(self))))))
 

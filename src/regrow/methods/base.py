@@ -34,6 +34,7 @@ from regrow.methods.state import SLOW, companions, own
 from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 from regrow.weights.copies import followers
+from regrow.weights.views import settle
 
 # where a gradient comes from: a backward pass has left it, or somebody has put it there
 PASSED, BY_HAND = 2, 1
@@ -115,7 +116,7 @@ class Method(Attached):
         return f"{name}({self.step}{total} steps made; {self._updates()}; sparsity now {1 - level:.4f})"
 
     def _updates(self) -> str:
-        """Which updates are to come, in words."""
+        """Say which updates are to come."""
         coming, last = self.next_update, self.last_update
         if coming is None:
             return "no update to come" + ("" if last is None else f", the last was due at step {last}")
@@ -271,7 +272,7 @@ class Method(Attached):
             processes.check_step(plan, self.weights, self._device, self.process_group)
 
     def _plan(self) -> dict[str, float]:
-        """What the update at this step hangs on, in numbers that are the same in each process."""
+        """Say what the update at this step depends on, in numbers that are the same in each process."""
         return {"step": self.step}
 
     def _goes_by(self, weight: SparseWeight) -> bool:
@@ -341,8 +342,7 @@ class Method(Attached):
         asked = [copy for model in models for copy in sparse_weights(model) if copy.name == weight.name]
         for copy in asked:
             copy.settle(thorough=True)
-        modules = {copy.module for copy in asked}
-        return asked + [copy for copy in followers(weight) if copy.module not in modules]
+        return asked + followers(weight, {copy.module for copy in asked})
 
     def remembered(self, weight: SparseWeight, key: str) -> Tensor | None:
         """What `remember` has kept under `key` for a weight, or None."""
@@ -366,6 +366,7 @@ class Method(Attached):
             RegrowValueError: a copy whose topology is not the model's.
         """
         require_model("copy", copy)
+        settle(copy)  # which it may be without moves that were made in it for averages
         theirs = {weight.name: weight.fingerprint() for weight in sparse_weights(copy)}
         if theirs != {weight.name: weight.fingerprint() for weight in self.weights}:
             raise RegrowValueError("`copy` must have the topology of the model that the method drives")

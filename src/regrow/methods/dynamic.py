@@ -104,7 +104,7 @@ class Dynamic(Periodic):
         raise NotImplementedError(f"{type(self).__name__} must define grow")
 
     def fractions(self, step: int, weights: list[SparseWeight]) -> list[float]:
-        """The share of its connections that each layer drops at this step: the schedule's, by default."""
+        """Choose the share of its connections that each layer drops at this step: the schedule's, by default."""
         return [self.fraction(step)] * len(weights)
 
     def redistribute(self, weights: list[SparseWeight], dropped: list[int]) -> list[int]:

@@ -132,7 +132,7 @@ class Periodic(Method):
         return {"step": step, "fraction": self.fraction(step), "explored": self.explored, "layers": layers}
 
     def _update(self) -> bool:
-        """As `Method._update`, but weights do not rest for nothing: where no connection was to go or come."""
+        """Update as `Method` does, but let weights take their step where no connection was to go or come."""
         return super()._update() and self._moves
 
     def _after(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

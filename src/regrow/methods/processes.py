@@ -144,7 +144,7 @@ def _part(
 
 
 def _known(weights: Sequence[SparseWeight], *, fresh: bool = False) -> list[int]:
-    """How many weights there are, which, and their topologies."""
+    """Sum up how many weights there are, which, and their topologies."""
     return [
         len(weights),
         _digest([weight.name for weight in weights]),
@@ -153,12 +153,12 @@ def _known(weights: Sequence[SparseWeight], *, fresh: bool = False) -> list[int]
 
 
 def _digest(value: object) -> int:
-    """A number that tells values with another repr apart."""
+    """Make a number that tells values with different reprs apart."""
     return int.from_bytes(hashlib.sha256(repr(value).encode()).digest()[:7], "big")
 
 
 def _gather(numbers: list[int], device: torch.device, group: Any) -> Tensor:
-    """The numbers of each process [processes, n], on the CPU."""
+    """Gather the numbers of each process [processes, n], on the CPU."""
     own = torch.tensor(numbers, dtype=torch.int64, device=device)
     every = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(every, own, group=group)

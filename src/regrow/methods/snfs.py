@@ -17,10 +17,10 @@ from regrow.topology import whole_share
 from regrow.weights import SparseWeight
 
 AVERAGE = f"{PREFIX}average"
-FULL = (
-    0.99  # no layer is grown beyond this share of its free positions, unless to get back what it has dropped
-)
-DENSE = 0.2  # below this sparsity a layer that grows drops at most its sparsity, where that is asked for
+FULL = 0.99
+"""No layer is grown beyond this share of its free positions, unless to get back what it has dropped."""
+DENSE = 0.2
+"""Below this sparsity a layer that grows drops at most its sparsity, where that is asked for."""
 
 
 @register(
@@ -77,7 +77,7 @@ class SNFS(Dynamic):
             self.remember(weight, AVERAGE, self._averaged(self.remembered(weight, AVERAGE), gradient))
 
     def _averaged(self, before: Tensor | None, gradient: Tensor) -> Tensor:
-        """The running average with one more gradient."""
+        """Take one more gradient into the running average."""
         before = torch.zeros_like(gradient) if before is None else before.to(gradient)
         return before.lerp_(gradient, 1 - self.momentum)
 
@@ -117,7 +117,7 @@ class SNFS(Dynamic):
         )
 
     def _shares(self, weights: list[SparseWeight]) -> Tensor:
-        """The mean magnitude [n] of each layer's average."""
+        """Compute the mean magnitude [n] of each layer's average."""
         averages = [self._average(weight) for weight in weights]
         means = [
             float((weight.take(average) if weight.nnz else average).abs().mean())

@@ -63,7 +63,7 @@ class SNIP:
 
     @classmethod
     def original(cls, loss_fn: Callable[[Any, Any], Tensor], batch: Any) -> SNIP:
-        """SNIP as published: norms in evaluation mode, the best of all layers together.
+        """Make SNIP as published: norms in evaluation mode, the best of all layers together.
 
         Args:
             loss_fn, batch: as for `SNIP`.

@@ -86,7 +86,7 @@ def scales(build: Callable[..., nn.Module]) -> bool:
 
 
 def _width(build: Callable[..., nn.Module]) -> object:
-    """The default of the argument ``width``."""
+    """Find the default of the argument ``width``."""
     while isinstance(build, partial):
         build = build.func
     width = inspect.signature(build).parameters.get("width")

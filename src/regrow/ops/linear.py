@@ -184,7 +184,7 @@ def check_weight(
     row_t: Tensor,
     order: Tensor,
 ) -> None:
-    """The same for what does not depend on the kind of layer."""
+    """Refuse what does not fit in a layer of any kind; raises as `_check` does."""
     if values.dim() != 2 or values.shape[1] != 1 or not values.is_floating_point():
         raise RegrowRuntimeError(
             f"`values` must be floating point of shape [capacity, 1], got {values.dtype} of {tuple(values.shape)}"
@@ -412,7 +412,7 @@ class _Direct(torch.autograd.Function):
 
 
 def _written(index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> int:
-    """How often columns and mirrored index have been written to."""
+    """Count how often columns and mirrored index have been written to."""
     _, col, crow_t, row_t, order = index
     return col._version + crow_t._version + row_t._version + order._version
 

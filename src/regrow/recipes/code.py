@@ -15,7 +15,7 @@ _told: set[str] = set()
 
 
 def code_of(recipe: Recipe) -> dict[str, str]:
-    """What runs when `recipe` is resolved, and what of the recipe names it."""
+    """Find what runs when `recipe` is resolved, and what of the recipe names it."""
     named = dict.fromkeys(recipe.imports, "imports")
     for key in PARTS:
         part = getattr(recipe, key)

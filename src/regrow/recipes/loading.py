@@ -103,19 +103,19 @@ def _settle_sparsity(raw: dict[str, Any], given: Sequence[str]) -> None:
 
 
 def read(path: Path) -> Recipe:
-    """The resolved recipe that a run folder keeps; what it imports and names is code, and runs."""
+    """Read and resolve the recipe that a run folder keeps; what it imports and names is code, and runs."""
     recipe = kept(path)
     tell_code(recipe, path)
     return resolve(recipe)
 
 
 def kept(path: Path) -> Recipe:
-    """The recipe that a run folder keeps, as it is written there: nothing that it names is imported."""
+    """Read the recipe that a run folder keeps, as it is written there: nothing that it names is imported."""
     return _validate(_mapping(path), str(path))
 
 
 def comment(name: str) -> str:
-    """What the author of a recipe says at its head, one line a paragraph; indented lines are lines of their own."""
+    """Read what the author of a recipe says at its head, a line a paragraph; indented lines are lines of their own."""
     lines: list[str] = []
     for line in _path(name).read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):
@@ -129,7 +129,7 @@ def comment(name: str) -> str:
 
 
 def as_yaml(recipe: Recipe, width: int | None = None) -> str:
-    """The YAML text that `read` reads back; a part with its options is one line, of `width` characters at the most."""
+    """Write the YAML that `read` reads back; a part with its options is a line of `width` characters at the most."""
     return yaml.safe_dump(
         recipe.plain(),
         sort_keys=False,
@@ -140,12 +140,12 @@ def as_yaml(recipe: Recipe, width: int | None = None) -> str:
 
 
 def _name_of(part: Any) -> Any:
-    """What names a part of a recipe, written in either way."""
+    """Find what names a part of a recipe, written in either way."""
     return part.get("name") if isinstance(part, dict) else part
 
 
 def _path(name: str) -> Path:
-    """The file of a recipe.
+    """Find the file of a recipe.
 
     Raises:
         RegrowValueError: where there is none.
@@ -186,7 +186,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _require_small(node: yaml.Node | None, sizes: dict[yaml.Node, int], path: Path) -> int:
-    """The values below `node`, those behind aliases counted each time: a short file may stand for a long one."""
+    """Count the values below `node`, those behind aliases each time: a short file may stand for a long one."""
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if node not in sizes:

@@ -16,7 +16,7 @@ import yaml
 
 import regrow
 from regrow.data import Augment, datasets
-from regrow.errors import RegrowValueError, closest
+from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods import Dynamic
 from regrow.methods.registry import records
 from regrow.models import models
@@ -72,10 +72,9 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     if own and ":" in part.name:
         return _import(key, part.name)
     if part.name not in known:
-        forms = {n: written(n, _missing(f, {}, SUPPLIED[key])) for n, f in known.items()}
-        hint = closest(part.name, forms)
-        for name, form in forms.items():  # words that do as they stand
-            hint = hint.replace(f"`{name}`?", f"`{form}`?")
+        near, hint = nearest(part.name, known), ""
+        if near is not None:  # in words that do as they stand
+            hint = f", did you mean `{written(near, _missing(known[near], {}, SUPPLIED[key]))}`?"
         raise RegrowValueError(
             f"`{key}` must be one of {', '.join(known)}{' or package.module:function' if own else ''}, "
             f"got {part.name!r}{hint}"
@@ -118,14 +117,14 @@ def resolve(recipe: Recipe) -> Recipe:
 
 
 def _names(value: Any) -> Any:
-    """`value`, with layers called 0, 1, ... as the strings that their names are."""
+    """Turn layers called 0, 1, ... in `value` into the strings that their names are."""
     if isinstance(value, Mapping):
         return {str(name): each for name, each in value.items()}
     return [str(name) for name in value] if isinstance(value, list) else value
 
 
 def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
-    """The one sparsity, or one for each layer: what `sparsify` would refuse once the data are read."""
+    """Refuse what `sparsify` would refuse once the data are read: one sparsity beside one for each layer, or none."""
     distribution, sparsity = given.get("distribution", "erk"), given.get("sparsity")
     if isinstance(distribution, Mapping) and sparsity is not None:
         raise RegrowValueError(
@@ -193,20 +192,20 @@ def _check(
 
 
 def _named(function: Callable[..., Any], supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
-    """The arguments of a function that have names, but for those `supplied` by others."""
+    """List the arguments of a function that have names, but for those `supplied` by others."""
     parameters = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return {p.name: p for p in parameters if p.kind in kinds and p.name not in supplied}
 
 
 def _missing(function: Callable[..., Any], options: Mapping[str, Any], supplied: Iterable[str]) -> list[str]:
-    """The arguments that `function` needs and `options` do not hold."""
+    """List the arguments that `function` needs and `options` do not hold."""
     named = _named(function, supplied).items()
     return [name for name, p in named if p.default is p.empty and name not in options]
 
 
 def written(name: str, missing: Sequence[str]) -> str:
-    """A part of that name, as it is written with what it needs."""
+    """Write a part of that name with what it needs."""
     return "".join([f"{{name: {name}", *(f", {one}: ..." for one in missing), "}"]) if missing else name
 
 
@@ -225,7 +224,7 @@ def _example(parameter: inspect.Parameter) -> str:
 
 
 def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool = False) -> Any:
-    """`value`, with ``300,100`` as a list where `parameter` takes one.
+    """Turn ``300,100`` in `value` into a list where `parameter` takes one.
 
     Raises:
         RegrowValueError: a single value where a list is needed, unless the function is the user's `own`.
@@ -242,7 +241,7 @@ def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool
 
 
 def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
-    """The hint for a key `word` that is none: the key of `raw`, or of what it names, that it was to be.
+    """Guess what a `word` that is no key was meant to be: a key of `raw`, or of what it names.
 
     Args:
         word: the key, without what stands before a dot.
@@ -257,17 +256,13 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
         function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
         for option in _named(function, supplied) if function is not None else ():
             inner.setdefault(option, []).append(f"{key}.{option}")
-    if exact and word in Recipe.model_fields:
+    if exact and (word in Recipe.model_fields or word not in inner):
         return ""
-    if word in inner:
-        return ", did you mean " + " or ".join(f"`{full}`" for full in inner[word]) + "?"
-    if exact:
+    near = word if word in inner else nearest(word, [*Recipe.model_fields, *inner])
+    if near is None:
         return ""
-    hint = closest(word, [*Recipe.model_fields, *inner])
-    for option, full in inner.items():
-        if option not in Recipe.model_fields:
-            hint = hint.replace(f"`{option}`", " or ".join(f"`{one}`" for one in full))
-    return hint
+    full = inner[near] if near == word or near not in Recipe.model_fields else [near]
+    return ", did you mean " + " or ".join(f"`{one}`" for one in full) + "?"
 
 
 def import_file(path: Path) -> ModuleType:

@@ -17,8 +17,8 @@ from matplotlib.image import AxesImage
 from numpy.typing import NDArray
 from PIL import Image
 
+from regrow.files import write_atomically
 from regrow.report import style
-from regrow.saving import write_atomically
 
 FRAMES = 60
 """An animation has at most so many frames, spread evenly over training."""

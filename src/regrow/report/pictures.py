@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from regrow.files import reason
 from regrow.report.curves import draw_curves
 from regrow.report.maps import draw_maps
 from regrow.report.tickets import draw_tickets
-from regrow.saving import reason
 
 
 def draw(run: Path) -> tuple[list[Path], str]:

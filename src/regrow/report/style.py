@@ -13,7 +13,7 @@ matplotlib.use("Agg")  # files only: no window, no display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from regrow.saving import write_atomically
+from regrow.files import write_atomically
 
 INK, GREY, BLUE, ORANGE, GREEN = "#22303c", "#8a97a3", "#2a6fbb", "#d9622b", "#3a8a5f"
 

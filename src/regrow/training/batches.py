@@ -62,7 +62,7 @@ class Batches:
         self._chosen: Tensor | None = None  # of the training examples, those that train
         held_out = None
         if recipe.validation is not None:
-            share = max(1, round(count * recipe.validation))
+            share = held_out_of(recipe, count)
             shuffled = torch.randperm(count, generator=generator(0, "validation", count), device="cpu")
             self._chosen = shuffled[share:]
             held_out = Examples("validation", self.inputs, self.targets, shuffled[:share].sort().values)
@@ -73,9 +73,7 @@ class Batches:
             self.final = held_out
         self.during = held_out or self.final
         self.examples = count if self._chosen is None else len(self._chosen)
-        self.steps_per_epoch = (
-            self.examples // self.size if recipe.drop_last else math.ceil(self.examples / self.size)
-        )
+        self.steps_per_epoch = epoch_of(recipe, self.examples)
         if self.examples < self.size:
             raise RegrowValueError(
                 f"`batch_size` must be at most the {self.examples} training examples, got {self.size}"
@@ -113,9 +111,19 @@ class Batches:
         return prepared(self.data, self.augment.test(self._whole(self.data.test_inputs[:count])))
 
     def _whole(self, inputs: Tensor) -> Tensor:
-        """`inputs` on the run's device; prepared if that goes by whole images, which augmentation cuts."""
+        """Put `inputs` on the run's device; prepare them if that goes by whole images, which augmentation cuts."""
         inputs = inputs.to(self.device)
         return prepared(self.data, inputs) if getattr(self.data, "per_image", False) else inputs
+
+
+def held_out_of(recipe: Recipe, count: int) -> int:
+    """Say how many of `count` training examples `validation` keeps out of training."""
+    return 0 if recipe.validation is None else max(1, round(count * recipe.validation))
+
+
+def epoch_of(recipe: Recipe, examples: int) -> int:
+    """Say how many steps an epoch of so many `examples` has."""
+    return examples // recipe.batch_size if recipe.drop_last else math.ceil(examples / recipe.batch_size)
 
 
 def _resident(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -59,13 +59,12 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     Raises:
         RegrowError: for anything in the recipe that cannot be, before anything is written.
     """
-    if (
-        recipe.never_dense
-    ):  # large pages, five times faster: torch asks for them if told before its first large tensor
+    if recipe.never_dense:
+        # large pages, five times faster: torch asks for them if told before its first large tensor
         os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if recipe.threads is not None:
         torch.set_num_threads(recipe.threads)
-    device = _device(recipe.device)
+    device = device_of(recipe.device)
     data = check_dataset(_make("data", recipe.data), recipe.data.name) if data is None else data
     batches = Batches(data, recipe, device)
     steps_per_epoch = batches.steps_per_epoch
@@ -178,7 +177,12 @@ def _make(key: str, part: Part, *args: Any, **kwargs: Any) -> Any:
         raise RegrowValueError(f"`{key}` {part.name} with {part.options}: {error}") from error
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Find the device that a recipe's `device` names.
+
+    Raises:
+        RegrowValueError: it is not here.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

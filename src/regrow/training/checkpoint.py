@@ -30,7 +30,7 @@ _AGAIN = (
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The checkpoint in file `path`.
+    """Read the checkpoint in file `path`.
 
     Raises:
         RegrowValueError: what is no checkpoint, with what it is instead and what to do.

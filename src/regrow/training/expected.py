@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from regrow.errors import RegrowValueError
 from regrow.models import models
 from regrow.recipes import Recipe, find
 from regrow.timing import load
-from regrow.training.build import build
+from regrow.training.batches import epoch_of, held_out_of
+from regrow.training.build import build, device_of
 from regrow.training.folder import RunFolder
 from regrow.training.members import train
 from regrow.training.progress import Status
@@ -65,7 +65,7 @@ class Expected:
 
     @property
     def length(self) -> str:
-        """The length in words."""
+        """Say the length in words."""
         steps = None if self.steps is None else f"{self.steps:,} steps of {self.batch_size:,} examples"
         if self.epochs is None:
             return str(steps)
@@ -74,7 +74,7 @@ class Expected:
 
     @property
     def time(self) -> str:
-        """The time in words, with how it is known."""
+        """Say the time in words, with how it is known."""
         if self.seconds is None:
             return f"not known: {self.why_not}"
         step = f"{self.seconds * 1e3:.3g} ms" if self.seconds < 1 else f"{self.seconds:.3g} s"
@@ -99,15 +99,13 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
     count = _examples(recipe, data)
     steps = recipe.steps
     if recipe.epochs is not None and count is not None:
-        steps = recipe.epochs * (count // recipe.batch_size)
+        steps = recipe.epochs * epoch_of(recipe, count)
     if recipe.tickets is not None and recipe.tickets.name == "dst" and steps is not None:
         steps *= recipe.tickets.options["tickets"]
-    device = "cuda" if torch.cuda.is_available() and recipe.device == "auto" else recipe.device
-    device = "cpu" if device == "auto" else device
     known = Expected(
         recipe.epochs,
         recipe.batch_size,
-        device,
+        str(device_of(recipe.device)),
         recipe.threads or torch.get_num_threads(),
         missing,
         count,
@@ -115,14 +113,14 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
     )
     shape = _shape(recipe, data)
     if recipe.never_dense:
-        return _with(known, why_not="the network is too large to be made only for its time")
+        return replace(known, why_not="the network is too large to be made only for its time")
     if shape is None:
-        return _with(known, why_not="its network says nothing of its inputs, and the data are not here")
+        return replace(known, why_not="its network says nothing of its inputs, and the data are not here")
     batch = _batch(recipe, shape, data)
     standing = data if data is not None else _random(recipe, shape, batch)
     quiet = load().quiet
     timed, each = _time(recipe, standing, batch, seconds)
-    return _with(
+    return replace(
         known,
         seconds=each * recipe.batch_size / batch,
         timed_steps=timed,
@@ -133,7 +131,7 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
 
 
 def duration(seconds: float) -> str:
-    """A time with two digits in the unit that fits."""
+    """Write a time with two digits in the unit that fits."""
     for unit, size in (("years", 31557600), ("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 1.5 * size:
             value = seconds / size
@@ -141,21 +139,13 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.2g} seconds"
 
 
-def _with(known: Expected, **further: Any) -> Expected:
-    return Expected(**{**known.to_dict(), **further})
-
-
 def _data(recipe: Recipe) -> tuple[Tensors | None, str | None]:
-    """The data, where they are here and quickly read; else why they are not."""
+    """Read the data, where they are here and quickly read; else say why not."""
     part = recipe.data
     if part.name == DECODED:
         folder = Path(str(part.options["folder"])).expanduser()
-        return (
-            None,
-            None
-            if folder.is_dir()
-            else f"there is no folder {folder}\nPut it there, or name it with `data.folder`.",
-        )
+        missing = f"there is no folder {folder}\nPut it there, or name it with `data.folder`."
+        return None, None if folder.is_dir() else missing
     try:
         return check_dataset(find("data", part)(**part.options), part.name), None
     except RegrowValueError as error:
@@ -163,17 +153,17 @@ def _data(recipe: Recipe) -> tuple[Tensors | None, str | None]:
 
 
 def _examples(recipe: Recipe, data: Tensors | None) -> int | None:
-    """Training examples of an epoch."""
+    """Count the training examples of an epoch."""
     record = datasets().get(recipe.data.name)
     count = len(data.train_inputs) if data is not None else record.examples if record is not None else None
     if count is None:
         return None
     count = min(count, recipe.data.options.get("limit") or count)
-    return count - (max(1, round(count * recipe.validation)) if recipe.validation is not None else 0)
+    return count - held_out_of(recipe, count)
 
 
 def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
-    """Of one example as the data set keeps it."""
+    """Find the shape of one example as the data set keeps it."""
     if data is not None:
         return tuple(data.train_inputs.shape[1:])
     record = models().get(recipe.model.name)
@@ -186,7 +176,7 @@ def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
 
 
 def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
-    """Examples of a step that takes about a second at the most."""
+    """Choose how many examples a step has that takes about a second at the most."""
     dtype = torch.int64 if recipe.data.name in TEXTS else torch.float32
     try:
         with torch.device("meta"):
@@ -198,7 +188,7 @@ def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
 
 
 def _random(recipe: Recipe, shape: tuple[int, ...], count: int) -> Tensors:
-    """Random numbers in the form of the data."""
+    """Draw random numbers in the form of the data."""
     inputs: Tensor = torch.randn(count, *shape, device="cpu")
     if recipe.data.name in TEXTS:
         symbols = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device="cpu")
@@ -212,7 +202,7 @@ class _Enough(Exception):
 
 
 def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[int, float]:
-    """How many steps were timed, and the seconds of one."""
+    """Count the steps that were timed, and give the seconds of one."""
     seen: list[tuple[int, float]] = []
 
     def watch(status: Status, *, tested: bool = False) -> None:
@@ -222,7 +212,7 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         if len(seen) > 1 and seen[-1][1] - seen[0][1] >= seconds:
             raise _Enough
 
-    changed: Mapping[str, Any] = {
+    changed = {
         "batch_size": batch,
         "accumulate": 1 if batch < recipe.batch_size else recipe.accumulate,
         "epochs": None,
@@ -235,7 +225,7 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         "evaluate_every": STEPS,
         "checkpoint_every": STEPS,
     }
-    setup = build(recipe.model_copy(update=dict(changed)), data=data)
+    setup = build(recipe.model_copy(update=changed), data=data)
     with tempfile.TemporaryDirectory(prefix="regrow-") as place:
         try:
             with RunFolder.create("", str(Path(place) / "run"), "", {}) as folder:

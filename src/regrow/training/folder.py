@@ -33,7 +33,7 @@ from torch import nn
 import regrow
 from regrow import modelfile
 from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
-from regrow.saving import reason, sweep, write_atomically
+from regrow.files import reason, sweep, write_atomically
 from regrow.training import checkpoint
 from regrow.training.lock import Lock
 
@@ -51,7 +51,7 @@ _AGAIN = "Copy the whole run folder again, or train again."
 
 
 def file_name(text: str) -> str:
-    """`text` as part of a file's name that every system takes: no slash, colon or blank."""
+    """Turn `text` into a part of a file's name that every system takes: no slash, colon or blank."""
     return re.sub(r"[^\w.,=+-]+", "-", text).strip("-")
 
 
@@ -91,7 +91,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: str, out: str | None, stem: str, environment: dict[str, Any]) -> RunFolder:
-        """A new folder, locked: `out`, or ``runs/<stem>-<time>``.
+        """Make a new folder and lock it: `out`, or ``runs/<stem>-<time>``.
 
         Args:
             config: what ``config.yaml`` will hold.
@@ -131,7 +131,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
-        """The folder of a run that was started before, to read in; to train in it, lock it.
+        """Open the folder of a run that was started before, to read in; to train in it, lock it.
 
         Raises:
             RegrowValueError: where there is none.
@@ -170,13 +170,13 @@ class RunFolder:
         return (self.path / "summary.json").is_file()
 
     def read(self, name: str) -> Any:
-        """The JSON document in file `name`."""
+        """Read the JSON document in file `name`."""
         text = self.text(name)
         with self._legible(name):
             return json.loads(text)
 
     def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds."""
+        """Read what ``summary.json`` holds."""
         found = self.read("summary.json")
         for key, kind in SUMMARY.items():
             if not isinstance(found, dict) or not isinstance(found.get(key), kind):
@@ -187,7 +187,7 @@ class RunFolder:
         return dict(found)
 
     def text(self, name: str) -> str:
-        """The text in file `name`."""
+        """Read the text in file `name`."""
         path = self.path / name
         try:
             return path.read_text(encoding="utf-8")
@@ -278,7 +278,7 @@ class RunFolder:
                 os.fsync(log.fileno())
 
     def load_checkpoint(self) -> dict[str, Any] | None:
-        """The last checkpoint, with the logs cut back to its moment; None where none was written yet.
+        """Read the last checkpoint, and cut the logs back to its moment; None where none was written yet.
 
         Raises:
             RegrowRuntimeError: a checkpoint that cannot be read, or a log that does not hold what it held then.
@@ -323,9 +323,8 @@ class RunFolder:
     def close(self) -> None:
         """Close the logs and let other processes in."""
         for log in self._logs.values():
-            with suppress(
-                OSError
-            ):  # `flush` has been told already, and nothing may hide the error that led here
+            # `flush` has been told already, and nothing may hide the error that led here
+            with suppress(OSError):
                 log.close()
         self._logs.clear()
         if self._lock is not None:

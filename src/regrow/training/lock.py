@@ -77,7 +77,7 @@ _held: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 def _forget() -> None:
-    """A fork would hold the locks of the process that it comes from, and after its end."""
+    """Let go of the locks in a fork, which would hold them after the end of the process that it comes from."""
     for lock in list(_held):
         lock._close()
 
@@ -92,14 +92,9 @@ def _myself() -> dict[str, object]:
 
 
 def _read(file: int) -> str:
-    """Who holds the lock, in words."""
+    """Say who holds the lock."""
     try:
         known = json.loads(os.pread(file, 100_000, 0))
         return "process {pid} on {host} since {since}: {command}".format(**known)
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # it has the lock since a moment, and has not signed yet
-        return "another process"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"  # which has had the lock for a moment, and has not signed yet

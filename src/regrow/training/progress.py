@@ -52,7 +52,7 @@ class Lasting:
 
 
 def lasting_console(*, errors: bool) -> Console:
-    """Where a training tells how it stands, which may go away without ending it: standard output, or that of errors."""
+    """Make a console on standard output, or that of errors, which may go away without ending the training."""
     return Console(file=cast(TextIO, Lasting(sys.stderr if errors else sys.stdout)))
 
 
@@ -94,7 +94,7 @@ class Progress(Protocol):
 
 
 def width(console: Console) -> int | None:
-    """Characters of a line of `console`; None where it is no terminal, and lines may be of any length."""
+    """Measure a line of `console` in characters; None where it is no terminal, and lines may be of any length."""
     return console.width if console.is_terminal else None
 
 
@@ -129,7 +129,7 @@ class _Whole(ProgressColumn):
 def bars(
     console: Console, name: Callable[[Task], str], texts: Callable[[Task], list[str]], **options: Any
 ) -> RichProgress:
-    """A live display of a line a task: its name, a bar, and of its `texts` as many as fit, in their order."""
+    """Make a live display of a line a task: its name, a bar, and of its `texts` as many as fit, in their order."""
     first = _Whole(console, lambda task: [name(task)])
     columns = [first, BarColumn(bar_width=None), _Whole(console, texts, first)]
     return RichProgress(*columns, console=console, expand=True, **options)
@@ -137,7 +137,7 @@ def bars(
 
 @contextmanager
 def bar(console: Console) -> Iterator[Progress]:
-    """One line: step, bar, time left, accuracy, and where there is room loss, sparsity and connections moved."""
+    """Show one line: step, bar, time left, accuracy, and where there is room loss, sparsity and connections moved."""
 
     def step(task: Task) -> str:
         return f"step {task.completed:,.0f}/{task.total or 0:,.0f}"
@@ -161,7 +161,7 @@ IN_ORDER = ("accuracy", "loss", "sparsity", "moved")
 
 
 def time_left(task: Task) -> str:
-    """The time that `task` has left: minutes and seconds, or hours before them."""
+    """Write the time that `task` has left: minutes and seconds, or hours before them."""
     seconds = task.time_remaining
     if seconds is None:
         return "-:--"
@@ -186,10 +186,6 @@ def lines(console: Console, every: float = 10.0) -> Iterator[Progress]:
         done, spent = status.step - start[0], status.seconds - start[1]
         left = f"{spent / done * (status.total - status.step):.0f} s" if done else "-"
         numbers = " · ".join(f"{name} {text}" for name, text in status.fields().items())
-        console.print(
-            f"step {status.step:,}/{status.total:,} · {numbers} · left {left}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"step {status.step:,}/{status.total:,} · {numbers} · left {left}")
 
     yield show

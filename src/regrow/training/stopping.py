@@ -61,7 +61,7 @@ class Leash:
         self._theirs, self._own = os.pipe()
 
     def options(self, environment: dict[str, str]) -> dict[str, Any]:
-        """Of subprocess.Popen, for a child with this environment that calls `follow_parent`."""
+        """Make options of subprocess.Popen for a child with this environment that calls `follow_parent`."""
         return {"pass_fds": [self._theirs], "env": {**environment, PARENT: str(self._theirs)}}
 
     def close(self) -> None:
@@ -71,7 +71,7 @@ class Leash:
 
 
 def follow_parent() -> None:
-    """Where a `Leash` says so, get a SIGTERM when the process that started this one is gone."""
+    """Arrange for a SIGTERM when the process that started this one is gone, where a `Leash` says so."""
     end = os.environ.pop(PARENT, None)  # not for processes that this one starts
     if end is None:
         return

@@ -73,17 +73,18 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
 
 
 def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
-    """`regrow.sparsify`; a recipe that names layers which the network has not gets the words that would do."""
+    """Call `regrow.sparsify`; a recipe that names layers which the network has not gets the words that would do."""
     try:
         return regrow.sparsify(model, **how)
     except NoSuchLayerError as error:
         names = [layer.name for layer in find_layers(model) if layer.dense_because is None][:2]
         some = "{" + ", ".join(f"{name}: 0.9" for name in names) + "}"
-        said = [f'`sparsify.sparsity=0.9` for all layers together, or `"sparsify.distribution={some}"`']
-        said += [f"`sparsify.{key}=null`" for key in WHERE if recipe.sparsify.get(key)]
+        said = [f"`sparsify.{key}=null`" for key in WHERE if recipe.sparsify.get(key)]
+        if isinstance(recipe.sparsify.get("distribution"), Mapping):
+            one = "`sparsify.sparsity=0.9` for all layers together"
+            said.insert(0, f'{one}, or `"sparsify.distribution={some}"`')
         raise RegrowValueError(
-            f"{error}\nThe recipe names layers that `model` {recipe.model.name} has not. Say "
-            f"{' and '.join(said if isinstance(recipe.sparsify.get('distribution'), Mapping) else said[1:])}."
+            f"{error}\nThe recipe names layers that `model` {recipe.model.name} has not. Say {' and '.join(said)}."
         ) from error
 
 

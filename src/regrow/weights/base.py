@@ -291,8 +291,14 @@ class SparseWeight(ABC):
         """
 
     @abstractmethod
-    def assign(self, positions: Tensor, values: Tensor) -> None:
-        """Replace topology and values by these; positions ascending int64 [n], values [n]."""
+    def assign(self, positions: Tensor, values: Tensor, *, keep_shape: bool = False) -> None:
+        """Replace topology and values by these.
+
+        Args:
+            positions: ascending, int64 [n].
+            values: [n].
+            keep_shape: leave the parameter its shape, by which other code copies, where these fit into it.
+        """
 
     def fingerprint(self) -> int:
         """A number that tells two topologies apart, the same in every storage."""
@@ -389,14 +395,13 @@ class SparseWeight(ABC):
     def _is_as_moved(self) -> bool:
         """Whether nothing but moves has changed the weight since it was kept aside."""
         assert self.record.kept is not None
+        mine, now = self.positions(), self.values()
         positions, values = self.record.kept
-        mine = self.positions()
+        positions, values = positions.to(mine.device), values.to(now)  # moved or cast since
         at = torch.searchsorted(positions, mine).clamp_(max=len(positions) - 1)
-        now = self.values()
         was = (positions[at] == mine) & (values[at] == now)
-        return (
-            bool((was | (now == 0)).all()) and self._is_untouched()
-        )  # 0: grown since, perhaps for the second time
+        is_new = now == 0  # grown since, perhaps for the second time
+        return bool((was | is_new).all()) and self._is_untouched()
 
     def _put_back(self) -> None:
         """Let a weight that is used be what other code has written, without moves that were made in it since."""
@@ -404,7 +409,7 @@ class SparseWeight(ABC):
         assert kept is not None
         if not is_trained(self.parameter) and self._is_as_moved():
             self.record.follows = False
-            self.assign(*kept)
+            self.assign(*kept, keep_shape=True)
         self.record.kept = None
 
     def _leave_state(self) -> None:

@@ -253,12 +253,14 @@ class CompressedWeight(StampedWeight):
         into = self.parameter.detach() if tensor is None else tensor
         into[torch.searchsorted(self.positions(), positions), 0] = values
 
-    def assign(self, positions: Tensor, values: Tensor) -> None:
+    def assign(self, positions: Tensor, values: Tensor, *, keep_shape: bool = False) -> None:
         crow, col = index.from_positions(positions, *as_matrix(self.shape))
         self.forget()
-        if len(positions) != self.capacity:
+        if len(positions) > self.capacity or (len(positions) < self.capacity and not keep_shape):
             self.resize(len(positions))
-        self.parameter.detach()[: len(values), 0] = values
+        own = self.parameter.detach()
+        own[: len(values), 0] = values
+        own[len(values) :] = 0
         self._write_index(crow, col)
 
     def resize(self, capacity: int) -> None:

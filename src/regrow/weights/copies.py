@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
+from torch import nn
+
 from regrow.weights.base import SparseWeight
 from regrow.weights.hook import is_trained
 from regrow.weights.record import module_records
@@ -17,14 +21,20 @@ def copies_of(weight: SparseWeight) -> list[SparseWeight]:
     return sorted(found, key=lambda copy: copy.driver() is None)
 
 
-def followers(weight: SparseWeight) -> list[SparseWeight]:
-    """The copies into which other code writes values of `weight` (averages, target networks).
+def followers(weight: SparseWeight, besides: Container[nn.Module] = ()) -> list[SparseWeight]:
+    """Find the copies into which other code writes values of `weight` (averages, target networks).
 
     A move that is made in it must be made in them too. A copy that is kept as it is, or trained by itself, is none.
+
+    Args:
+        weight: the one that is moved.
+        besides: modules whose copies make its moves anyway.
     """
     found = []
     for copy in copies_of(weight):
         record = copy.record
+        if copy.module in besides:
+            continue
         if is_trained(copy.parameter):
             record.follows = False
         elif (

@@ -96,7 +96,7 @@ class GradientHook:
         self.pending[running].append(found)
 
     def left(self) -> list[Any]:
-        """What the backward pass that runs now has left so far, once."""
+        """Take what the backward pass that runs now has left so far; once."""
         return self.pending.pop(torch._C._current_graph_task_id(), [])
 
     def has_gradient(self, parameter: Tensor) -> bool:
@@ -215,7 +215,7 @@ def remove_hook(parameter: Tensor) -> None:
 
 @contextmanager
 def paused(parameters: Iterable[Tensor]) -> Iterator[None]:
-    """Gradients of `parameters` computed inside stay dense and are not stashed: for scoring passes (SNIP, GraSP).
+    """Leave gradients of `parameters` computed inside dense and do not stash them: for scoring passes (SNIP, GraSP).
 
     Other weights are as they always are: another thread may train a model of its own meanwhile.
     """

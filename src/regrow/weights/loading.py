@@ -164,7 +164,7 @@ def keys(base: str) -> list[str]:
 
 
 def _held(state: Mapping[str, Any], base: str) -> set[str]:
-    """The keys of a weight that a state dict holds, each a tensor that can be indexed."""
+    """Find the keys of a weight that a state dict holds, each a tensor that can be indexed."""
     held = {key for key in keys(base) if state.get(key) is not None}
     for key in sorted(held):
         value = state[key]

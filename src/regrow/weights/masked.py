@@ -204,7 +204,7 @@ class MaskedWeight(SparseWeight):
     def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
         (self.parameter.detach() if tensor is None else tensor)[self._places(positions)] = values
 
-    def assign(self, positions: Tensor, values: Tensor) -> None:
+    def assign(self, positions: Tensor, values: Tensor, *, keep_shape: bool = False) -> None:
         self.forget()
         self._mask.zero_()[self._places(positions)] = True
         dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)

@@ -22,7 +22,7 @@ def is_flat(tensor: object) -> bool:
 
 
 def not_whole(name: str) -> RegrowRuntimeError:
-    """The error for a weight, or a model, that is not whole in a process."""
+    """Make the error for a weight, or a model, that is not whole in a process."""
     return RegrowRuntimeError(
         f"`{name}` is not whole in this process (FSDP, DTensor): each process must hold all connections "
         "of a sparse weight.\nUse DistributedDataParallel, or keep sparse layers out of the sharding."

@@ -43,23 +43,21 @@ class StampedWeight(SparseWeight):
         # with each step, until each copy is known for an average: two writes of one clock do not show as a mixture
         fine = self.parameter.dtype != torch.bfloat16  # which has few clocks to tell apart
         self.record.due = fine and any(not copy.record.averages for copy in copies)
-        found = stamp.read(self.parameter)
-        if found is not None and not self._is_own(found):
+        if not self._is_surely_own() and (found := stamp.read(self.parameter)) and not self._is_own(found):
             return  # other code has just written a copy's values here: `settle` will need the stamp they came with
         taken = {copy.record.clock for copy in copies}
-        while (clock := self.record.family.tick()) in taken:
-            pass
-        self.record.clock = clock
+        for _ in range(stamp.FINE):  # where copies have them all, whichever comes
+            self.record.clock = self.record.family.tick()
+            if self.record.clock not in taken:
+                break
         stamp.write(self.parameter, self.record.fingerprint, self.record.clock)
-        for tensor in companions:
-            tensor[-stamp.SIZE :] = (
-                0  # what weight decay has left of the clock before would mix into the new one
-            )
+        for tensor in companions:  # what weight decay has left of the clock before would mix into the new one
+            tensor[-stamp.SIZE :] = 0
 
     def _settle_values(self, thorough: bool) -> None:
         if not (thorough or self.parameter.is_cpu):
             return  # it would wait for the device
-        if self.parameter.is_cpu and stamp.is_whole(self.parameter, self.record.code):
+        if self._is_surely_own():
             return
         found, fingerprint = stamp.read(self.parameter), self.record.fingerprint
         if found is None:
@@ -73,6 +71,10 @@ class StampedWeight(SparseWeight):
                 stamp.write(self.parameter, fingerprint, found.clock)
         elif not any(self.takes_from(copy) for copy in copies_of(self)):
             raise self._mixed()
+
+    def _is_surely_own(self) -> bool:
+        """Ask by the faster way whether the values are of this weight's topology; where it says no, they may be."""
+        return self.parameter.is_cpu and stamp.is_whole(self.parameter, self.record.code)
 
     def _check_given(self) -> None:
         if self.parameter.is_cpu and not stamp.is_whole(self.parameter.detach(), self.record.code):
