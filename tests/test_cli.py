@@ -81,7 +81,9 @@ def test_out_is_refused_before_the_data_are_read(tmp_path, capsys):
     ended = cli(capsys, "train", recipe, away, f"out={taken}")
     assert (ended.code, ended.err.splitlines()[0]) == (2, f"error: `out` {taken} holds a run already")
     ended = cli(capsys, "train", recipe, away, f"out={recipe}")
-    assert ended.err == f"error: `out` {recipe} must be a folder, and {recipe} is none\nName another folder.\n"
+    assert (
+        ended.err == f"error: `out` {recipe} must be a folder, and {recipe} is none\nName another folder.\n"
+    )
 
 
 NETWORK = """
