@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -143,7 +144,7 @@ def test_a_checkpoint_mends_it(storage: str) -> None:
 def test_steps_with_a_method(storage: str) -> None:
     """Ctrl-C within an update step: the run goes on with whole layers, or says that it cannot."""
     told = 0
-    for line in range(150, 1500, 67):
+    for line in itertools.count(150, 97):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8))
         regrow.sparsify(model, 0.5, storage=storage, seed=0)
@@ -159,7 +160,8 @@ def test_steps_with_a_method(storage: str) -> None:
         step()
         optimizer.zero_grad()
         model(torch.randn(8, 8)).square().sum().backward()
-        Interruption(line).during(optimizer.step)
+        if not Interruption(line).during(optimizer.step):
+            break  # the step is shorter
         message = refusal(step) or refusal(step)
         if message is not None:
             assert "was interrupted" in message
