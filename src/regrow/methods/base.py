@@ -230,11 +230,13 @@ class Method(Attached):
         self._open = False
         for hook in self._hooks():
             hook.reset()
+        step, ahead = self.step, self.next_update
+        # few steps between two updates, the last just before: between two of an average's writes, however far apart
+        is_time = ahead is not None and ((left := ahead - step) & (left - 1)) == 0
         for weight in self.weights:
-            if weight.record.due:
+            if weight.record.due or (is_time and weight.record.unsure):
                 weight.part(companions(self.optimizer, weight).values())
         gradients.note_counted(self.weights)
-        step = self.step
         self._group[STEP] = step + 1
         record, self._due = self._due, None
         if record is not None:

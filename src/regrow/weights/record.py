@@ -69,6 +69,8 @@ class Record:
     """Sum of the values when regrow last looked at them, where their type has no room for a stamp."""
     due: bool = False
     """Whether a copy was made since, so that the clock is to move with the next step."""
+    unsure: bool = False
+    """Whether a copy may be an average or not: two writes of one clock do not show as a mixture."""
     follows: bool = False
     """Whether other code makes the weight an average of a copy that a method drives: that one's moves are its own."""
     averages: bool = False

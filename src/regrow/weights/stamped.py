@@ -40,9 +40,8 @@ class StampedWeight(SparseWeight):
     def part(self, companions: Iterable[Tensor] = ()) -> None:
         super().part()
         copies = copies_of(self)
-        # with each step, until each copy is known for an average: two writes of one clock do not show as a mixture
         fine = self.parameter.dtype != torch.bfloat16  # which has few clocks to tell apart
-        self.record.due = fine and any(not copy.record.averages for copy in copies)
+        self.record.unsure = fine and any(not copy.record.averages for copy in copies)
         if not self._is_surely_own() and (found := stamp.read(self.parameter)) and not self._is_own(found):
             return  # other code has just written a copy's values here: `settle` will need the stamp they came with
         taken = {copy.record.clock for copy in copies}
