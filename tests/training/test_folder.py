@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -152,6 +154,18 @@ def test_a_picture_that_cannot_be_written(recipe, tmp_path, monkeypatch, capsys)
     assert compared.code == 0
     assert [row["n"] for row in json.loads(compared.out)["rows"]] == [1]
     assert "no picture of the curves" in (tmp_path / "runs" / "static-seed0.log").read_text()
+
+
+def test_pictures_that_a_killed_process_has_left_half_drawn(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli(capsys, "train", recipe, f"out={run}").code == 0
+    gone = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True, check=True
+    )
+    half = run / f".curves.png.{gone.stdout.strip()}.part"
+    half.write_bytes(b"half")
+    assert cli(capsys, "train", "--resume", run).code == 0
+    assert not half.exists()
 
 
 def test_a_finished_run_on_a_disk_that_refuses(recipe, tmp_path, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from regrow.files import reason
+from regrow.files import reason, sweep
 from regrow.report.curves import draw_curves
 from regrow.report.maps import draw_maps
 from regrow.report.tickets import draw_tickets
@@ -19,6 +19,9 @@ def draw(run: Path) -> tuple[list[Path], str]:
     Returns:
         The pictures, and a note on what could not be drawn and why, or an empty text.
     """
+    sweep(
+        run
+    )  # what a process that was killed while it drew has left: nobody locks the folder of a finished run
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     made = summary.get("tickets")
     words = [summary["recipe"], f"{made['kind']}-{summary['method']}" if made else summary["method"]]
