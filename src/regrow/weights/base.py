@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
-from regrow.weights import stamp
+from regrow.weights import aside, stamp
 from regrow.weights.among import Among
-from regrow.weights.hook import driver_of, hook_of, is_trained
+from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import is_flat, not_whole
 
@@ -351,7 +351,7 @@ class SparseWeight(ABC):
         kind = type(self.parameter)
         if kind is nn.Parameter:
             if self.record.kept is not None:
-                self._put_back()
+                aside.put_back(self)
             self._settle_values(thorough)
         elif kind is Tensor:
             self._check_given()
@@ -373,44 +373,13 @@ class SparseWeight(ABC):
     def takes_from(self, other: SparseWeight) -> bool:
         """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
 
-    def keep(self) -> None:
-        """Keep aside what the weight is, before it makes a move of a copy for the sake of averages.
-
-        It is put back when the weight is used with nothing more written into it: a target network stays as it was
-        written.
-        """
-        if self.record.kept is None or not self._is_as_moved():
-            whole = self.nnz > 0 and self.is_overwritten()
-            self.record.averages = not whole
-            self.record.kept = (self.positions(), self.values()) if whole else None
-
     def is_overwritten(self) -> bool:
         """Whether the values may be those of one copy at one moment, rather than an average."""
         return True
 
     @abstractmethod
-    def _is_untouched(self) -> bool:
-        """Whether nothing was written into the weight, kept aside, since a move was made in it."""
-
-    def _is_as_moved(self) -> bool:
-        """Whether nothing but moves has changed the weight since it was kept aside."""
-        assert self.record.kept is not None
-        mine, now = self.positions(), self.values()
-        positions, values = self.record.kept
-        positions, values = positions.to(mine.device), values.to(now)  # moved or cast since
-        at = torch.searchsorted(positions, mine).clamp_(max=len(positions) - 1)
-        was = (positions[at] == mine) & (values[at] == now)
-        is_new = now == 0  # grown since, perhaps for the second time
-        return bool((was | is_new).all()) and self._is_untouched()
-
-    def _put_back(self) -> None:
-        """Let a weight that is used be what other code has written, without moves that were made in it since."""
-        kept = self.record.kept
-        assert kept is not None
-        if not is_trained(self.parameter) and self._is_as_moved():
-            self.record.follows = False
-            self.assign(*kept, keep_shape=True)
-        self.record.kept = None
+    def is_untouched(self) -> bool:
+        """Whether nothing was written into the weight, which is kept aside, since a move was made in it."""
 
     def _leave_state(self) -> None:
         """Let the method see to the optimizer's state, which is of the topology that goes now."""

@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from torch import nn
 
+from regrow.weights import aside
 from regrow.weights.base import SparseWeight
 from regrow.weights.hook import is_trained
 from regrow.weights.record import module_records
@@ -40,7 +41,7 @@ def followers(weight: SparseWeight, besides: Container[nn.Module] = ()) -> list[
         elif (
             copy.takes_from(weight) or (record.follows and record.fingerprint == weight.record.fingerprint)
         ) and not _is_of_another(copy, weight):
-            copy.keep()
+            aside.keep(copy)
             record.follows = True
             found.append(copy)
     return found

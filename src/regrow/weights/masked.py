@@ -195,7 +195,7 @@ class MaskedWeight(SparseWeight):
         self.remember()
         return True
 
-    def _is_untouched(self) -> bool:
+    def is_untouched(self) -> bool:
         assert self.record.kept is not None
         both = torch.zeros_like(self._mask)
         both[self._places(self.record.kept[0])] = True

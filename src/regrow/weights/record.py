@@ -76,7 +76,7 @@ class Record:
     averages: bool = False
     """Whether other code has been seen to mix values of several moments into the weight."""
     kept: tuple[Tensor, Tensor] | None = None
-    """Positions and values as other code has written them, where moves were made since (`SparseWeight.keep`)."""
+    """Positions and values as other code has written them, where moves were made since (`regrow.weights.aside`)."""
     bare: bool = False
     """Whether other code takes the stamp off trained values (rounding, a proximal step), so that copies get none."""
     told: bool = False

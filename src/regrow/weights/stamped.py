@@ -143,7 +143,7 @@ class StampedWeight(SparseWeight):
                 "Initialise before regrow.sparsify, or call the layer's reset_parameters()."
             )
 
-    def _is_untouched(self) -> bool:
+    def is_untouched(self) -> bool:
         found, own = stamp.read(self.parameter), self.record.clock
         if found is None:
             return False
