@@ -20,7 +20,7 @@ from regrow import basic, listing
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.machine import environment
 from regrow.recipes import Recipe, as_yaml, load, read, shipped
-from regrow.terminal import columns, wrapped
+from regrow.terminal import KEEP, columns, wrapped
 from regrow.training import (
     Interrupted,
     RunFolder,
@@ -151,7 +151,7 @@ def _announce(console: Console, setup: Setup) -> None:
 
 
 def _train(console: Console, setup: Setup, folder: RunFolder) -> None:
-    say(console, f"\nrun folder: {folder.path}")
+    say(console, f"\nrun{KEEP}folder:{KEEP}{folder.path}")
     with bar(console) if console.is_terminal else lines(console) as progress:
         train(setup, folder, progress)
 

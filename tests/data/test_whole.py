@@ -86,8 +86,9 @@ def test_a_run_sees_parts_and_tests_central_squares(wide, tmp_path):
 
 def test_whole_images_need_a_size(tmp_path):
     write_images(tmp_path / "animals")
-    for options in ({"whole": True}, {"whole": "yes", "size": 8}):
-        with pytest.raises(
-            RegrowValueError, match=r"`data.whole` must be true or false, and true only beside"
-        ):
+    for options, said in (
+        ({"whole": True}, "`data.whole` is true without `data.size`"),
+        ({"whole": "yes", "size": 8}, "`data.whole` must be true or false"),
+    ):
+        with pytest.raises(RegrowValueError, match=said):
             image_folder(str(tmp_path / "animals"), **options)
