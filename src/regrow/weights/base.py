@@ -160,15 +160,18 @@ class SparseWeight(ABC):
 
     def to_dense(self) -> Tensor:
         """The weight as a dense tensor of `shape`, zero where inactive (a copy)."""
-        dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
-        dense[self.positions()] = self.values()
-        return dense.view(self.shape)
+        return self.in_dense(self.positions(), self.values())
 
     def mask(self) -> Tensor:
         """The topology as a boolean tensor of `shape` (a copy)."""
-        mask = torch.zeros(self.numel, dtype=torch.bool, device=self.parameter.device)
-        mask[self.positions()] = True
-        return mask.view(self.shape)
+        positions = self.positions()
+        return self.in_dense(positions, torch.ones_like(positions, dtype=torch.bool))
+
+    def in_dense(self, positions: Tensor, values: Tensor) -> Tensor:
+        """Make a tensor of `shape` with `values` [n] at `positions` [n], zero elsewhere."""
+        flat = torch.zeros(self.numel, dtype=values.dtype, device=values.device)
+        flat[positions] = values
+        return flat.view(self.shape)
 
     def fan_in(self) -> Tensor:
         """Active connections of each row, int64 [rows]."""

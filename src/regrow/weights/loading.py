@@ -266,7 +266,7 @@ def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology
         found = read(state, base, weight.shape, weight.positions)
         if found is None or (topology and base in state):
             continue
-        dense[base] = _dense(weight, *found)
+        dense[base] = weight.in_dense(*found)
     replaced = {key: base for base in dense for key in keys(base) if not topology or key == f"{base}_values"}
     for key in list(state):
         value, owner = state.pop(key), replaced.get(key)
@@ -362,12 +362,5 @@ def _form(
         if weight.capacity != capacity:
             weight.resize(capacity)
         return to_csr(base, weight.shape, positions, values, capacity)
-    mask = _dense(weight, positions, torch.ones_like(values, dtype=torch.bool))
-    return {base: _dense(weight, positions, values), f"{base}_mask": mask}
-
-
-def _dense(weight: SparseWeight, positions: Tensor, values: Tensor) -> Tensor:
-    """A tensor of the weight's dense shape with `values` at `positions`, zero elsewhere."""
-    flat = torch.zeros(weight.numel, dtype=values.dtype, device=values.device)
-    flat[positions] = values
-    return flat.view(weight.shape)
+    mask = weight.in_dense(positions, torch.ones_like(values, dtype=torch.bool))
+    return {base: weight.in_dense(positions, values), f"{base}_mask": mask}

@@ -207,9 +207,7 @@ class MaskedWeight(SparseWeight):
     def assign(self, positions: Tensor, values: Tensor, *, keep_shape: bool = False) -> None:
         self.forget()
         self._mask.zero_()[self._places(positions)] = True
-        dense = torch.zeros(self.numel, dtype=self.parameter.dtype, device=self.parameter.device)
-        dense[positions] = values.to(dense)
-        self.parameter.detach().copy_(dense.view(self.shape))
+        self.parameter.detach().copy_(self.in_dense(positions, values.to(self.parameter)))
         self.remember()
 
 
