@@ -110,6 +110,24 @@ def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> n
     metadata, tensors = (
         ({}, _without_prefix(file, model)) if isinstance(file, Mapping) else modelfile.read(file)
     )
+    put(file, metadata, tensors, model)
+    return into
+
+
+def put(
+    file: str | os.PathLike[str] | Mapping[str, Any],
+    metadata: Mapping[str, str],
+    tensors: Mapping[str, Any],
+    model: nn.Module,
+) -> None:
+    """Put what was read from a `file` into `model`, as `load` does.
+
+    Args:
+        file: where it is from, for messages.
+        metadata: those of `regrow.save`; none where the tensors are a state dict.
+        tensors: by name.
+        model: without the wrappers of torch.
+    """
     shapes = {name: weight.shape for name, weight in named_weights(model)}
     shapes = shapes or {layer.weight_name: layer.shape for layer in find_layers(model)}
     layers = _layers_of(file, metadata, tensors, shapes)
@@ -119,7 +137,6 @@ def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> n
         storage = {name: layer["storage"] for name, layer in layers.items()}
         sparsify(model, include=[escape(name) for name in found], init=found, storage=storage)
     model.load_state_dict(tensors, strict=False)  # only names of what is tied to another weight are missing
-    return into
 
 
 def _positions(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> Tensor:

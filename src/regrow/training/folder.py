@@ -34,6 +34,7 @@ import regrow
 from regrow import modelfile
 from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
 from regrow.files import reason, sweep, write_atomically
+from regrow.saving import put
 from regrow.training import checkpoint
 from regrow.training.lock import Lock
 
@@ -254,7 +255,8 @@ class RunFolder:
         path = self.path / name
         metadata, tensors = modelfile.read(path)
         if "regrow" in metadata:
-            return regrow.load(path, into)
+            put(path, metadata, tensors, into)
+            return into
         try:
             into.load_state_dict(tensors)
         except RuntimeError as error:
