@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -98,10 +98,14 @@ def require_positive(name: str, value: object, *, zero: bool = False) -> float:
         RegrowValueError: naming the argument, what was given and what is allowed.
     """
     found = number(value)
-    if found is None or not (0 < found < math.inf or (zero and found == 0)):
+    if not _is_positive(found, zero):
         allowed = "of at least 0" if zero else "above 0"
         raise RegrowValueError(f"`{name}` must be a number {allowed}, got {said(value)}")
     return float(found)
+
+
+def _is_positive(found: float | None, zero: bool) -> TypeGuard[float]:
+    return found is not None and (0 < found < math.inf or (zero and found == 0))
 
 
 def require_sequence(name: str, value: object, what: str, *, count: int | None = None) -> Sequence[Any]:
@@ -126,7 +130,7 @@ def require_numbers(
     """
     listed = list(values) if isinstance(values, Sequence) and not isinstance(values, str) else []
     found = [number(value) for value in listed]
-    good = [v for v in found if v is not None and (0 < v < math.inf or (zero and v == 0))]
+    good = [v for v in found if _is_positive(v, zero)]
     if len(good) < len(listed) or not good or (count is not None and len(good) != count):
         kind = "numbers of at least 0" if zero else "positive numbers"
         raise RegrowValueError(

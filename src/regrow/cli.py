@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -71,10 +71,7 @@ Import = Annotated[
 def methods(json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
     rows = listing.methods()
-    console = Console()
-    print(json.dumps(rows, indent=2)) if json_ else say(
-        console, listing.as_text(rows, listing.METHODS, width(console))
-    )
+    _show(rows, json_, lambda width: listing.as_text(rows, listing.METHODS, width))
 
 
 @app.command(short_help="List the recipes, or show one with its length and time here.")
@@ -85,14 +82,12 @@ def recipes(
     json_: Json = False,
 ) -> None:
     """List the recipes that come with regrow, or show one, of which a few steps are made to tell its time."""
-    console = Console()
     if name is None:
         rows = listing.recipes()
-        text = listing.as_text(rows, listing.RECIPES, width(console))
-        print(json.dumps(rows, indent=2)) if json_ else say(console, text)
-        return
-    one = listing.one_recipe(name)
-    print(json.dumps(one, indent=2)) if json_ else say(console, listing.one_as_text(one, width(console)))
+        _show(rows, json_, lambda width: listing.as_text(rows, listing.RECIPES, width))
+    else:
+        one = listing.one_recipe(name)
+        _show(one, json_, lambda width: listing.one_as_text(one, width))
 
 
 @app.command("train", cls=_Command, short_help="Train a recipe.")
@@ -381,6 +376,15 @@ def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
             "pictures": [str(p) for p in pictures],
         }
         print(json.dumps(result, indent=2))
+
+
+def _show(found: Any, json_: bool, as_text: Callable[[int | None], str]) -> None:
+    """Print what was found as JSON, or as the text that fits the terminal's width."""
+    console = Console()
+    if json_:
+        print(json.dumps(found, indent=2))
+    else:
+        say(console, as_text(width(console)))
 
 
 def _format_warning(

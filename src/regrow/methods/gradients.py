@@ -54,7 +54,7 @@ def warn_where_emptied(
         gradient = weight.parameter.grad
         if not isinstance(weight, CompressedWeight) or hook is None or gradient is None:
             continue
-        if not hook.was_edited(gradient) or weight.take(gradient.detach()).any():
+        if not hook.was_edited(gradient) or gradient.detach()[: weight.nnz].any():
             return False
         found = True
     found = found and any(p.grad is not None and bool(p.grad.any()) for p in others)

@@ -19,9 +19,8 @@ def draw(run: Path) -> tuple[list[Path], str]:
     Returns:
         The pictures, and a note on what could not be drawn and why, or an empty text.
     """
-    sweep(
-        run
-    )  # what a process that was killed while it drew has left: nobody locks the folder of a finished run
+    # of a process that was killed while it drew: nobody locks the folder of a finished run
+    sweep(run)
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     made = summary.get("tickets")
     words = [summary["recipe"], f"{made['kind']}-{summary['method']}" if made else summary["method"]]
