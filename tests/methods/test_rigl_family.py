@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from runs import mlp
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -13,17 +14,6 @@ import regrow
 from regrow import schedules
 from regrow.testing import Case, Run, check_both_storages, check_calendar, check_resume
 from regrow.weights import sparse_weights
-
-
-def mlp(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 4)).double()
-
-
-def data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(20, 12, generator=generator, dtype=torch.float64), torch.arange(20) % 4
-
 
 # --- Pruning
 

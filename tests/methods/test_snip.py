@@ -8,22 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from runs import data, mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 
 import regrow
 from regrow.weights import paused, sparse_weights
-
-
-def mlp(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 10), nn.BatchNorm1d(10), nn.ReLU(), nn.Linear(10, 4)).double()
-
-
-def data() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(20, 12, generator=generator, dtype=torch.float64), torch.arange(20) % 4
 
 
 @pytest.mark.parametrize("mode", ["train", "eval"])
