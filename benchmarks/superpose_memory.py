@@ -14,9 +14,9 @@ import argparse
 import torch
 
 import regrow
-from regrow.bench.linear import Linear
-from regrow.bench.peak import resident, settle
-from regrow.topology import generator
+from regrow._random import generator
+from regrow.app.bench.linear import Linear
+from regrow.app.bench.peak import resident, settle
 from regrow.weights import sparse_weights
 
 

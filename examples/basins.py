@@ -19,11 +19,11 @@ from typing import Any
 
 from torch.nn import functional as F
 
+from regrow.app.report import style
+from regrow.app.training.finished import Finished
 from regrow.data import prepared
-from regrow.landscape import Curve, barrier, profile
-from regrow.report import style
+from regrow.measure.landscape import Curve, barrier, profile
 from regrow.tickets import overlap
-from regrow.training.finished import Finished
 
 SIZE = 1000
 COLOURS = (style.BLUE, style.GREEN, style.GREY)

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from regrow.app.report import style
 from regrow.data import CORRUPTIONS, MISSING, corrupt, datasets
-from regrow.report import style
 
 NAMES = [name for name in CORRUPTIONS if name not in MISSING]
 

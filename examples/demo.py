@@ -17,9 +17,9 @@ import sys
 import time
 from pathlib import Path
 
-from regrow.compare import Grid, plan, run_all, tabulate
+from regrow.app.compare import Grid, plan, run_all, tabulate
+from regrow.app.report import CentreAndBorder, mean_connections
 from regrow.errors import RegrowError
-from regrow.report import CentreAndBorder, mean_connections
 
 LEVELS = {"98%": "fashion-wide", "99.5%": "fashion-wide-99.5"}
 METHODS = {"static": "Static", "rigl": "RigL"}

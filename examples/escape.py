@@ -31,10 +31,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import regrow
+from regrow.app.report import style
 from regrow.data import Dataset, fashion_mnist, order
-from regrow.landscape import Curve, barrier, profile
+from regrow.measure.landscape import Curve, barrier, profile
 from regrow.models import mlp
-from regrow.report import style
 
 BATCH, EVERY = 100, 20
 Method = Callable[..., object]

@@ -16,10 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from regrow.app.report import style
+from regrow.app.training.finished import Finished
 from regrow.data import MISSING, corrupted, prepared
-from regrow.report import style
 from regrow.tickets import accuracy, expected_calibration_error, negative_log_likelihood, probabilities
-from regrow.training.finished import Finished
 
 METRICS = {
     "accuracy": lambda p, y: 100 * accuracy(p, y),

@@ -17,9 +17,10 @@ from given import (
 from torch import nn
 
 import regrow
-from regrow import data, models, testing, timing
+from regrow import data, models, testing
+from regrow.app.recipes import rates
 from regrow.data.dataset import check_dataset
-from regrow.recipes import rates
+from regrow.measure import timing
 
 LAYERS: list[Row] = [
     (

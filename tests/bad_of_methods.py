@@ -32,8 +32,8 @@ from given import (
 )
 
 import regrow
-from regrow import schedules, topology
-from regrow.methods import Method, registry
+from regrow import _random, distributions
+from regrow.methods import Method, registry, schedules
 
 METHODS: list[Row] = [
     (
@@ -190,26 +190,26 @@ METHODS: list[Row] = [
     ("drop_schedule", schedules.drop_schedule, lambda w: {}, {"schedule": (None, 5, "cosin", *FUNCTIONS)}),
     ("inverse_power", schedules.inverse_power, lambda w: {}, {"k": (None, "a", -1.0, NAN, INF, True)}),
     ("cosine_to", schedules.cosine_to, lambda w: {}, {"k": (None, *MAYBE_FRACTIONS)}),
-    ("uniform", topology.uniform, shapes, SHAPES),
-    ("er", topology.er, shapes, SHAPES),
-    ("erk", topology.erk, shapes, SHAPES),
+    ("uniform", distributions.uniform, shapes, SHAPES),
+    ("er", distributions.er, shapes, SHAPES),
+    ("erk", distributions.erk, shapes, SHAPES),
     (
         "distribute",
-        topology.distribute,
+        distributions.distribute,
         lambda w: {**shapes(w), "distribution": "erk"},
         {**SHAPES, "distribution": (None, *WORDS, *FUNCTIONS, lambda shapes, sparsity: {"a": "x", "b": 0.5})},
     ),
     (
         "connections",
-        topology.connections,
+        distributions.connections,
         lambda w: {"shape": (4, 4), "sparsity": 0.5},
         {"shape": (None, 5, ("a",), (-1, 2)), "sparsity": (None, *MAYBE_FRACTIONS)},
     ),
-    ("generator", topology.generator, lambda w: {}, {"seed": (None, *NOT_COUNTS)}),
+    ("generator", _random.generator, lambda w: {}, {"seed": (None, *NOT_COUNTS)}),
     (
         "sample",
-        topology.sample,
-        lambda w: {"count": 2, "population": 5, "generator": topology.generator(0)},
+        _random.sample,
+        lambda w: {"count": 2, "population": 5, "generator": _random.generator(0)},
         {"count": (None, 6, *NOT_COUNTS), "population": (None, *NOT_COUNTS), "generator": (None, 5)},
     ),
 ]

@@ -29,7 +29,7 @@ from torch import nn
 
 import regrow
 from regrow import landscape, tickets
-from regrow.costs import granet_levels, pruning_levels, stored_size, ticket_multiples, training_multiple
+from regrow.accounting import granet_levels, pruning_levels, stored_size, ticket_multiples, training_multiple
 from regrow.tickets.phases import Phases
 
 TICKETS: list[Row] = [

@@ -21,9 +21,10 @@ from given import (
 from torch import Tensor, nn
 
 import regrow
-from regrow import data, models, schedules, tickets, topology
-from regrow.costs import pruning_levels
-from regrow.recipes import rates
+from regrow import _random, data, models, tickets
+from regrow.accounting import pruning_levels
+from regrow.app.recipes import rates
+from regrow.methods import schedules
 
 CASES = [
     pytest.param(function, base, argument, value, id=f"{name}-{argument}-{place}")
@@ -65,7 +66,7 @@ def test_a_seed_of_another_type_gives_the_same_topology(three: Any) -> None:
     plain = regrow.masks(regrow.sparsify(network(), 0.5, rescale=False, seed=3))
     other = regrow.masks(regrow.sparsify(network(), 0.5, rescale=False, seed=three))
     assert all(torch.equal(plain[name], other[name]) for name in plain)
-    assert topology.generator(three, "a").initial_seed() == topology.generator(3, "a").initial_seed()
+    assert _random.generator(three, "a").initial_seed() == _random.generator(3, "a").initial_seed()
 
 
 def trained(seed: Any, every: Any, total: Any, drop: Any = 0.5) -> dict[str, Tensor]:

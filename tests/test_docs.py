@@ -26,7 +26,8 @@ from typing import Any
 
 import pytest
 
-from regrow import RegrowError, recipes
+from regrow import RegrowError
+from regrow.app import recipes
 from regrow.methods import registry
 
 ROOT = Path(__file__).parent.parent
@@ -79,8 +80,8 @@ def check_regrow(words: list[str], folder: Path) -> None:
     """Parse a `regrow` command as the command line would, without running it."""
     import typer
 
-    from regrow.cli import app
-    from regrow.recipes import shipped
+    from regrow.app.cli.main import app
+    from regrow.app.recipes import shipped
 
     command: Any = typer.main.get_command(app)
     if words[:1] and words[0].startswith("-"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import regrow
+from regrow.app.recipes import shipped
 from regrow.methods import registry
-from regrow.recipes import shipped
 from regrow.weights import SparseWeight
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from regrow.cli import main
+from regrow.app.cli.main import main
 
 SRC = str(Path(__file__).parents[1] / "src")
 # where regrow is not installed, processes that the tests start find it as the tests do

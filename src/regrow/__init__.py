@@ -1,19 +1,22 @@
 """regrow: sparse training for PyTorch that is really sparse."""
 
-from regrow import landscape, tickets, topology
-from regrow.compact import compact
-from regrow.compress import compress
-from regrow.costs import Costs, costs
+from regrow import tickets
+from regrow.accounting import Costs, costs
 from regrow.errors import RegrowError
-from regrow.explain import explain
-from regrow.fold import fold
-from regrow.fuse import fuse, unfuse
+from regrow.measure import landscape
+from regrow.measure.explain import explain
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
+from regrow.nn.fused import unfuse
 from regrow.ops.native import empty_cache
-from regrow.saving import dense_state_dict, load, save
-from regrow.sparsify import densify, is_sparse, masks, sparsify
-from regrow.summary import summary
+from regrow.rewrite.compact import compact
+from regrow.rewrite.compress import compress
+from regrow.rewrite.fold import fold
+from regrow.rewrite.fuse import fuse
+from regrow.sparsity import distributions
+from regrow.sparsity.core import densify, is_sparse, masks, sparsify
+from regrow.sparsity.saving import dense_state_dict, load, save
+from regrow.sparsity.summary import summary
 from regrow.tickets import Ensemble, FreeTickets, SupTickets
 
 __version__ = "0.1.0"
@@ -43,6 +46,7 @@ __all__ = [
     "compress",
     "dense_state_dict",
     "densify",
+    "distributions",
     "empty_cache",
     "explain",
     "fold",
@@ -55,6 +59,5 @@ __all__ = [
     "sparsify",
     "summary",
     "tickets",
-    "topology",
     "unfuse",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from regrow.basic import COMMANDS
+from regrow.app.cli.basic import COMMANDS
 
 EXTRA = ("typer", "rich", "pydantic", "yaml", "matplotlib", "PIL")
 """Modules of the extra ``train``."""
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command in COMMANDS:
         sys.exit(COMMANDS[command](given))
     try:
-        from regrow.cli import main as with_extra
+        from regrow.app.cli.main import main as with_extra
 
         with_extra(given)
     except ModuleNotFoundError as error:

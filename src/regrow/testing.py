@@ -22,7 +22,7 @@ from regrow.arguments import said
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.methods import Method
 from regrow.methods.state import companions
-from regrow.sparsify import densify, masks, sparsify
+from regrow.sparsity.core import densify, masks, sparsify
 from regrow.weights import SparseWeight, sparse_weights, stamp
 
 STEPS = 240

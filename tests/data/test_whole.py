@@ -7,10 +7,10 @@ from PIL import Image
 from published import write_images
 from tiny import write_recipe
 
+from regrow.app.recipes import load
+from regrow.app.training.batches import Batches
 from regrow.data import Augment, image_folder
 from regrow.errors import RegrowValueError
-from regrow.recipes import load
-from regrow.training.batches import Batches
 
 # these runs are a few steps long, shorter than the intervals of their recipes
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import regrow
-from regrow import schedules
-from regrow.costs import pruning_levels, training_multiple
+from regrow.accounting import pruning_levels, training_multiple
+from regrow.methods import schedules
 from regrow.methods.registry import get
 from regrow.testing import Case, Run, check_both_storages, check_calendar, check_resume
 from regrow.weights import sparse_weights

@@ -11,7 +11,7 @@ from torch import nn
 
 import regrow
 from regrow.errors import RegrowError
-from regrow.weights.among import Among
+from regrow.growth.among import Among
 from regrow.weights.views import sparse_weights
 
 ROWS, COLUMNS, BATCH = 30, 40, 5

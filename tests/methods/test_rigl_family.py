@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import regrow
-from regrow import schedules
+from regrow.methods import schedules
 from regrow.testing import Case, Run, check_both_storages, check_calendar, check_resume
 from regrow.weights import sparse_weights
 

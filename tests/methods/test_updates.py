@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam
 
 import regrow
-from regrow import topology
+from regrow import _random
 from regrow.weights import SparseWeight, sparse_weights
 
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0, 0, 0]], dtype=torch.bool)
@@ -97,7 +97,7 @@ def test_set_on_eight_elements(storage: str, fraction: float, survivors: list[in
     step(model, optimizer)
     step(model, optimizer)
     free = [position for position in range(8) if position not in survivors]
-    ranks = topology.sample(4 - len(survivors), len(free), topology.generator(0, 1, "0.weight"))
+    ranks = _random.sample(4 - len(survivors), len(free), _random.generator(0, 1, "0.weight"))
     active = sorted(survivors + [free[rank] for rank in ranks.tolist()])
     assert only(model).positions().tolist() == active
     kept = [float(WEIGHT[0, i]) if i in active and i < 4 else 0.0 for i in range(8)]

@@ -12,8 +12,8 @@ from torch import nn
 import regrow
 from regrow import models as zoo
 from regrow.errors import RegrowValueError
-from regrow.layers import find_layers
 from regrow.models.width import scaled
+from regrow.sparsity.layers import find_layers
 
 RECORDS = list(zoo.models().values())
 SMALL = {  # options under which a network is cheap to run

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from regrow.costs import stored_size
+from regrow.accounting import stored_size
 from regrow.errors import RegrowValueError
-from regrow.initial import asked_sparsities
 from regrow.models import lenet, mlp, mobilenet_v1, models, resnet50, scales, small_dense
+from regrow.sparsity.initial import asked_sparsities
 
 
 def sparse_size(build, sparsity, distribution="erk", include=None, convention="clean"):

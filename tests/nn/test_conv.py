@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import regrow
 from regrow import BatchTiles, SparseConv2d
+from regrow._random import generator, sample
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import native
-from regrow.topology import generator, sample
 
 
 def cut(conv: nn.Conv2d, density: float = 0.4) -> tuple[SparseConv2d, nn.Conv2d]:

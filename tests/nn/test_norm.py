@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.nn import BatchTiles, FusedBatchNorm2d
-from regrow.nn.tiles import to_tiles
 from regrow.ops import native
 from regrow.ops.tiles import tile
+from regrow.tiles.tensor import to_tiles
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 

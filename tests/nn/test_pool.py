@@ -11,10 +11,11 @@ from not_finite import assert_same, places, with_strange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.nn import BatchTiles, tiles
-from regrow.nn.tiles import to_tiles
+from regrow.nn import BatchTiles
 from regrow.ops import native
 from regrow.ops.tiles import tile
+from regrow.tiles import tensor as tiles
+from regrow.tiles.tensor import to_tiles
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 import regrow
 from regrow.nn import BatchTiles, FusedBatchNorm2d, SparseConv2d
-from regrow.nn.tiles import to_tiles
 from regrow.ops import native
 from regrow.ops.tiles import tile
+from regrow.tiles.tensor import to_tiles
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.nn import tiles
-from regrow.nn.tiles import BatchTiles, to_tiles
 from regrow.ops.tiles import Geometry, tile
+from regrow.tiles import tensor as tiles
+from regrow.tiles.tensor import BatchTiles, to_tiles
 
 SHAPE = (5, 3, 4, 6)
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from regrow._random import generator
 from regrow.ops import index, native
 from regrow.ops.conv import backward, forward
 from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import Geometry, tile, untile
 from regrow.ops.window import Window
-from regrow.topology import generator
 
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.01}
 

@@ -10,9 +10,9 @@ from machine import threads
 from torch import Tensor, nn
 
 from regrow import SparseLinear
+from regrow._random import generator, sample
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops.linear import sparse_linear
-from regrow.topology import generator, sample
 
 
 def layer(rows: int, columns: int, nnz: int, bias: bool, dtype: torch.dtype, seed: int = 0) -> SparseLinear:

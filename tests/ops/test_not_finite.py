@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regrow import SparseLinear
+from regrow._random import generator
 from regrow.ops import index
 from regrow.ops.conv import backward, forward
 from regrow.ops.linear import linear
 from regrow.ops.reference import ACTIVATIONS, THROUGH
 from regrow.ops.tiles import Geometry, tile, untile
 from regrow.ops.window import Window
-from regrow.topology import generator
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4, torch.bfloat16: 0.1}
 IMPLEMENTATIONS = ["reference", *ISAS]

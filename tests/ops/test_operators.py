@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from regrow import SparseLinear
+from regrow._random import generator, sample
 from regrow.ops.reference import ACTIVATIONS
-from regrow.topology import generator, sample
 
 
 def layer(activation: str, connections: int = 60, dtype: torch.dtype = torch.float64) -> SparseLinear:

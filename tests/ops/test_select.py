@@ -7,10 +7,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regrow._random import generator, sample
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import native
 from regrow.ops.select import floor_of, top
-from regrow.topology import generator, sample
 
 
 @given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, float("inf"), -float("inf")]), max_size=40), st.data())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from regrow._random import generator, sample
 from regrow.ops import index, sketch
-from regrow.topology import generator, sample
 
 
 @pytest.mark.parametrize("population", [1, 100, sketch.SIZE])

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from machine import threads
 from torch import Tensor
 
+from regrow._random import generator, sample
 from regrow.ops import index, native
 from regrow.ops.linear import linear
 from regrow.ops.reference import ACTIVATIONS
 from regrow.ops.select import Best, top
-from regrow.topology import generator, sample
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 

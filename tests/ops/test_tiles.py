@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from machine import ISAS, using
 
+from regrow._random import generator
 from regrow.ops import native
 from regrow.ops.tiles import geometry_of, reborder, tile, untile
-from regrow.topology import generator
 
 
 def expected(images: torch.Tensor, border: int) -> torch.Tensor:

@@ -12,8 +12,8 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import regrow
-from regrow.nn.tiles import plain_of
 from regrow.ops.reference import ACTIVATIONS
+from regrow.tiles.tensor import plain_of
 
 IMPLEMENTATIONS = ["reference", ISAS[-1]] if ISAS else ["reference"]
 

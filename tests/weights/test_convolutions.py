@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import regrow
-from regrow.criteria import gradient_magnitude
+from regrow._random import generator, sample
+from regrow.methods.criteria import gradient_magnitude
 from regrow.testing import network
-from regrow.topology import generator, sample
 from regrow.weights import compressed, hook_of, sparse_weights
 
 

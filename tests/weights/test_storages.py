@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import regrow
-from regrow.criteria import gradient_magnitude, random_positions
-from regrow.topology import generator, sample
+from regrow._random import generator, sample
+from regrow.methods.criteria import gradient_magnitude, random_positions
 from regrow.weights import NonFiniteGradientError, SparseWeight, compressed, hook_of, sparse_weights
 
 storages = ["masked", "compressed"]

@@ -6,7 +6,7 @@
 #include <tuple>
 #include <vector>
 
-#include "activations.h"
+#include "layout.h"
 #include "conv_index.h"
 #include "tiles_torch.h"
 

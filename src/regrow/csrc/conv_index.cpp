@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "activations.h"
+#include "layout.h"
 
 namespace regrow {
 namespace {

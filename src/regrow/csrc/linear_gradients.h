@@ -6,7 +6,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "activations.h"
+#include "layout.h"
 
 namespace regrow {
 

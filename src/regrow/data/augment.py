@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regrow._random import generator
 from regrow.arguments import require_choice, require_count, require_flag, require_numbers
 from regrow.data.whole import Box, ImageFiles
 from regrow.errors import RegrowValueError
-from regrow.topology import generator
 
 BORDERS = ("zeros", "reflect", "symmetric")
 ATTEMPTS = 10

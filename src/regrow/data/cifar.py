@@ -17,8 +17,8 @@ from torch import Tensor
 from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.pickles import read_pickle
+from regrow.data.places import locate
 from regrow.errors import RegrowValueError
-from regrow.places import locate
 
 PIXELS = 3 * 32 * 32
 _BESIDE = 1024

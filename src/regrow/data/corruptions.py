@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow._random import generator
 from regrow.arguments import require_count, require_seed
 from regrow.data.corruption_formulas import FORMULAS, Draws, to_bytes
 from regrow.data.corruption_tables import LARGE, SMALL
 from regrow.errors import RegrowValueError, closest
-from regrow.topology import generator
 
 CORRUPTIONS: dict[str, str] = {
     "gaussian_noise": "noise",

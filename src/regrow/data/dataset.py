@@ -10,9 +10,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from regrow._random import generator
 from regrow.arguments import require_count, require_seed, require_tensor, said
 from regrow.errors import RegrowValueError
-from regrow.topology import generator
 
 LARGE = 2**28
 """Sets with more values are looked at in part where only a mean is wanted: they may lie on disk."""

@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from regrow._files import cache as user_cache
+from regrow._files import sweep
 from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.decoding import decode, require_file
 from regrow.data.waiting import waiting
 from regrow.data.whole import ImageFiles
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.files import sweep
 from regrow.ops.compiling import cores
-from regrow.places import cache as user_cache
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 TESTS = ("test", "val")

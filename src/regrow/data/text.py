@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow._files import cache
 from regrow.arguments import require_count, require_path, require_text
 from regrow.data.dataset import Dataset
 from regrow.data.packed import read_packed
 from regrow.errors import RegrowValueError
-from regrow.places import cache
 
 SYMBOLS = 256
 """Texts are bytes, so every file can be read, and networks of all texts have one shape."""

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from regrow._random import generator
 from regrow.arguments import (
     require_count,
     require_flag,
@@ -31,7 +32,6 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import gradients, optimizers, processes
 from regrow.methods.attached import STEP, Attached
 from regrow.methods.state import SLOW, companions, own
-from regrow.topology import generator
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 from regrow.weights.copies import followers
 from regrow.weights.views import settle

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import schedules
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
+from regrow.methods import schedules
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 from regrow.weights.sharded import ONE, is_sharded, not_whole

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import criteria, schedules
 from regrow.arguments import require_choice, require_count, require_fraction, require_positive
 from regrow.errors import RegrowRuntimeError
+from regrow.methods import criteria, schedules
 from regrow.methods.base import UpdateRecord
 from regrow.methods.periodic import Move, Periodic
 from regrow.methods.state import PREFIX
 from regrow.ops.select import top
-from regrow.topology import whole_share
+from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight, hook_of
 
 EXPLORE = f"{PREFIX}explore"

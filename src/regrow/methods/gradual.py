@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch.optim import Optimizer
 
-from regrow import schedules, topology
 from regrow.arguments import require_count, require_fraction
 from regrow.errors import RegrowValueError
+from regrow.methods import schedules
 from regrow.methods.state import PREFIX
+from regrow.sparsity import distributions
 from regrow.weights import SparseWeight
 
 INITIAL = f"{PREFIX}initial_"
@@ -109,7 +110,7 @@ class Final:
             return self._given
         if len(group) == 1:
             return self._given[group[0].name]
-        kept = sum(topology.connections(weight.shape, self._given[weight.name]) for weight in group)
+        kept = sum(distributions.connections(weight.shape, self._given[weight.name]) for weight in group)
         return 1 - kept / sum(weight.numel for weight in group)
 
     def connections(self, optimizer: Optimizer, group: Sequence[SparseWeight], share: float) -> int:
@@ -117,7 +118,7 @@ class Final:
         size = sum(weight.numel for weight in group)
         started = sum(int(optimizer.param_groups[0][INITIAL + weight.name]) for weight in group)
         initial, final = 1 - started / size, self.sparsity(group)
-        return topology.connections((size,), max(0.0, final + (initial - final) * (1 - share)))
+        return distributions.connections((size,), max(0.0, final + (initial - final) * (1 - share)))
 
     def check(self, groups: Sequence[Sequence[SparseWeight]]) -> None:
         """Refuse groups that have fewer connections than they are to end with.
@@ -127,7 +128,7 @@ class Final:
         """
         for group in groups:
             size, held = sum(weight.numel for weight in group), sum(weight.nnz for weight in group)
-            if held < topology.connections((size,), self.sparsity(group)):
+            if held < distributions.connections((size,), self.sparsity(group)):
                 names = ", ".join(f"`{weight.name}`" for weight in group)
                 raise RegrowValueError(
                     f"`final_sparsity` {self.sparsity(group):.4g} of {names} is below the sparsity that it has, "

@@ -15,9 +15,9 @@ from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move
 from regrow.methods.registry import register
 from regrow.methods.rigl import RigL
+from regrow.methods.schedules import DropSchedule
 from regrow.ops.select import top
-from regrow.schedules import DropSchedule
-from regrow.topology import whole_share
+from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
 
 SCOPES = ("global", "layer")

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import criteria
 from regrow.errors import RegrowValueError
+from regrow.methods import criteria
 from regrow.methods.registry import register
 from regrow.methods.rigl import RigL
-from regrow.schedules import DropSchedule
+from regrow.methods.schedules import DropSchedule
 from regrow.weights import SparseWeight
 
 

@@ -7,9 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import schedules
 from regrow.arguments import require_count
-from regrow.methods import checks
+from regrow.methods import checks, schedules
 from regrow.methods.base import Method, UpdateRecord
 from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight

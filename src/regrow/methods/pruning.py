@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow import criteria
+from regrow.methods import criteria
 from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move, Periodic
 from regrow.methods.registry import register

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import criteria
 from regrow.arguments import number, said
 from regrow.errors import RegrowValueError
+from regrow.growth.among import Among
+from regrow.methods import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
-from regrow.topology import whole_share
+from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
-from regrow.weights.among import Among
 from regrow.weights.base import as_matrix
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow import criteria
 from regrow.arguments import require_count, require_flag
+from regrow.methods import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
 from regrow.ops.select import top
-from regrow.topology import whole_share
+from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from regrow.arguments import require_choice, require_flag, require_function, require_sequence
 from regrow.errors import RegrowValueError
-from regrow.layers import find_layers
 from regrow.methods.registry import register
+from regrow.sparsity.layers import find_layers
 from regrow.weights import paused
 
 MODES = ("train", "eval")

@@ -9,9 +9,9 @@ from functools import cache, partial
 import torch
 from torch import nn
 
+from regrow.accounting import stored_size
+from regrow.accounting.units import CONVENTIONS
 from regrow.arguments import require_choice, require_positive, said
-from regrow.costs import stored_size
-from regrow.costs.units import CONVENTIONS
 from regrow.errors import RegrowValueError
 
 STEPS = 1000

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from regrow.arguments import require_count, require_instance, require_sequence, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import LIMIT, SparseModule
-from regrow.nn.order import is_traced, is_watched, leaf
-from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, plain_of, to_tiles, without_dispatch
+from regrow.nn.tracing import is_traced, is_watched, leaf
 from regrow.ops import native, twice
 from regrow.ops.apply import apply
 from regrow.ops.conv import backward, bilinear, forward
 from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
+from regrow.tiles.sums import gradient_left, is_reader, read
+from regrow.tiles.tensor import BatchTiles, Pending, buffer_of, plain_of, to_tiles, without_dispatch
 
 Size = int | tuple[int, int]
 

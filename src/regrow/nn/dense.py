@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from regrow.nn.conv import on_tiles
-from regrow.nn.order import is_traced, leaf
-from regrow.nn.tiles import to_tiles, without_dispatch
+from regrow.nn.tracing import is_traced, leaf
 from regrow.ops.index import mirror
 from regrow.ops.tiles import BORDER, serves
 from regrow.ops.window import Window
+from regrow.tiles.tensor import to_tiles, without_dispatch
 
 
 class TiledConv2d(nn.Conv2d):

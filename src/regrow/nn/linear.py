@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from regrow.arguments import require_choice, require_count, require_instance, require_tensor
 from regrow.errors import RegrowRuntimeError
 from regrow.nn.base import SparseModule
-from regrow.nn.order import is_traced, leaf
+from regrow.nn.tracing import is_traced, leaf
 from regrow.ops.linear import linear
 from regrow.ops.reference import ACTIVATIONS
 

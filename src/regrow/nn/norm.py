@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from regrow.nn.order import is_traced, is_watched, leaf
-from regrow.nn.sums import gradient_left, is_reader, read
-from regrow.nn.tiles import BatchTiles, Pending, buffer_of, native, plain_of, to_tiles, without_dispatch
+from regrow.nn.tracing import is_traced, is_watched, leaf
 from regrow.ops.apply import apply
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.tiles import serves
 from regrow.ops.twice import gradients_of
+from regrow.tiles.sums import gradient_left, is_reader, read
+from regrow.tiles.tensor import BatchTiles, Pending, buffer_of, native, plain_of, to_tiles, without_dispatch
 
 
 class _Norm(torch.autograd.Function):

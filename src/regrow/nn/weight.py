@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.errors import RegrowRuntimeError
-from regrow.nn.functions import is_in_place, short_name
 from regrow.ops import index
 from regrow.ops.listener import tell
+from regrow.tiles.functions import is_in_place, short_name
 
 if TYPE_CHECKING:
     from regrow.nn.base import SparseModule

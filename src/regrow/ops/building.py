@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from regrow._files import cache
 from regrow.ops import compiling
 from regrow.ops.compiling import LIBRARY, Bar, CompilerError
-from regrow.places import cache
 
 PACKAGE = Path(__file__).parent.parent
 AGAIN = "`regrow build` tries again."

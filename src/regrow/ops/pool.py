@@ -1,6 +1,6 @@
 """Pooling over batch tiles: maximum, average, and the mean of whole images. The reference is torch's on the images.
 
-Buffers are contiguous float32 or float64. `regrow.nn.pool` gives these passes to autograd.
+Buffers are contiguous float32 or float64. `regrow.tiles.pool` gives these passes to autograd.
 """
 
 from __future__ import annotations

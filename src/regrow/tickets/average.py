@@ -23,8 +23,8 @@ from regrow.arguments import (
 )
 from regrow.errors import RegrowValueError
 from regrow.ops.select import top
+from regrow.sparsity.distributions import whole_share
 from regrow.tickets.copying import copied
-from regrow.topology import whole_share
 from regrow.weights.views import named_weights, unwrapped
 
 DIVIDE = ("tickets", "holders")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
+from regrow.growth.among import Among
 from regrow.ops import sketch
 from regrow.weights import aside, stamp
-from regrow.weights.among import Among
 from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import is_flat, not_whole

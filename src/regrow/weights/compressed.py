@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
+from regrow.growth.among import Among
 from regrow.ops import index
 from regrow.ops.listener import Operands, belongs_to, listen
 from regrow.ops.select import Best, floor_of
 from regrow.weights import stamp
-from regrow.weights.among import Among
 from regrow.weights.base import (
     NonFiniteGradientError,
     Reduce,

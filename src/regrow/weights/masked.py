@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import warn
+from regrow.growth.among import Among
 from regrow.ops.outside import outside
 from regrow.ops.select import top
-from regrow.weights.among import Among
 from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
 from regrow.weights.copies import copies_of
 from regrow.weights.hook import hook_of

@@ -1,0 +1,144 @@
+"""The weights of a model as costs see them, and the size that they are stored in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from regrow.arguments import require_fraction, require_mapping
+from regrow.errors import RegrowValueError
+from regrow.sparsity import distributions
+from regrow.sparsity.layers import NOT_WEIGHTS, find_layers
+from regrow.weights import SparseWeight, views
+
+CONVENTIONS = ("clean", "rigl")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One weight of two or more dimensions."""
+
+    name: str
+    module: nn.Module
+    parameter_name: str
+    shape: tuple[int, ...]
+    connections: int
+    density: float
+    """The unrounded density asked for, where the connections are what was asked; else the real one."""
+    shared: bool
+    """Whether the parameter was listed before, under another name."""
+
+    @property
+    def positions(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def depthwise(self) -> bool:
+        """A convolution with one filter, or several, for each input channel alone."""
+        return (
+            isinstance(self.module, nn.modules.conv._ConvNd)
+            and self.module.groups > 1
+            and self.module.groups == self.module.in_channels
+        )
+
+    def outputs(self, convention: str) -> int:
+        """Outputs that have a bias, whether or not the layer does; none for embeddings and the like.
+
+        The published counter takes a depthwise kernel for a convolution with one output: ``rigl`` does too.
+        """
+        module = self.module
+        if convention == "rigl" and self.depthwise:
+            return 1
+        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+            return module.out_channels
+        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+            return self.shape[0]
+        features = getattr(
+            module, "out_channels", getattr(module, "out_features", getattr(module, "nf", None))
+        )
+        if isinstance(module, nn.MultiheadAttention):
+            return self.shape[0]
+        return int(features) if features is not None else 0
+
+
+def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> list[Unit]:
+    """Every weight of `model` in the order of its modules.
+
+    Args:
+        model: dense or sparse, in any storage; on the meta device only if dense.
+        sparsities: the sparsity that each weight named here is taken to have, as `sparsify` would ask for it;
+            the others are dense. Default: as the model is.
+
+    Raises:
+        RegrowValueError: a model without weights.
+    """
+    if sparsities is not None:
+        given = require_mapping("sparsities", sparsities, "a dictionary {weight name: sparsity}")
+        sparsities = {name: require_fraction(f"sparsities[{name!r}]", s) for name, s in given.items()}
+    dense = {(id(layer.module), layer.parameter_name): layer for layer in find_layers(model)}
+    found, seen = [], set()
+    for module_name, module in model.named_modules():
+        sparse = {weight.parameter_name: weight for weight in views(module)}
+        own = [key[1] for key in dense if key[0] == id(module)]
+        for parameter_name in dict.fromkeys([*sparse, *own]):
+            layer = dense.get((id(module), parameter_name))
+            if layer is not None and layer.dense_because in NOT_WEIGHTS:
+                continue
+            weight = sparse.get(parameter_name)
+            shape = weight.shape if weight is not None else getattr(module, parameter_name).shape
+            name = f"{module_name}.{parameter_name}" if module_name else parameter_name
+            parameter = weight.parameter if weight is not None else getattr(module, parameter_name)
+            connections, density = _density(name, tuple(shape), weight, sparsities)
+            shared = id(parameter) in seen
+            seen.add(id(parameter))
+            found.append(Unit(name, module, parameter_name, tuple(shape), connections, density, shared))
+    if not found:
+        raise RegrowValueError(
+            "`model` has no weights of two or more dimensions, so there is nothing to count"
+        )
+    return found
+
+
+def _density(
+    name: str,
+    shape: tuple[int, ...],
+    weight: SparseWeight | None,
+    sparsities: Mapping[str, float] | None,
+) -> tuple[int, float]:
+    """Connections of a weight, and its density: what was asked for, unless the connections are others by now."""
+    positions = math.prod(shape)
+    if sparsities is not None:
+        sparsity = sparsities.get(name, 0.0)
+        return distributions.connections(shape, sparsity), 1 - sparsity
+    if weight is None:
+        return positions, 1.0
+    asked, count = weight.record.asked, weight.nnz
+    # the record keeps the density, and 1 - (1 - s) is s only up to rounding
+    return count, asked if abs(asked * positions - count) < 1 + 1e-6 else count / positions
+
+
+def stored_megabytes(found: Sequence[Unit], convention: str = "clean", *, dense: bool = False) -> float:
+    """Size in 10^6 bytes as the RigL paper counts it.
+
+    32 bits a connection, one bit a position of each sparse weight (its mask), 32 bits a bias for each output of
+    every layer, whether or not the layer has one; norms are not counted.
+
+    Args:
+        found: the weights.
+        convention: ``rigl`` takes unrounded densities, and one bias for a whole depthwise kernel.
+        dense: as though no weight were sparse.
+    """
+    bits = 0.0
+    for unit in found:
+        bits += 32 * unit.outputs(convention)
+        if unit.shared:
+            continue
+        if dense or unit.density == 1:
+            bits += 32 * unit.positions
+        else:
+            count = unit.positions * unit.density if convention == "rigl" else unit.connections
+            bits += 32 * count + unit.positions
+    return bits / 8e6

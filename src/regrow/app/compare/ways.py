@@ -1,0 +1,81 @@
+"""What a name in ``--methods`` stands for: a method, or one whose runs make several tickets."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from regrow.app.compare.keys import Key
+from regrow.app.recipes import KINDS, Part, Recipe, find
+from regrow.methods import Dynamic
+from regrow.methods.registry import records
+
+
+@dataclass(frozen=True)
+class Way:
+    """A method, and the kind of tickets that its runs make, if they do: ``sup-rigl``, ``edst``."""
+
+    method: str
+    tickets: str | None = None
+
+    def ticket_options(self) -> set[str]:
+        """The options that the recipe's `tickets` may have."""
+        if self.tickets is None:
+            return set()
+        return set(inspect.signature(KINDS[self.tickets]).parameters) - {"total", "epoch"}
+
+
+def way_of(name: str, own: Part) -> Way:
+    """What `name` stands for.
+
+    A registered method or a ``package.module:function`` is itself. ``sup-set`` is SET with superposed tickets, and so
+    for ``edst-`` and ``dst-``; without a method they are with the recipe's `own`, or with RigL where that does not
+    drop and grow.
+    """
+    kind, dash, method = name.partition("-")
+    if name in records() or kind not in KINDS or (dash and not method):
+        return Way(name)
+    return Way(method or (own.name if is_dynamic(own.name) else "rigl"), kind)
+
+
+def is_dynamic(method: str) -> bool:
+    """Whether a method drops and grows."""
+    found = find("method", Part(name=method))
+    return inspect.isclass(found) and issubclass(found, Dynamic)
+
+
+def overrides(way: Way, recipe: Recipe, shared: dict[str, Any], keys: Sequence[Key]) -> list[str]:
+    """The ``key=value`` that make `recipe` one of `way`.
+
+    Tickets take the recipe's own options where they are of its kind. EDST's exploration is at a constant rate, and its
+    topology moves by a constant fraction to the end, as published, where recipe and keys do not say otherwise.
+
+    Args:
+        way: the method, and the tickets.
+        recipe: of the comparison.
+        shared: options for the method.
+        keys: those meant for it.
+    """
+    given = recipe.tickets is not None and recipe.tickets.name == way.tickets
+    lines = []
+    if way.tickets == "edst" and not given:
+        if is_dynamic(way.method):
+            shared = {**shared, "stop_fraction": 1.0, "schedule": "constant"}
+        if not any(key.key.partition(".")[0] == "schedule" for key in keys):
+            warmup = recipe.schedule.options.get("warmup_steps", 0)
+            lines.append(f"schedule={_flow({'name': 'constant', 'warmup_steps': warmup})}")
+    if way.tickets is None:
+        lines.append("tickets=null")
+    else:
+        options = recipe.tickets.options if given and recipe.tickets is not None else {}
+        lines.append(f"tickets={_flow({'name': way.tickets, **options})}")
+    return [f"method={_flow({'name': way.method, **shared}) if shared else way.method}", *lines]
+
+
+def _flow(value: dict[str, Any]) -> str:
+    """`value` on one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip()

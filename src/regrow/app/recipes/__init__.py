@@ -1,0 +1,28 @@
+"""Recipes: what a training run is made of, as YAML, validated whole before anything runs."""
+
+from __future__ import annotations
+
+from regrow.app.recipes.code import same_code
+from regrow.app.recipes.loading import as_yaml, comment, kept, load, read, shipped
+from regrow.app.recipes.parts import find, import_file, resolve
+from regrow.app.recipes.rates import Rate
+from regrow.app.recipes.schema import Part, Recipe
+from regrow.app.recipes.tickets import KINDS, Plan
+
+__all__ = [
+    "KINDS",
+    "Part",
+    "Plan",
+    "Rate",
+    "Recipe",
+    "as_yaml",
+    "comment",
+    "find",
+    "import_file",
+    "kept",
+    "load",
+    "read",
+    "resolve",
+    "same_code",
+    "shipped",
+]

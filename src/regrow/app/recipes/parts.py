@@ -1,0 +1,323 @@
+"""From a name in a recipe to the function behind it, with its options checked against the signature."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import yaml
+
+import regrow
+from regrow.app.recipes.rates import RATES
+from regrow.app.recipes.schema import Part, Recipe
+from regrow.app.recipes.tickets import KINDS, chosen
+from regrow.data import Augment, datasets
+from regrow.errors import RegrowValueError, closest, nearest
+from regrow.methods import Dynamic
+from regrow.methods.registry import records
+from regrow.models import models
+
+
+def dense() -> None:
+    """The method that is none: the network stays dense."""
+
+
+def small_dense() -> None:
+    """The method that is none: a dense network as narrow as the sparse one is large."""
+
+
+def choices(key: str) -> dict[str, Callable[..., Any]]:
+    """What the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
+    if key == "model":
+        return {name: record.build for name, record in models().items()}
+    if key == "data":
+        return {name: record.load for name, record in datasets().items()}
+    if key == "method":
+        known = {name: record.cls for name, record in records().items()}
+        return {"dense": dense, "small-dense": small_dense} | known
+    if key == "optimizer":
+        kinds = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
+        # one is the base class, one needs a closure, one gradients that are sparse tensors
+        return {n: kinds[n] for n in sorted(kinds) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
+    return dict(KINDS if key == "tickets" else RATES)
+
+
+# what the training loop gives itself, so that no recipe may
+SUPPLIED = {
+    "model": {"self"},
+    "data": {"self"},
+    "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
+    "optimizer": {"params"},
+    "schedule": {"total_steps"},
+    "tickets": {"total", "epoch"},
+}
+PARTS = tuple(SUPPLIED)
+"""The keys that name something with options."""
+
+
+def find(key: str, part: Part) -> Callable[..., Any]:
+    """The function or class that `part` of recipe key `key` names.
+
+    Raises:
+        RegrowValueError: for an unknown name, or a ``package.module:function`` that cannot be imported.
+    """
+    known, own = choices(key), key != "tickets"
+    if own and ":" in part.name:
+        return _import(key, part.name)
+    if part.name not in known:
+        near, hint = nearest(part.name, known), ""
+        if near is not None:  # in words that do as they stand
+            hint = f", did you mean `{written(near, _missing(known[near], {}, SUPPLIED[key]))}`?"
+        raise RegrowValueError(
+            f"`{key}` must be one of {', '.join(known)}{' or package.module:function' if own else ''}, "
+            f"got {part.name!r}{hint}"
+        )
+    return known[part.name]
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """`recipe` with every name known, every option allowed, and the options' defaults filled in.
+
+    Defaults come from the signatures of the constructors; those of torch's optimizers stay torch's.
+
+    Raises:
+        RegrowValueError: naming the key, what was given, what is allowed and the closest match.
+    """
+    for file in recipe.imports:
+        import_file(Path(file))
+    parts: dict[str, Part] = {}
+    for key in SUPPLIED:
+        part: Part | None = getattr(recipe, key)
+        if part is None:
+            continue
+        what = f"{key} {part.name}"
+        options = _check(recipe, key, what, find(key, part), part.options, SUPPLIED[key])
+        if key == "optimizer":
+            options = {name: options[name] for name in part.options}
+        elif key == "method" and "seed" in options:
+            options["seed"] = part.options.get("seed", recipe.seed)
+        elif key == "tickets":
+            options = chosen(part.name, options)
+        parts[key] = Part(name=part.name, **options)
+    _check_tickets(recipe.model_copy(update=parts))
+    augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
+    checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
+    given = {name: _names(checked[name]) for name in recipe.sparsify}
+    _check_sparsity(recipe, given)
+    if given:
+        given["seed"] = given.get("seed", recipe.seed)
+    return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
+
+
+def _names(value: Any) -> Any:
+    """Turn layers called 0, 1, ... in `value` into the strings that their names are."""
+    if isinstance(value, Mapping):
+        return {str(name): each for name, each in value.items()}
+    return [str(name) for name in value] if isinstance(value, list) else value
+
+
+def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuse what `sparsify` would refuse once the data are read: one sparsity beside one for each layer, or none."""
+    distribution, sparsity = given.get("distribution", "erk"), given.get("sparsity")
+    if isinstance(distribution, Mapping) and sparsity is not None:
+        raise RegrowValueError(
+            f"`sparsify.sparsity` is {sparsity}, but `sparsify.distribution` gives each layer its own\n"
+            "Leave one of them out, or give `sparsify.distribution=erk`."
+        )
+    if given and sparsity is None and not isinstance(distribution, Mapping):
+        raise RegrowValueError(
+            f"`sparsify.sparsity` is missing: distribution {distribution} spreads it over the layers\n"
+            "Add `sparsify.sparsity=0.9`."
+        )
+
+
+def _check_tickets(recipe: Recipe) -> None:
+    """What tickets need of the rest of the recipe."""
+    if recipe.tickets is None:
+        return
+    kind, method = recipe.tickets.name, recipe.method.name
+    if kind == "edst" and recipe.validation is None:
+        raise RegrowValueError(
+            "`validation` is missing: tickets edst are the best checkpoints of their windows, and the test set must "
+            "choose nothing\nAdd `validation: 0.1`; in a comparison, `edst.validation=0.1` is for edst alone."
+        )
+    if kind != "dst" and method in ("dense", "small-dense"):
+        raise RegrowValueError(
+            f"`tickets` {kind} needs a sparse network, and method {method} has none\n"
+            "Take another method, or tickets: dst, which are an ensemble of any networks."
+        )
+    record = records().get(method)
+    if record is not None and recipe.tickets.options.get("explore") and not issubclass(record.cls, Dynamic):
+        raise RegrowValueError(
+            f"`tickets.explore` needs a method that drops and grows, such as rigl or set, and {method} does not\n"
+            "Take another method, or give `tickets.explore: null`."
+        )
+
+
+def _check(
+    recipe: Recipe,
+    key: str,
+    what: str,
+    function: Callable[..., Any],
+    options: Mapping[str, Any],
+    supplied: Iterable[str] = (),
+) -> dict[str, Any]:
+    """`options` and the plain defaults beside them, once they are known to fit the signature of `function`."""
+    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in supplied}
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    named = _named(function, supplied)
+    for name in options:
+        if name not in named and not anything:
+            allowed = ", ".join(f"`{n}`" for n in named) or "none"
+            hint = closest(name, named, f"{key}.") or meant(name, recipe.plain(), exact=True)
+            raise RegrowValueError(f"`{key}.{name}` is no option of {what}{hint}\nAllowed are: {allowed}.")
+    for name in _missing(function, options, supplied):
+        raise RegrowValueError(
+            f"`{key}.{name}` is missing: {what} needs it\nGive it as {key}.{name}={_example(named[name])}."
+        )
+    plain = {
+        n: list(p.default) if isinstance(p.default, tuple) else p.default
+        for n, p in named.items()
+        if n in options or p.default is None or isinstance(p.default, bool | int | float | str | tuple | list)
+    }
+    own = getattr(function, "__module__", "").partition(".")[0] not in ("regrow", "torch")
+    return plain | {n: as_list(f"{key}.{n}", v, named.get(n), own) for n, v in options.items()}
+
+
+def _named(function: Callable[..., Any], supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
+    """List the arguments of a function that have names, but for those `supplied` by others."""
+    parameters = inspect.signature(function).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p for p in parameters if p.kind in kinds and p.name not in supplied}
+
+
+def _missing(function: Callable[..., Any], options: Mapping[str, Any], supplied: Iterable[str]) -> list[str]:
+    """List the arguments that `function` needs and `options` do not hold."""
+    named = _named(function, supplied).items()
+    return [name for name, p in named if p.default is p.empty and name not in options]
+
+
+def written(name: str, missing: Sequence[str]) -> str:
+    """Write a part of that name with what it needs."""
+    return "".join([f"{{name: {name}", *(f", {one}: ..." for one in missing), "}"]) if missing else name
+
+
+def _takes_list(parameter: inspect.Parameter | None) -> bool:
+    if parameter is None:
+        return False
+    words = ("Sequence[", "list[", "tuple[", "Selector")
+    said = parameter.default is parameter.empty or parameter.default is None
+    return isinstance(parameter.default, tuple | list) or (
+        said and any(word in str(parameter.annotation) for word in words)
+    )
+
+
+def _example(parameter: inspect.Parameter) -> str:
+    return "[...]" if _takes_list(parameter) else "VALUE"
+
+
+def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool = False) -> Any:
+    """Turn ``300,100`` in `value` into a list where `parameter` takes one.
+
+    Raises:
+        RegrowValueError: a single value where a list is needed, unless the function is the user's `own`.
+    """
+    if not _takes_list(parameter) or parameter is None:
+        return value
+    if isinstance(value, str) and "," in value:
+        return [yaml.safe_load(word) for word in value.split(",")]
+    if isinstance(value, int | float | str) and isinstance(parameter.default, tuple | list) and not own:
+        raise RegrowValueError(
+            f"`{key}` must be a list, got {value!r}\nWrite it in brackets: {key}=[{value}]."
+        )
+    return value
+
+
+def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
+    """Guess what a `word` that is no key was meant to be: a key of `raw`, or of what it names.
+
+    Args:
+        word: the key, without what stands before a dot.
+        raw: the recipe, as plain values.
+        exact: only an inner key of this very name will do.
+    """
+    inner: dict[str, list[str]] = {}
+    fixed: dict[str, Callable[..., Any]] = {"sparsify": regrow.sparsify, "augment": Augment}
+    for key, supplied in (*SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
+        part = raw.get(key, "rigl" if key == "method" else None)
+        name = part.get("name") if isinstance(part, Mapping) else part
+        function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
+        for option in _named(function, supplied) if function is not None else ():
+            inner.setdefault(option, []).append(f"{key}.{option}")
+    if exact and (word in Recipe.model_fields or word not in inner):
+        return ""
+    near = word if word in inner else nearest(word, [*Recipe.model_fields, *inner])
+    if near is None:
+        return ""
+    full = inner[near] if near == word or near not in Recipe.model_fields else [near]
+    return ", did you mean " + " or ".join(f"`{one}`" for one in full) + "?"
+
+
+def import_file(path: Path) -> ModuleType:
+    """Run a user's Python file once, as the module of its stem; what it registers is then known by name.
+
+    Raises:
+        RegrowValueError: for a file that is not there, or whose name another module has already.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise RegrowValueError(f"`--import` {path}: no such file\nFiles that a recipe imports lie beside it.")
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None:
+        if getattr(loaded, "__file__", None) == str(path):
+            return loaded
+        raise RegrowValueError(
+            f"`--import` {path}: a module `{path.stem}` is there already, from {getattr(loaded, '__file__', 'Python')}"
+            "\nGive the file another name."
+        )
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise RegrowValueError(f"`--import` {path} is no Python file\nIts name must end in .py.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[path.stem]
+        if isinstance(error, SyntaxError | UnicodeDecodeError):
+            raise RegrowValueError(f"`--import` {path} is no Python: {error}\nGive a Python file.") from error
+        raise
+    return module
+
+
+def _import(key: str, name: str) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    if not all(word.isidentifier() for word in [*module_name.split("."), attribute]):
+        raise RegrowValueError(
+            f"`{key}` {name[:100]!r} must be package.module:function\nWrite names of Python with dots between them."
+        )
+    if "" not in sys.path:  # as `python -m` has it, so that a module beside the recipe is found
+        sys.path.insert(0, "")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is None or not module_name.startswith(error.name):
+            raise  # the user's module was found, and misses one of its own
+        raise RegrowValueError(
+            f"`{key}` {name}: there is no module `{error.name}` in this folder or installed"
+        ) from error
+    except AttributeError as error:
+        has = [n for n in vars(sys.modules[module_name]) if not n.startswith("_")]
+        raise RegrowValueError(
+            f"`{key}` {name}: module `{module_name}` has no `{attribute}`{closest(attribute, has)}"
+        ) from error
+    if not callable(function):
+        raise RegrowValueError(f"`{key}` {name} must be a function or a class, got {function!r}")
+    return function  # type: ignore[no-any-return]

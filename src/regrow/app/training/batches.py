@@ -1,0 +1,137 @@
+"""The batches of a run: in which order, changed how, held where."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regrow._random import generator
+from regrow.app.recipes import Recipe
+from regrow.data import Augment, Tensors, in_files, order, prepared
+from regrow.errors import RegrowValueError
+
+AT_ONCE = 2**22
+"""A test batch holds about so many input values, but at least as many examples as a training batch."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """What a network is tested on."""
+
+    name: str
+    """``validation`` or ``test``."""
+    inputs: Tensor
+    targets: Tensor
+    chosen: Tensor
+    """Which of `inputs` and `targets`, ascending."""
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+class Batches:
+    """Training batches, each a pure function of (seed, step), and the batches of a test.
+
+    With `validation` in the recipe, the share of training examples that it names is kept out of training; which ones
+    does not depend on the seed.
+
+    Attributes:
+        during: what is tested during the run: the examples held out, or the test set where there are none.
+        final: what its result is tested on, as the recipe says.
+
+    Raises:
+        RegrowValueError: for an augmentation that does not fit the data, or too few examples.
+    """
+
+    def __init__(self, data: Tensors, recipe: Recipe, device: torch.device) -> None:
+        self.data, self.device, self.seed, self.size = data, device, recipe.seed, recipe.batch_size
+        self.test_size = recipe.test_batch_size
+        self.augment = Augment(**recipe.augment)
+        self.augment.check(data.train_inputs.shape[1:])
+        if in_files(data.train_inputs) and (self.augment.crop or not self.augment.resized_crop):
+            raise RegrowValueError(
+                "`data.whole` is true, but `augment` cuts no parts out of whole images\n"
+                "Give `augment.resized_crop`, without `augment.crop`, or leave `data.whole` out."
+            )
+        self.inputs, self.targets = _resident(data.train_inputs, data.train_targets, device)
+        count = len(self.inputs)
+        self._chosen: Tensor | None = None  # of the training examples, those that train
+        held_out = None
+        if recipe.validation is not None:
+            share = held_out_of(recipe, count)
+            shuffled = torch.randperm(count, generator=generator(0, "validation", count), device="cpu")
+            self._chosen = shuffled[share:]
+            held_out = Examples("validation", self.inputs, self.targets, shuffled[:share].sort().values)
+        if held_out is None or recipe.tested_on == "test":
+            tested = _resident(data.test_inputs, data.test_targets, device)
+            self.final = Examples("test", *tested, torch.arange(len(data.test_inputs), device="cpu"))
+        else:
+            self.final = held_out
+        self.during = held_out or self.final
+        self.examples = count if self._chosen is None else len(self._chosen)
+        self.steps_per_epoch = epoch_of(recipe, self.examples)
+        if self.examples < self.size:
+            raise RegrowValueError(
+                f"`batch_size` must be at most the {self.examples} training examples, got {self.size}"
+            )
+        self._epoch, self._order = -1, torch.empty(0, device="cpu")
+
+    def train(self, step: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of `step`, on the run's device."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            indices = order(self.seed, epoch, self.examples)
+            indices = indices if self._chosen is None else self._chosen[indices]
+            self._epoch, self._order = epoch, indices.to(self.inputs.device)
+        batch = self._order[position * self.size : (position + 1) * self.size]
+        images = self.inputs[batch]
+        given = images if in_files(images) else self._whole(images)
+        inputs = self.augment.train(given, self.seed, step).to(self.device)
+        return prepared(self.data, inputs), self.targets[batch].to(self.device, torch.int64)
+
+    def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """All `examples` (default: `during`) in order, on the run's device."""
+        tested = examples or self.during
+        size = self.test_size or min(1000, max(self.size, AT_ONCE // math.prod(tested.inputs.shape[1:])))
+        for some in tested.chosen.to(tested.inputs.device).split(size):
+            inputs = self.augment.test(self._whole(tested.inputs[some]))
+            yield prepared(self.data, inputs), tested.targets[some].to(self.device, torch.int64)
+
+    def epoch(self, step: int) -> Iterator[Tensor]:
+        """Inputs of an epoch of training batches, beginning with that of `step`."""
+        for later in range(step, step + self.steps_per_epoch):
+            yield self.train(later)[0]
+
+    def example(self, count: int = 1) -> Tensor:
+        """`count` test inputs as the model takes them, on the run's device."""
+        return prepared(self.data, self.augment.test(self._whole(self.data.test_inputs[:count])))
+
+    def _whole(self, inputs: Tensor) -> Tensor:
+        """Put `inputs` on the run's device; prepare them if that goes by whole images, which augmentation cuts."""
+        inputs = inputs.to(self.device)
+        return prepared(self.data, inputs) if getattr(self.data, "per_image", False) else inputs
+
+
+def held_out_of(recipe: Recipe, count: int) -> int:
+    """Say how many of `count` training examples `validation` keeps out of training."""
+    return 0 if recipe.validation is None else max(1, round(count * recipe.validation))
+
+
+def epoch_of(recipe: Recipe, examples: int) -> int:
+    """Say how many steps an epoch of so many `examples` has."""
+    return examples // recipe.batch_size if recipe.drop_last else math.ceil(examples / recipe.batch_size)
+
+
+def _resident(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Both on `device`, or left where they are if they would take more than a quarter of its free memory."""
+    kept = in_files(inputs)
+    if device.type == "cuda" and not kept:
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = inputs.nbytes > free // 4
+    if kept:
+        return inputs, targets
+    return inputs.to(device), targets.to(device)

@@ -1,0 +1,218 @@
+"""From a resolved recipe to the objects of a run, each after what it needs."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import regrow
+from regrow.app.recipes import Part, Plan, Rate, Recipe, find
+from regrow.app.training import ways
+from regrow.app.training.batches import Batches
+from regrow.app.training.checkpoint import require_topology, restoring
+from regrow.app.training.groups import parameter_groups
+from regrow.app.training.tickets import Keeper, keeper
+from regrow.data import Tensors, check_dataset
+from regrow.errors import RegrowError, RegrowValueError
+from regrow.weights import sparse_weights
+
+
+@dataclass
+class Setup:
+    """What a run is made of. `recipe` has device and threads filled in."""
+
+    recipe: Recipe
+    data: Tensors
+    batches: Batches
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    method: Any
+    """None for a dense network."""
+    plan: Plan | None
+    """When tickets are made; None where none are."""
+    keeper: Keeper
+    rate: Rate
+    device: torch.device
+    total_steps: int
+    steps_per_epoch: int
+    checkpoint: dict[str, Any] | None
+    """What the run continues from."""
+
+
+def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensors | None = None) -> Setup:
+    """All that `recipe` names, as it was in `checkpoint`; sets seeds and threads.
+
+    Args:
+        recipe: resolved.
+        checkpoint: of the run that is to go on.
+        data: what the recipe's data part makes, where it is at hand.
+
+    Raises:
+        RegrowError: for anything in the recipe that cannot be, before anything is written.
+    """
+    if recipe.never_dense:
+        # large pages, five times faster: torch asks for them if told before its first large tensor
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    if recipe.threads is not None:
+        torch.set_num_threads(recipe.threads)
+    device = device_of(recipe.device)
+    data = check_dataset(_make("data", recipe.data), recipe.data.name) if data is None else data
+    batches = Batches(data, recipe, device)
+    steps_per_epoch = batches.steps_per_epoch
+    total = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
+    plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
+    build_network = partial(_network, recipe, data, batches)
+    model = ways.network(recipe, batches, build_network).to(device)
+    if any(weight.storage == "compressed" for weight in sparse_weights(model)):
+        regrow.fuse(model)
+    if checkpoint:
+        with restoring("model"):
+            require_topology(model, checkpoint["model"])
+            model.load_state_dict(checkpoint["model"])
+    optimizer = _make("optimizer", recipe.optimizer, parameter_groups(model, recipe.no_decay))
+    if checkpoint:
+        with restoring("optimizer"):
+            optimizer.load_state_dict(checkpoint["optimizer"])
+    method = _method(recipe, model, optimizer, _schedule_end(recipe, plan, total), build_network)
+    kept = keeper(recipe, batches, model, method, plan)
+    if checkpoint:
+        with restoring("keeper"):
+            kept.load_state_dict(checkpoint.get("keeper", {}))
+    return Setup(
+        recipe=recipe.model_copy(update={"device": str(device), "threads": torch.get_num_threads()}),
+        data=data,
+        batches=batches,
+        model=model,
+        optimizer=optimizer,
+        method=method,
+        plan=plan,
+        keeper=kept,
+        rate=_rate(recipe, plan, total),
+        device=device,
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+        checkpoint=checkpoint,
+    )
+
+
+def calendar(setup: Setup) -> str:
+    """A line on when the tickets of a run are made; nothing where none are."""
+    plan, part = setup.plan, setup.recipe.tickets
+    if plan is None or part is None:
+        return ""
+    if part.name == "dst":
+        return f"tickets dst: {plan.count} runs of {plan.length:,} steps\n"
+    return (
+        f"tickets {part.name}: {plan.count} windows of {plan.length:,} steps after the first {plan.start:,} of "
+        f"{setup.total_steps:,}\n"
+    )
+
+
+def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
+    """The schedule up to the first window, which has rates of its own; milestones keep their share of the way."""
+    end = total if plan is None else plan.start
+    options = recipe.schedule.options
+    milestones = options.get("milestones")
+    if end < total and isinstance(milestones, list) and all(isinstance(at, int) for at in milestones):
+        options["milestones"] = [at * end // total for at in milestones]
+    rate: Rate = _make("schedule", Part(name=recipe.schedule.name, **options), end)
+    return rate
+
+
+def _schedule_end(recipe: Recipe, plan: Plan | None, total: int) -> int:
+    """The `total_steps` of the method: its schedule ends before the cycles of Sup-tickets."""
+    return plan.start if plan is not None and recipe.tickets and recipe.tickets.name == "sup" else total
+
+
+def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
+    """The recipe's network, dense, with the same initial weights at each call; `options` change some of its own."""
+    seed_everything(recipe.seed)
+    with torch.device("meta") if recipe.never_dense else nullcontext():
+        model = _make("model", Part(name=recipe.model.name, **{**recipe.model.options, **options}))
+    if not isinstance(model, nn.Module):
+        raise RegrowValueError(f"`model` {recipe.model.name} returned {model!r}, no torch module")
+    if recipe.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _check_shapes(model, data, batches, recipe)
+    return model
+
+
+def _method(recipe: Recipe, model: nn.Module, optimizer: Any, total: int, network: ways.Build) -> Any:
+    """What drives the network, or None for a dense one."""
+    name = recipe.method.name
+    if name in ways.DENSE:
+        return None
+    if ways.is_topology(name):
+        return regrow.Static(model, optimizer, total_steps=total)
+    further = {"final_sparsity": ways.final_sparsities(recipe, network)} if name in ways.PRUNING else {}
+    return _make("method", recipe.method, model, optimizer, total_steps=total, **further)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, numpy and Python, whose generators a user's own model or data may use."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _make(key: str, part: Part, *args: Any, **kwargs: Any) -> Any:
+    """Call what `part` names; what a built-in refuses becomes an error that names the recipe's key."""
+    function: Callable[..., Any] = find(key, part)
+    if ":" in part.name:
+        return function(*args, **kwargs, **part.options)  # a user's own: its traceback is what they need
+    try:
+        return function(*args, **kwargs, **part.options)
+    except RegrowError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise RegrowValueError(f"`{key}` {part.name} with {part.options}: {error}") from error
+
+
+def device_of(name: str) -> torch.device:
+    """Find the device that a recipe's `device` names.
+
+    Raises:
+        RegrowValueError: it is not here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise RegrowValueError(f"`device` {name!r} is not here: {reason}\nUse auto or cpu.") from error
+    return device
+
+
+def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Recipe) -> None:
+    """Two examples through the model, so that a wrong size is an error that names both sides."""
+    training, state = model.training, torch.get_rng_state()
+    examples = batches.example(2).to(next((p.device for p in model.parameters()), torch.device("cpu")))
+    try:
+        with torch.no_grad():
+            logits = model.eval()(examples)
+    except RuntimeError as error:
+        raise RegrowValueError(
+            f"`model` {recipe.model.name} does not take examples of shape {list(examples.shape[1:])} "
+            f"from `data` {recipe.data.name}: {error}"
+        ) from error
+    finally:
+        model.train(training)
+        torch.set_rng_state(state)
+    places = list(data.test_targets.shape[1:])  # [T] where each of T places has a class, else none
+    if list(logits.shape[1:-1]) != places or logits.dim() < 2 or logits.shape[-1] < data.classes:
+        wanted = ", ".join(map(str, ["N", *places, data.classes]))
+        raise RegrowValueError(
+            f"`model` {recipe.model.name} must return logits [{wanted}] for the {data.classes} classes of "
+            f"`data` {recipe.data.name}, got {list(logits.shape)}"
+        )

@@ -1,0 +1,97 @@
+"""What a run has cost in FLOPs: its real density over time, its updates, its passes with a dense gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+import regrow
+from regrow.accounting import Costs
+from regrow.errors import RegrowError
+from regrow.methods import RigL
+from regrow.methods.registry import records as known
+
+
+def kind_of(method: object) -> str:
+    """The key of the cost formulas for a method in use, or for None: ``sparse``, ``rigl``, ``snfs``, ``pruning``.
+
+    A method of a user's own that names none is judged by when it needs the dense gradient.
+    """
+    cost = next((record.cost for record in known().values() if type(method) is record.cls), "sparse")
+    needs = getattr(method, "needs_gradient", "never")
+    return {"update": "rigl", "always": "snfs"}.get(needs, cost) if cost == "sparse" else cost
+
+
+def measure(
+    model: nn.Module, example: Tensor, method: object, records: Sequence[Mapping[str, Any]], steps: int
+) -> dict[str, float] | None:
+    """FLOPs for one example: of a test, of the same network dense, and of a training step on the run's average.
+
+    A backward pass costs twice its forward pass; a dense gradient of the weights costs what it costs in the dense
+    network (RigL, arXiv 1911.11134, appendix H), at every step for SNFS, and at each update step for RigL.
+
+    Args:
+        model: as it is at the end of the run.
+        example: one or more inputs of it.
+        method: what drove it, or None.
+        records: of ``metrics.jsonl``; those of kind ``update`` say what moved in which layer.
+        steps: of the whole run.
+
+    Returns:
+        ``dense``, ``test``, ``training``; the ``least`` and the ``most`` of a forward pass during the run; and the
+        ``connections`` at the end, those of dense layers included. None for a network whose FLOPs cannot be counted.
+    """
+    try:
+        costs = regrow.costs(model, example)
+    except RegrowError:  # a finished run is not lost over a module that nobody can count
+        return None
+    dense, test = float(costs.flops["dense"]), float(costs.flops["sparse"])
+    layers = {layer.name.removesuffix(".weight"): layer for layer in costs.layers}
+    updates = [record for record in records if record.get("kind") == "update" and record["layers"]]
+    kind = kind_of(method)
+    # from the end to the beginning: only the topology at the end is at hand
+    share = _searched(costs, method)
+    forward, now, end, extra, seen = 0.0, test, steps, 0.0, [test]
+    for update in reversed(updates):
+        after = update["step"] + 1  # the first step that sees the new topology
+        forward += now * (end - after)
+        for name, moved in update["layers"].items():
+            layer = layers.get(name.removesuffix(".weight"))
+            if layer is not None:
+                now -= 2 * layer.uses * (moved["grown"] - moved["dropped"])
+        end = after
+        seen.append(now)
+        if kind in ("rigl", "granet"):
+            extra += (dense - now) * share
+    forward += now * end
+    total = 2 * forward + steps * dense if kind == "snfs" else 3 * forward + extra
+    connections = float(costs.parameters["sparse"])
+    return {
+        "dense": dense,
+        "test": test,
+        "least": min(seen),
+        "most": max(seen),
+        "training": total / steps,
+        "connections": connections,
+    }
+
+
+def _searched(costs: Costs, method: object) -> float:
+    """The share of the dense gradient that an update of `method` computes."""
+    if not isinstance(method, RigL):
+        return 1.0
+    columns = {layer.name: math.prod(layer.shape[1:]) for layer in costs.layers}
+    looked_at = sum(y.flops_dense * method.searched(columns[y.name]) / columns[y.name] for y in costs.layers)
+    return looked_at / sum(layer.flops_dense for layer in costs.layers)
+
+
+def tested(networks: Sequence[nn.Module], example: Tensor) -> dict[str, float]:
+    """FLOPs of a ``test`` of one example by all `networks`, and their ``connections``, dense layers included."""
+    counted = [regrow.costs(network, example) for network in networks]
+    return {
+        "test": float(sum(costs.flops["sparse"] for costs in counted)),
+        "connections": float(sum(costs.parameters["sparse"] for costs in counted)),
+    }

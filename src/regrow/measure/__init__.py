@@ -1,0 +1,1 @@
+"""Measure models and machines: time, layers, landscapes."""

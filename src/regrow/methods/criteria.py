@@ -1,0 +1,49 @@
+"""What is dropped and what is grown: scores, and random draws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from regrow._random import sample
+from regrow.weights.base import gradient_magnitude as gradient_magnitude
+
+if TYPE_CHECKING:
+    from regrow.weights.base import SparseWeight
+
+
+def magnitude(weight: SparseWeight) -> Tensor:
+    """Drop score |w| of the active connections [nnz]: the smallest go (RigL, SET, SNFS)."""
+    return weight.magnitudes()
+
+
+INITIAL = ("zeros", "normal", "uniform")
+
+
+def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch.Generator) -> Tensor:
+    """Values [count] that new connections start at, by the reference code's rules.
+
+    ``normal`` has the standard deviation of the layer's active weights, ``uniform`` reaches up to their mean magnitude.
+    """
+    values = weight.values().double()
+    exact: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # as `generator`
+    if kind == "normal":
+        drawn = torch.randn(count, generator=generator, **exact) * float(values.std(correction=0))
+    else:
+        drawn = (torch.rand(count, generator=generator, **exact) * 2 - 1) * float(values.abs().mean())
+    return drawn.to(weight.parameter)
+
+
+def random_positions(
+    weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
+) -> Tensor:
+    """`count` positions drawn uniformly from all but `survivors` (SET), ascending, int64 [count].
+
+    Drawn by rank among the free positions, so that every storage draws alike without a dense array.
+    """
+    ranks = sample(count, weight.numel - len(survivors), generator).to(survivors.device)
+    # the free position of rank r has as many survivors before it as there are with survivor - index <= r
+    offsets = survivors - torch.arange(len(survivors), device=survivors.device)
+    return ranks + torch.searchsorted(offsets, ranks, right=True)

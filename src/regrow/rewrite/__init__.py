@@ -1,0 +1,1 @@
+"""Model in, model out: fusing, folding, compacting, compressing."""

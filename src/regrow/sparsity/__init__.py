@@ -1,0 +1,1 @@
+"""What is sparse: `sparsify` and what it decides, asks and saves."""

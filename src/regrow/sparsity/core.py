@@ -1,0 +1,255 @@
+"""From a model to a sparse model, and back: `sparsify`, `densify`, `masks`, `is_sparse`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from regrow.arguments import require_choice, require_flag, require_model, require_seed
+from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
+from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.nn.fused import unfuse
+from regrow.ops import native
+from regrow.sparsity import distributions
+from regrow.sparsity.initial import Criterion, initial_topology, require_init
+from regrow.sparsity.layers import (
+    Layer,
+    Selector,
+    choose,
+    find_layers,
+    reads_weights,
+    warn_of_unlike,
+)
+from regrow.sparsity.meta import draw, is_on_meta, materialize
+from regrow.sparsity.start import warn_of_flat_start
+from regrow.sparsity.storage import STORAGES, storages
+from regrow.sparsity.trained import looks_trained
+from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
+from regrow.weights.loading import after_load, before_load, save_topology
+from regrow.weights.record import RECORDS, module_records
+from regrow.weights.replaced import note_replaced
+from regrow.weights.views import (
+    adopt,
+    before_forward_of_reader,
+    named_weights,
+    refuse_driven,
+    release,
+    settle,
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to happen to one layer, decided and checked before anything is changed."""
+
+    layer: Layer
+    asked: float
+    positions: Tensor
+    storage: str
+    reason: str
+
+
+def sparsify(
+    model: nn.Module,
+    sparsity: float | None = None,
+    distribution: str | distributions.Distribution | Mapping[str, float] = "erk",
+    *,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+    init: str | Mapping[str, Tensor] | Criterion | None = None,
+    rescale: bool | None = None,
+    storage: str | Mapping[str, str] = "auto",
+    seed: int = 0,
+) -> nn.Module:
+    """Make `model` sparse in place, with exact counts; build the optimizer afterwards.
+
+    Args:
+        model: any module; one on the meta device gets its weights here, on the CPU, and those that are stored
+            compressed are never dense (`regrow.sparsity.meta`). Sparse by default: Linear, convolutions but depthwise
+            ones, the Conv1D of the transformers library, the projections of `nn.MultiheadAttention`, recurrent
+            weights; never norms, biases, embeddings or a weight tied to one. A weight in which a zero is no missing
+            connection stays dense unless it is named, with the reason in `summary`: one that is parametrized or
+            normalised (weight_norm, weight standardisation), one of a class whose `forward` cannot be followed.
+        sparsity: share of the weights that are zero, in [0, 1), over all sparse layers together.
+        distribution: how it is spread over the layers: ``"uniform"`` (the model's first layer stays dense,
+            unless `include` names the layers), ``"er"``, ``"erk"``, ``"global"`` (the best of all layers together, by
+            the scores of `init`; a layer may keep all or lose everything), a function ``(shapes, sparsity) ->
+            {weight: sparsity}``, or a dictionary ``{glob of layer names: sparsity}`` that says everything
+            itself (leave `sparsity` out).
+        include: globs of layer names, or a predicate ``(name, module)``, that name exactly what is sparse.
+        exclude: globs or a predicate that take away from the default. Not together with `include`.
+        init: which connections a layer starts with: ``"random"``; ``"magnitude"``, the largest (for a trained
+            network); ``{weight name: boolean mask}``, or positions of the connections in the flattened weight, int64
+            [n] and ascending, in place of a mask (leave `sparsity` out); or a one-shot criterion such as
+            `regrow.SNIP`, a function ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept,
+            layer by layer unless it has an attribute ``per_layer`` that is False. None is ``"random"``, with a warning
+            where the network looks trained.
+        rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not. None is
+            False, with a warning where so little of the signal is left that the loss would stay flat at first.
+        storage: ``"masked"``, ``"compressed"``, or ``"auto"``: compressed where that is faster on the device that
+            the model is on, masked elsewhere (`regrow.sparsity.storage`; `summary` says why); or
+            ``{weight name: storage}``.
+        seed: of the random topology; the same seed and layer name give the same topology anywhere.
+
+    Returns:
+        `model`.
+
+    Raises:
+        RegrowValueError: for whatever is not allowed, before anything is changed.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(784, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+        >>> model = sparsify(model, sparsity=0.9)
+        >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
+        {'0.weight': 20820, '2.weight': 3000}
+    """
+    require_model("model", model)
+    if not isinstance(storage, Mapping):
+        require_choice("storage", storage, STORAGES, others=", or {weight name: one of them}")
+    distributions.require_distribution(distribution, (distributions.GLOBAL,))
+    init_, seed = require_init(init), require_seed("seed", seed)
+    scaled = None if rescale is None else require_flag("rescale", rescale)
+    layers = find_layers(model)
+    dense_because = {layer.weight_name: layer.dense_because for layer in layers}
+    chosen = choose(model, layers, include, exclude, distribution, dense_because)
+    if include is None and not isinstance(distribution, Mapping):
+        warn_of_unlike(layers, chosen)
+    shapes = {layer.weight_name: layer.shape for layer in chosen}
+    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init_, seed)
+    if init is None and looks_trained(model, [layer.parameter for layer in chosen]):
+        warn(
+            "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest, "
+            "init='random' does this on purpose"
+        )
+    if scaled is None and (init is None or init == "random"):
+        warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
+    for layer in chosen:
+        _refuse_pruned(layer)
+    if storage != "masked" and native.reference(layer.parameter for layer in chosen):
+        native.warn_once()
+    stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
+    names = [layer.weight_name for layer in chosen]
+    plans = [
+        Plan(layer, asked[name], positions.pop(name), *stored[name])
+        for layer, name in zip(chosen, names, strict=True)
+    ]
+    if is_on_meta(model):
+        materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
+    planned = {plan.layer.weight_name for plan in plans}
+    while plans:  # positions are given up one by one
+        _apply(model, plans.pop(0), bool(scaled))
+    _note_dense(layers, planned, dense_because)
+    register(model)
+    return model
+
+
+def _refuse_pruned(layer: Layer) -> None:
+    name = layer.weight_name
+    if hasattr(layer.module, f"{layer.parameter_name}_mask"):
+        raise RegrowValueError(
+            f"`model` has something called `{name}_mask` already (torch.nn.utils.prune?).\nRemove it first."
+        )
+
+
+def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
+    layer, module = plan.layer, plan.layer.module
+    parent = model.get_submodule(layer.name.rpartition(".")[0])
+    record = Record(layer.weight_name, layer.shape, plan.asked, plan.storage, plan.reason)
+    weight = layer.parameter.detach()
+    scale = (weight.numel() / max(1, len(plan.positions))) ** 0.5 if rescale else 1.0
+    layer.parameter.grad = None
+    if plan.storage == "compressed":
+        drawn = draw(module, (len(plan.positions),)) if weight.is_meta else None
+        module = compressed_form(module, plan.positions, drawn)
+        module.weight_values.detach().mul_(scale)
+        parent.register_module(layer.name.rpartition(".")[2], module)
+        note_replaced(layer.parameter, module.weight_values, layer.weight_name)
+    else:
+        weight.mul_(scale)
+        mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
+        mask.view(-1)[plan.positions] = True
+        setattr(module, f"{layer.parameter_name}_mask", mask)
+        weight.masked_fill_(~mask, 0)
+    adopt(module, layer.parameter_name, record)
+    if reads_weights(parent) and before_forward_of_reader not in parent._forward_pre_hooks.values():
+        parent.register_forward_pre_hook(before_forward_of_reader)
+    register(module)
+
+
+def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
+    """Records of the layers that stay dense, so that `summary` can say why."""
+    for layer in layers:
+        if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
+            record = Record(
+                layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
+            )
+            layer.module.__dict__.setdefault(RECORDS, {})[layer.parameter_name] = record
+
+
+def register(module: nn.Module) -> None:
+    """What the model and each sparse module need once: state dicts with the topology, of either storage."""
+    if not any(getattr(h, "hook", h) is before_load for h in module._load_state_dict_pre_hooks.values()):
+        module.register_load_state_dict_pre_hook(before_load)
+        module.register_load_state_dict_post_hook(after_load)
+    if module_records(module) and save_topology not in module._state_dict_hooks.values():
+        module.register_state_dict_post_hook(save_topology)
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Make every layer of `model` a plain dense one again, in place; zeros stay zeros, what was fused is apart again.
+
+    Build a new optimizer afterwards, and `detach` methods before.
+
+    Returns:
+        `model`.
+
+    Raises:
+        RegrowRuntimeError: a method is attached, or a layer was made with an activation of its own.
+    """
+    refuse_driven(require_model("model", model))
+    settle(model)
+    unfuse(model)
+    for name, module in model.named_modules():
+        if isinstance(module, SparseLinear) and module.activation is not None:
+            raise RegrowRuntimeError(
+                f"`{name}` applies {module.activation} itself, which a dense layer cannot.\n"
+                "Set its activation to None and put a module for it behind the layer."
+            )
+    for name, module in list(model.named_modules()):
+        for weight in list(views(module)):
+            if isinstance(weight, MaskedWeight):
+                del module.__dict__[f"{weight.parameter_name}_mask"]
+            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseModule):
+                parent, _, child = name.rpartition(".")
+                dense = dense_form(module, weight.to_dense())
+                model.get_submodule(parent).register_module(child, dense)
+                note_replaced(weight.parameter, dense.get_parameter(weight.parameter_name), weight.name)
+            else:
+                raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
+        _unregister(module)
+    return model
+
+
+def _unregister(module: nn.Module) -> None:
+    release(module)
+    for hooks, own in (
+        (module._load_state_dict_pre_hooks, before_load),
+        (module._load_state_dict_post_hooks, after_load),
+        (module._state_dict_hooks, save_topology),
+    ):
+        for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
+            del hooks[key]
+
+
+def masks(model: nn.Module) -> dict[str, Tensor]:
+    """The topology of each sparse weight, by its name in `model`: boolean tensors of its dense shape (copies)."""
+    settle(require_model("model", model))
+    return {name: weight.mask() for name, weight in named_weights(model)}
+
+
+def is_sparse(model: nn.Module) -> bool:
+    """Whether any weight of `model` is sparse."""
+    return bool(sparse_weights(require_model("model", model)))

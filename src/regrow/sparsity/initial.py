@@ -1,0 +1,231 @@
+"""Which connections each layer starts with: how many, by a distribution, and which, by chance or by a criterion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from regrow._random import generator, sample
+from regrow.arguments import (
+    require_choice,
+    require_fraction,
+    require_function,
+    require_mapping,
+    require_model,
+    require_tensor,
+)
+from regrow.errors import RegrowValueError, warn
+from regrow.ops.index import are_positions
+from regrow.ops.select import top
+from regrow.sparsity import distributions
+from regrow.sparsity.layers import Layer, Selector, choose, find_layers, in_distribution
+from regrow.sparsity.meta import is_on_meta
+
+Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
+"""A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
+NAMES = ("random", "magnitude")
+
+
+def initial_topology(
+    model: nn.Module,
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    sparsity: float | None,
+    distribution: str | distributions.Distribution | Mapping[str, float],
+    init: str | Mapping[str, Tensor] | Criterion,
+    seed: int,
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Density asked for and initial positions of each chosen weight."""
+    says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
+    if says_all != (sparsity is None):
+        what = (
+            "a dictionary as `distribution` or `init` says everything itself"
+            if says_all
+            else "it must be in [0, 1)"
+        )
+        raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
+    if isinstance(init, Mapping):
+        positions = _own_masks(init, shapes)
+        return {name: len(p) / math.prod(shapes[name]) for name, p in positions.items()}, positions
+    if distribution == distributions.GLOBAL:
+        count = distributions.connections(
+            (sum(map(math.prod, shapes.values())),), require_fraction("sparsity", sparsity)
+        )
+        best = _best_of_all(_scores(model, chosen, shapes, init), count)
+        return {name: len(p) / math.prod(shapes[name]) for name, p in best.items()}, best
+    sparsities = _sparsities(chosen, shapes, sparsity, distribution, (distributions.GLOBAL,))
+    counts = {name: distributions.connections(shapes[name], s) for name, s in sparsities.items()}
+    return {name: 1 - s for name, s in sparsities.items()}, _initial(
+        model, chosen, shapes, counts, init, seed
+    )
+
+
+def require_init(init: object) -> str | Mapping[str, Tensor] | Criterion:
+    """`init` of `sparsify`; None is ``"random"``.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    if init is None:
+        return NAMES[0]
+    if isinstance(init, Mapping):
+        for name, mask in require_mapping("init", init, "a dictionary {weight name: mask}").items():
+            require_tensor(f"init[{name!r}]", mask)
+        return init
+    if callable(init):
+        return require_function("init", init, "model", "shapes")
+    return require_choice("init", init, NAMES, others=", masks or a criterion")
+
+
+def _sparsities(
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    sparsity: float | None,
+    distribution: str | distributions.Distribution | Mapping[str, float],
+    others: tuple[str, ...] = (),
+) -> dict[str, float]:
+    if isinstance(distribution, Mapping):
+        return _by_glob(distribution, chosen)
+    return distributions.distribute(
+        distribution, shapes, require_fraction("sparsity", sparsity), others=others
+    )
+
+
+def asked_sparsities(
+    model: nn.Module,
+    sparsity: float | None = None,
+    distribution: str | distributions.Distribution | Mapping[str, float] = "erk",
+    *,
+    include: Selector | None = None,
+    exclude: Selector | None = None,
+) -> dict[str, float]:
+    """The sparsity that `sparsify` with these arguments would ask of each weight, by its name; nothing is changed.
+
+    Works on the meta device. Weights that would stay dense are left out.
+
+    Raises:
+        RegrowValueError: as `sparsify` does.
+    """
+    layers = find_layers(require_model("model", model))
+    distributions.require_distribution(distribution, (distributions.GLOBAL,))
+    reasons = {layer.weight_name: layer.dense_because for layer in layers}
+    chosen = choose(model, layers, include, exclude, distribution, reasons)
+    if isinstance(distribution, Mapping) != (sparsity is None):
+        raise RegrowValueError(
+            f"`sparsity` is {sparsity}, allowed is [0, 1), and only beside a named distribution"
+        )
+    if distribution == distributions.GLOBAL:
+        raise RegrowValueError(
+            "`distribution` 'global' leaves it to the weights' values how sparse each layer is, which is not known "
+            f"without them.\nGive one of {', '.join(distributions.DISTRIBUTIONS)}."
+        )
+    return _sparsities(chosen, {layer.weight_name: layer.shape for layer in chosen}, sparsity, distribution)
+
+
+def _by_glob(distribution: Mapping[str, float], chosen: list[Layer]) -> dict[str, float]:
+    """Sparsity of each chosen weight by the first glob that matches it."""
+    result: dict[str, float] = {}
+    for glob, value in distribution.items():
+        value = require_fraction(f"distribution[{glob!r}]", value)
+        for name in in_distribution(glob, chosen):
+            result.setdefault(name, value)
+    return result
+
+
+def _initial(
+    model: nn.Module,
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    counts: dict[str, int],
+    init: str | Criterion,
+    seed: int,
+) -> dict[str, Tensor]:
+    if init == "random":
+        return {
+            layer.weight_name: sample(
+                counts[layer.weight_name],
+                math.prod(layer.shape),
+                generator(seed, "topology", layer.weight_name),
+            ).to(_home(layer))
+            for layer in chosen
+        }
+    scores = _scores(model, chosen, shapes, init)
+    if getattr(init, "per_layer", True):
+        return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
+    return _best_of_all(scores, sum(counts.values()))
+
+
+def _scores(
+    model: nn.Module, chosen: list[Layer], shapes: dict[str, tuple[int, ...]], init: str | Criterion
+) -> dict[str, Tensor]:
+    """Score each chosen weight, in the order of `shapes`."""
+    if init == "random":
+        raise RegrowValueError(
+            "`distribution` 'global' keeps the best connections of all layers together, but `init` is 'random', which "
+            "has no scores.\nGive init='magnitude' or a criterion such as regrow.SNIP, or another distribution: "
+            f"{', '.join(distributions.DISTRIBUTIONS)}."
+        )
+    if is_on_meta(model):
+        raise RegrowValueError(
+            f"`init` is {init!r}, but `model` is on the meta device, without weights to score.\n"
+            "Use init='random' or masks of your own, or call its to_empty(device=...) and initialise it first."
+        )
+    if init == "magnitude":
+        scores: Mapping[str, Tensor] = {layer.weight_name: layer.parameter.detach().abs() for layer in chosen}
+    else:
+        assert not isinstance(init, str)
+        scores = require_mapping("init", init(model, shapes), "a function that gives {weight name: scores}")
+        for name, own in scores.items():
+            require_tensor(f"init[{name!r}]", own)
+    _check_shapes("init", scores, shapes)
+    return {name: scores[name] for name in shapes}
+
+
+def _best_of_all(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+    """Find the `count` best positions of all layers together; returns those of each."""
+    flat = {name: own.reshape(-1) for name, own in scores.items()}
+    device = next(iter(flat.values())).device
+    chosen = top(torch.cat([own.to(device) for own in flat.values()]), count)
+    positions, start = {}, 0
+    for name, own in flat.items():
+        inside = chosen[(chosen >= start) & (chosen < start + len(own))] - start
+        positions[name], start = inside.to(own.device), start + len(own)
+    empty = [name for name, inside in positions.items() if len(inside) == 0]
+    if empty:
+        warn(f"the criterion leaves no connection at all in {empty}")
+    return positions
+
+
+def _home(layer: Layer) -> torch.device:
+    """Where the layer's weight is, or will be."""
+    return torch.device("cpu") if layer.parameter.is_meta else layer.parameter.device
+
+
+def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Positions of the connections, from masks, or from positions themselves."""
+    listed = {name for name, mask in masks.items() if mask.dtype == torch.int64 and name in shapes}
+    _check_shapes(
+        "init",
+        {name: mask for name, mask in masks.items() if name not in listed},
+        {name: shape for name, shape in shapes.items() if name not in listed},
+    )
+    for name, mask in masks.items():
+        size = math.prod(shapes[name])
+        some = mask.numel() > 0 if name in listed else bool(mask.any())
+        if not some or not (mask.dtype == torch.bool or are_positions(mask, size)):
+            raise RegrowValueError(
+                f"`init[{name!r}]` must be a boolean mask with a connection, or ascending positions in [0, {size}), "
+                f"got {mask.dtype}"
+            )
+    return {n: masks[n] if n in listed else masks[n].reshape(-1).nonzero().view(-1) for n in shapes}
+
+
+def _check_shapes(
+    argument: str, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
+) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if given != dict(shapes):
+        raise RegrowValueError(f"`{argument}` must give one tensor for each of {dict(shapes)}, got {given}")

@@ -1,0 +1,390 @@
+"""Which weights of a model can be sparse, and why the others stay dense."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
+
+from regrow.arguments import require_function, require_patterns
+from regrow.errors import RegrowValueError, closest, warn
+from regrow.sparsity import uses
+from regrow.weights import views
+from regrow.weights.sharded import ONE, TWO, is_sharded, not_whole
+from regrow.weights.views import before_forward, named_weights
+
+Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
+
+
+GAIN = "a gain of weight_norm, not the weight"
+NOT_WEIGHTS = ("bias", "not the weight", GAIN)
+"""Reasons of what has two or more dimensions, but connects nothing."""
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight of two or more dimensions."""
+
+    name: str
+    """Name of the module: ``layers.0``."""
+    module: nn.Module
+    parameter_name: str
+    dense_because: str | None
+    """Why it stays dense by default, or None where it is sparse by default."""
+    never_because: tuple[str, str] | None = None
+    """Why it cannot be sparse at all, and what to do about it."""
+    unlike_its_kind: bool = False
+    """Whether it stays dense by default where others of its kind are sparse."""
+
+    @property
+    def weight_name(self) -> str:
+        """Name of the weight: ``layers.0.weight``."""
+        return f"{self.name}.{self.parameter_name}" if self.name else self.parameter_name
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        parameter: nn.Parameter = getattr(self.module, self.parameter_name)
+        return parameter
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.parameter.shape)
+
+
+Owners = dict[int, list[tuple[str, nn.Module]]]
+
+
+def find_layers(model: nn.Module) -> list[Layer]:
+    """Every weight of two or more dimensions but compressed ones, with the verdict of the default rule.
+
+    Sparse by default: Linear, convolutions but depthwise ones, the Conv1D of the transformers library, the
+    projections of `nn.MultiheadAttention` and recurrent weights; never an embedding or a weight tied to one, nor one
+    in which a zero is not a missing connection (`regrow.sparsity.uses`), nor one that is not a plain floating-point
+    tensor.
+
+    Raises:
+        RegrowValueError: a lazy module that has not seen a batch yet.
+    """
+    owners: Owners = {}
+    found = []
+    for name, module in model.named_modules():
+        for parameter_name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if isinstance(parameter, UninitializedParameter):
+                raise RegrowValueError(
+                    f"`model` holds a lazy layer without a shape: `{name}`.\nRun one batch through the model first."
+                )
+            if (
+                parameter.dim() < 2
+                or parameter.numel() == 0
+                or any(w.parameter is parameter and w.storage == "compressed" for w in views(module))
+            ):
+                continue
+            owners.setdefault(id(parameter), []).append((name, module))
+            found.append((name, module, parameter_name))
+    memo = uses.meta_copies(model) if any(uses.overrides(m) for _, m, _ in found) else {}
+    return [_layer(model, *one, owners, memo) for one in found]
+
+
+def _layer(
+    model: nn.Module, name: str, module: nn.Module, parameter_name: str, owners: Owners, memo: dict[int, Any]
+) -> Layer:
+    tied = owners[id(getattr(module, parameter_name))]
+    never = _never_because(module, parameter_name, [m for _, m in tied])
+    reason = _by_kind(name, module, parameter_name, tied)
+    unlike = None
+    if reason is None:
+        unlike = never[0] if never else None
+        if not unlike and uses.overrides(module):
+            unlike = uses.another_weight(module, parameter_name, memo)
+    elif reason != GAIN:
+        unlike = _computed_by(model, name, module, parameter_name)
+    return Layer(name, module, parameter_name, unlike or reason, never, unlike is not None)
+
+
+def _by_kind(
+    name: str, module: nn.Module, parameter_name: str, tied: list[tuple[str, nn.Module]]
+) -> str | None:
+    """Why weights of this kind stay dense, or None where they are sparse."""
+    embedding = next((n for n, m in tied if isinstance(m, EMBEDDINGS)), None)
+    if isinstance(module, EMBEDDINGS):
+        return "embedding"
+    if embedding is not None:
+        return f"tied to the embedding `{embedding}`"
+    if tied[0][0] != name:
+        return f"shares the weight of `{tied[0][0]}`"
+    if _is_gain(module, parameter_name):
+        return GAIN
+    if isinstance(module, nn.modules.conv._ConvNd):
+        depthwise = module.groups > 1 and module.groups == module.in_channels
+        return "not the weight" if parameter_name != "weight" else "depthwise" if depthwise else None
+    if isinstance(module, nn.MultiheadAttention):
+        return None if parameter_name in PROJECTIONS else "bias"
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        names = getattr(module, "_flat_weights_names", ("weight_ih", "weight_hh"))
+        weight = parameter_name.startswith("weight_")
+        return None if weight and parameter_name in names else "not the weight" if weight else "bias"
+    if isinstance(module, nn.Linear) or _is_conv1d(module):
+        return None if parameter_name == "weight" else "not the weight"
+    return f"{type(module).__name__} is not sparse by default"
+
+
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    """The transformers library's Conv1D, a linear layer with a transposed weight."""
+    return any(
+        c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
+    )
+
+
+def _is_gain(module: nn.Module, parameter_name: str) -> bool:
+    """Whether it is a magnitude that `torch.nn.utils.weight_norm`, in either form, has split off a weight."""
+    if isinstance(module, parametrize.ParametrizationList):
+        return parameter_name == "original0" and any(type(p).__name__ == "_WeightNorm" for p in module)
+    other = f"{parameter_name.removesuffix('_g')}_v"
+    return parameter_name.endswith("_g") and other in module._parameters
+
+
+def _computed_by(model: nn.Module, name: str, module: nn.Module, parameter_name: str) -> str | None:
+    """What computes from a parameter the weight that the layer uses: a parametrization, or a hook of torch.nn.utils."""
+    if isinstance(module, parametrize.ParametrizationList):
+        parent, _, tensor = name.rpartition("parametrizations.")
+        owner = model.get_submodule(parent.rstrip("."))
+        by = ", ".join(type(p).__name__.lstrip("_") for p in module)
+    else:
+        hooks = [
+            (h, getattr(h, "name", getattr(h, "_tensor_name", None)))
+            for h in module._forward_pre_hooks.values()
+        ]
+        owner, tensor, by = next(
+            (
+                (module, n, type(h).__name__)
+                for h, n in hooks
+                if n and parameter_name in (f"{n}_orig", f"{n}_v")
+            ),
+            (module, "", ""),
+        )
+    if not by or _by_kind("", owner, tensor, [("", owner)]) is not None:
+        return None
+    return f"{by} computes the weight from it"
+
+
+def _never_because(
+    module: nn.Module, parameter_name: str, owners: Sequence[nn.Module]
+) -> tuple[str, str] | None:
+    """Why a parameter cannot be sparse, and the remedy."""
+    parameter = getattr(module, parameter_name)
+    leave = "Leave it out."
+    if any(isinstance(owner, EMBEDDINGS) and owner.sparse for owner in owners):
+        return (
+            "its gradient is a sparse tensor, which no mask can cut",
+            "Make the embedding with sparse=False.",
+        )
+    if nn.Parameter not in type(parameter).__mro__:
+        return f"its weight is a {type(parameter).__name__}, no plain tensor", leave
+    if parameter.dtype not in DTYPES or parameter.layout != torch.strided:
+        kind = parameter.dtype if parameter.layout == torch.strided else parameter.layout
+        return f"its weight is {str(kind).removeprefix('torch.')}", leave
+    if parameter.is_inference():
+        return "its weight was made in inference mode", "Make the model outside of torch.inference_mode()."
+    if parameter.untyped_storage().nbytes() < parameter.numel() * parameter.element_size():
+        return (
+            "its entries share memory (expand), or have none",
+            "Give it a tensor of its own: weight.clone().",
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        return "its module is compiled by TorchScript", "Call sparsify before torch.jit.script."
+    return None
+
+
+def warn_of_unlike(layers: Sequence[Layer], chosen: Sequence[Layer]) -> None:
+    """Say so where more stays dense of what is usually sparse than is sparse."""
+    unlike = [layer for layer in layers if layer.unlike_its_kind]
+    lost, kept = (sum(layer.parameter.numel() for layer in some) for some in (unlike, chosen))
+    if lost > kept:
+        reasons = "; ".join(dict.fromkeys(str(layer.dense_because) for layer in unlike))
+        warn(
+            f"{lost / (lost + kept):.0%} of the weights of `model` that layers of their kinds have sparse stay dense: "
+            f"{reasons}.\nName those with `include` in which a zero is a missing connection; regrow.summary(model) "
+            "lists them."
+        )
+
+
+def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[str]:
+    """Weight names of the `layers` that a selector picks.
+
+    Args:
+        argument: name of the argument, for messages.
+        selector: a glob of layer or weight names, several, or a predicate ``(name, module)``.
+
+    Raises:
+        RegrowValueError: a glob, or the predicate, that picks nothing.
+    """
+    if callable(selector):
+        require_function(argument, selector, "name", "module")
+        layers = [layer for layer in layers if layer.dense_because != GAIN]
+        picked = {layer.weight_name for layer in layers if selector(layer.name, layer.module)}
+        if not picked:
+            raise RegrowValueError(
+                f"`{argument}` picks no layer: the predicate was false for {_names(layers)}"
+            )
+        return picked
+    globs = require_patterns(argument, selector)
+    if not globs:
+        raise RegrowValueError(
+            f"`{argument}` is empty, allowed are globs of layer names such as {_names(layers)}"
+        )
+    return {name for glob in globs for name in matching(argument, glob, layers)}
+
+
+class NoSuchLayerError(RegrowValueError):
+    """A glob matches no layer of a model."""
+
+
+def matching(argument: str, glob: str, layers: Sequence[Layer]) -> list[str]:
+    """Weight names of the `layers` that one glob matches.
+
+    Raises:
+        NoSuchLayerError: a glob that matches nothing.
+    """
+    picked = [
+        layer.weight_name
+        for layer in layers
+        if glob == layer.weight_name
+        or (
+            layer.dense_because != GAIN  # the name of a layer does not mean it
+            and (fnmatch.fnmatchcase(layer.name, glob) or fnmatch.fnmatchcase(layer.weight_name, glob))
+        )
+    ]
+    if not picked:
+        hint = closest(glob, [layer.name for layer in layers])
+        raise NoSuchLayerError(f"`{argument}` matches nothing: {glob!r}{hint}\nLayers: {_names(layers)}")
+    return picked
+
+
+def _names(layers: Sequence[Layer]) -> str:
+    return ", ".join(layer.name or "(the model itself)" for layer in layers)
+
+
+def choose(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    include: Selector | None,
+    exclude: Selector | None,
+    distribution: object,
+    dense_because: dict[str, str | None],
+) -> list[Layer]:
+    """The layers that become sparse, for `sparsify`'s arguments.
+
+    Args:
+        model: the model.
+        layers: what `find_layers` gave.
+        include, exclude, distribution: as for `sparsify`.
+        dense_because: why each weight stays dense, by name; brought up to date.
+
+    Raises:
+        RegrowValueError: nothing is chosen, or what is sparse already, or arguments that exclude each other.
+    """
+    by_layer = isinstance(distribution, Mapping)
+    if by_layer + (include is not None) + (exclude is not None) > 1:
+        raise RegrowValueError(
+            "`include` and `exclude` were both given, or one beside a dictionary as `distribution`: `include` and the "
+            "dictionary name exactly what is sparse, `exclude` takes away from the default.\nGive one of them."
+        )
+    names = {layer.weight_name for layer in layers if layer.dense_because is None}
+    if include is not None:
+        names = select("include", include, layers)
+    elif isinstance(distribution, Mapping):
+        names = {name for glob in distribution for name in in_distribution(glob, layers)}
+    elif exclude is not None:
+        excluded = select("exclude", exclude, layers)
+        dense_because.update(dict.fromkeys(names & excluded, "excluded by the caller"))
+        names -= excluded
+    chosen: list[Layer] = []
+    for layer in layers:  # a weight with several owners belongs to the first
+        if layer.weight_name in names and all(layer.parameter is not other.parameter for other in chosen):
+            chosen.append(layer)
+    first = next((layer for layer in layers if layer.dense_because is None), None)
+    if distribution == "uniform" and include is None and len(chosen) > 1 and first in chosen:
+        dense_because[chosen[0].weight_name] = "first layer, dense under uniform"
+        chosen = chosen[1:]
+    sparse = [name for name, _ in named_weights(model)]
+    if sparse and (include is None or any(layer.weight_name in sparse for layer in chosen)):
+        raise RegrowValueError(
+            f"`model` is sparse already: {sparse}\nCall regrow.densify(model) first, or name others with `include`."
+        )
+    if is_sharded(model, ONE) or (not chosen and is_sharded(model, TWO)):
+        raise not_whole("model")
+    if not chosen:
+        reasons = "; ".join(f"{name or '(none)'}: {why}" for name, why in dense_because.items())
+        if any(layer.never_because is None for layer in layers):
+            remedy = "Name layers with `include`."
+        else:
+            remedy = "Give a model with weights of two or more dimensions in a floating-point type."
+        raise RegrowValueError(
+            f"`model` has nothing to sparsify ({reasons or 'it has no weights'}).\n{remedy}"
+        )
+    for layer in chosen:
+        if layer.never_because is not None:
+            why, remedy = layer.never_because
+            argument = "distribution" if by_layer else "include"
+            raise RegrowValueError(f"`{argument}` names `{layer.weight_name}`, but {why}.\n{remedy}")
+    for layer in layers:
+        if layer.weight_name not in names and dense_because[layer.weight_name] is None:
+            dense_because[layer.weight_name] = "not named by the caller"
+    return chosen
+
+
+def in_distribution(glob: str, layers: Sequence[Layer]) -> list[str]:
+    """Weight names that a glob of a dictionary means: those sparse by default, unless it names a layer exactly."""
+    found = matching("distribution", glob, layers)
+    exact = [layer.weight_name for layer in layers if glob in (layer.name, layer.weight_name)]
+    default = [
+        layer.weight_name for layer in layers if layer.dense_because is None and layer.weight_name in found
+    ]
+    return exact or default or found
+
+
+def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
+    """Why the weight cannot be stored compressed, or None where it can."""
+    module = layer.module
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return f"{type(module).__name__} has no compressed form"
+    if isinstance(module, nn.Conv2d) and module.groups > 1:
+        return f"a convolution with groups={module.groups} has no compressed form"
+    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
+        return f"a convolution with padding_mode={module.padding_mode!r} has no compressed form"
+    if module is model:
+        return "the model itself cannot be replaced in place"
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized"
+    if uses.overrides(module):
+        return "its forward is not its class's"
+    names = [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
+    if len(names) > 1:
+        return f"it is used under several names: {', '.join(names)}"
+    holders = [m for m in model.modules() for p in m.parameters(recurse=False) if p is module.weight]
+    if len(holders) > 1:
+        return "its weight is shared"
+    reader = next((m for m in model.modules() if module in m.children() and reads_weights(m)), None)
+    if reader is not None:
+        return f"{type(reader).__name__} reads its weight directly"
+    own = [hook for hook in module._forward_pre_hooks.values() if hook is not before_forward]
+    if module._forward_hooks or own or module._backward_hooks:
+        return "it has hooks, which a replaced module would lose"
+    return None
+
+
+def reads_weights(module: nn.Module) -> bool:
+    """Whether `module` reads its children's weights without calling them."""
+    return isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention)

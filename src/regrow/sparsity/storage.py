@@ -1,0 +1,152 @@
+"""``storage="auto"``: which layers are faster compressed than masked on this device.
+
+The limits were measured (docs/performance.md, "Which storage"): training of one layer, or of networks, float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from regrow.errors import RegrowValueError
+from regrow.ops import native
+from regrow.sparsity.layers import Layer, why_not_compressed
+from regrow.sparsity.meta import is_on_meta
+from regrow.weights.base import as_matrix
+
+STORAGES = ("auto", "masked", "compressed")
+
+NARROWEST = 64
+"""Rows and columns below which the calls around a kernel take longer than the product."""
+
+DENSEST = ((1 << 16, 0.3), (1 << 18, 0.5))
+"""Positions of a weight from which on compressed storage wins up to a density."""
+
+REFERENCE = (256, 1 << 18, 0.1)
+"""Rows and columns, and positions, from which on linear layers are faster on the reference than masked, where there
+are no kernels, and the density up to which they are."""
+
+CHANNELS = 16
+"""Channels on either side that a convolution over several pixels has where batch tiles pay."""
+
+CONVOLUTIONS = 0.5
+"""Density of all sparse convolutions together up to which batch tiles pay."""
+
+
+def storages(
+    model: nn.Module,
+    layers: Sequence[Layer],
+    connections: Mapping[str, int],
+    storage: str | Mapping[str, str],
+) -> dict[str, tuple[str, str]]:
+    """Storage of the layers of `model` that are to be sparse, by the weight's name, and why where it was chosen here.
+
+    Args:
+        model: what the layers are part of.
+        layers: those that are to be sparse.
+        connections: that each is to have, by the weight's name.
+        storage: of `STORAGES`, or ``{weight name: "masked" or "compressed"}``.
+
+    Raises:
+        RegrowValueError: a layer that cannot be compressed, where all are to be.
+    """
+    if isinstance(storage, Mapping):
+        stored: dict[str, tuple[str, str]] = {}
+        for layer in layers:
+            kind = storage.get(layer.weight_name)
+            if kind not in ("masked", "compressed"):
+                raise RegrowValueError(
+                    f"`storage` must say masked or compressed for `{layer.weight_name}`, got {kind!r}\n"
+                    "Give one storage for all, or a dictionary with each weight that is to be sparse."
+                )
+            stored |= storages(model, [layer], {layer.weight_name: connections[layer.weight_name]}, kind)
+        return stored
+    if storage == "masked":
+        return dict.fromkeys(connections, (storage, ""))
+    if storage == "auto" and not is_on_meta(model):
+        return choose_storages(layers, model, connections)
+    stored = {}
+    for layer in layers:
+        name, obstacle = layer.weight_name, why_not_compressed(layer, model)
+        if storage == "compressed" and obstacle:
+            raise RegrowValueError(
+                f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
+                "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
+            )
+        reason = "on the meta device: never dense" if storage == "auto" else ""
+        stored[name] = ("masked", obstacle) if obstacle else ("compressed", reason)
+    return stored
+
+
+def choose_storages(
+    layers: Sequence[Layer], model: nn.Module, connections: Mapping[str, int]
+) -> dict[str, tuple[str, str]]:
+    """Storage of the layers of `model` that are to be sparse, and why.
+
+    Convolutions go together: between compressed ones activations stay in batch tiles, and a masked one among them
+    would cost two changes of layout.
+
+    Args:
+        layers: those that are to be sparse.
+        model: what they are part of.
+        connections: that each is to have, by the weight's name.
+
+    Returns:
+        By the weight's name ``"compressed"`` or ``"masked"``, and the reason in words.
+    """
+    against = {
+        layer.weight_name: why_not_compressed(layer, model) or _why_no_kernel(layer) for layer in layers
+    }
+    convolutions = [x for x in layers if isinstance(x.module, nn.Conv2d) and not against[x.weight_name]]
+    together = _why_masked_convolutions(convolutions, connections)
+    for layer in layers:
+        if not against[layer.weight_name]:
+            convolution = isinstance(layer.module, nn.Conv2d)
+            own = together if convolution else _why_masked(layer, connections[layer.weight_name])
+            against[layer.weight_name] = own
+    faster = f"faster so {'on this device' if native.available() else 'without kernels too'}"
+    return {
+        name: ("masked", reason) if reason else ("compressed", faster) for name, reason in against.items()
+    }
+
+
+def _why_no_kernel(layer: Layer) -> str | None:
+    device, dtype = layer.parameter.device, layer.parameter.dtype
+    if device.type != "cpu":
+        return f"the kernels run on the CPU, the weight is on {device}"
+    if dtype not in native.DTYPES:
+        return f"there are no kernels for {dtype}"
+    if native.available():
+        return None
+    rows, columns = as_matrix(layer.shape)
+    narrowest, smallest, _ = REFERENCE
+    large = min(rows, columns) >= narrowest and rows * columns >= smallest
+    return (
+        None
+        if large and not isinstance(layer.module, nn.Conv2d)
+        else f"there are no kernels: {native.load()}"
+    )
+
+
+def _why_masked(layer: Layer, connections: int) -> str | None:
+    rows, columns = as_matrix(layer.shape)
+    if native.available():
+        limit = max((most for size, most in DENSEST if rows * columns >= size), default=0.0)
+    else:
+        limit = REFERENCE[-1]
+    if min(rows, columns) < NARROWEST or not limit:
+        return "too small to be faster compressed"
+    if connections >= limit * rows * columns + 1:  # counts are rounded up
+        return f"faster masked at a density above {limit:g}"
+    return None
+
+
+def _why_masked_convolutions(layers: Sequence[Layer], connections: Mapping[str, int]) -> str | None:
+    if not any(min(layer.shape[:2]) >= CHANNELS and max(layer.shape[2:]) > 1 for layer in layers):
+        return "batch tiles do not pay without a larger convolution that is sparse"
+    size = sum(math.prod(layer.shape) for layer in layers)
+    if sum(connections[layer.weight_name] for layer in layers) > CONVOLUTIONS * size:
+        return f"convolutions are faster masked at a density above {CONVOLUTIONS:g} together"
+    return None

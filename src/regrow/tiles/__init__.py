@@ -1,0 +1,1 @@
+"""The layout of activations between sparse convolutions, and what is computed in it."""
