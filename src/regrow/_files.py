@@ -71,8 +71,3 @@ def _lives(process: int) -> bool:
     except (OSError, OverflowError):  # another user's
         return True
     return True
-
-
-def cache() -> Path:
-    """The user's cache, ``$XDG_CACHE_HOME/regrow``; it need not be there."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regrow"

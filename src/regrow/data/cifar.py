@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regrow._places import locate
 from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.pickles import read_pickle
-from regrow.data.places import locate
 from regrow.errors import RegrowValueError
 
 PIXELS = 3 * 32 * 32

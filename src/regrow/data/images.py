@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from regrow._files import cache as user_cache
 from regrow._files import sweep
+from regrow._places import cache as user_cache
 from regrow.arguments import require_count, require_flag, require_path
 from regrow.data.dataset import Dataset, statistics
 from regrow.data.decoding import decode, require_file

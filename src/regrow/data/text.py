@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regrow._files import cache
+from regrow._places import cache
 from regrow.arguments import require_count, require_path, require_text
 from regrow.data.dataset import Dataset
 from regrow.data.packed import read_packed

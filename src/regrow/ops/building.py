@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from regrow._files import cache
+from regrow._places import cache
 from regrow.ops import compiling
 from regrow.ops.compiling import LIBRARY, Bar, CompilerError
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow._files import cache
+from regrow._places import SYSTEM, cache
 from regrow._text import columns, wrapped
-from regrow.data.places import SYSTEM
 from regrow.measure.machine import busiest, describe
 from regrow.measure.timing import load
 from regrow.ops import native

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from regrow._files import cache
 from regrow.errors import RegrowValueError
 
 SYSTEM = Path("/usr/share/datasets")
 """Where Debian's packages put data sets."""
+
+
+def cache() -> Path:
+    """The user's cache, ``$XDG_CACHE_HOME/regrow``; it need not be there."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regrow"
 
 
 def locate(
