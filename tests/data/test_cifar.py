@@ -6,7 +6,8 @@ import pytest
 import torch
 from published import binary, cifar_images, cifar_labels, python2_pickle, write_cifar10, write_cifar100
 
-from regrow.data import cifar, cifar10, cifar100, places
+from regrow import _places as places
+from regrow.data import cifar, cifar10, cifar100
 from regrow.data.cifar import read_binary, read_python
 from regrow.errors import RegrowValueError
 
