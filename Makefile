@@ -8,6 +8,8 @@
 SHELL := /bin/bash
 export PYTHON TORCH
 
+CSRC := src/regrow/csrc/*.h src/regrow/csrc/*.cpp
+
 .PHONY: help demo test sanitize check lint format wheel wheel-test lines clean
 
 help:
@@ -15,8 +17,8 @@ help:
 	@echo 'make test        install what the tests need and run them'
 	@echo 'make sanitize    the tests of the kernels under the address and undefined-behaviour sanitizers'
 	@echo 'make check       the one-minute smoke test of pre-commit'
-	@echo 'make lint        ruff and mypy'
-	@echo 'make format      let ruff put the code into shape'
+	@echo 'make lint        ruff, clang-format and mypy'
+	@echo 'make format      let ruff and clang-format put the code into shape'
 	@echo 'make wheel       build the wheel of this processor into dist/, for every supported torch'
 	@echo 'make wheel-test  build the wheel and train with it in a clean environment'
 	@echo 'make lines       lines of code per folder'
@@ -39,10 +41,11 @@ check:
 
 lint:
 	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check . && \
-		$$python -m ruff format --check . && $$python -m mypy
+		$$python -m ruff format --check . && $${python%/*}/clang-format --dry-run -Werror $(CSRC) && $$python -m mypy
 
 format:
-	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check --fix . && $$python -m ruff format .
+	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check --fix . && $$python -m ruff format . && \
+		$${python%/*}/clang-format -i $(CSRC)
 
 wheel:
 	@python=$$(scripts/setup.sh train,test) && scripts/wheel.sh $$python dist
