@@ -26,7 +26,7 @@ help:
 
 demo:
 	@scripts/data.sh
-	@python=$$(scripts/setup.sh train) && $$python examples/demo.py $(ARGS)
+	@python=$$(scripts/setup.sh train) && $$python examples/studies/demo.py $(ARGS)
 
 # Two processes of pytest with one thread of torch each (tests/conftest.py).
 test:
