@@ -15,3 +15,13 @@ def test_there_is_one_version() -> None:
     newest = re.search(r"^## \[([^]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert newest
     assert newest[1] == regrow.__version__
+
+
+def test_issue_forms_are_well_formed() -> None:
+    forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
+    assert [form.stem for form in forms] == ["bug", "feature", "method"]
+    for form in forms:
+        content = yaml.safe_load(form.read_text())
+        assert {"name", "description", "body"} <= content.keys()
+        assert all(part["attributes"]["label"] for part in content["body"])
+    assert "regrow doctor" in forms[0].read_text()
