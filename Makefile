@@ -10,7 +10,7 @@ export PYTHON TORCH
 
 CSRC := src/regrow/csrc/*.h src/regrow/csrc/*.cpp
 
-.PHONY: help demo test sanitize check lint format wheel wheel-test lines clean
+.PHONY: help demo test sanitize check lint format docs wheel wheel-test lines clean
 
 help:
 	@echo 'make demo        train a sparse network on Fashion-MNIST dense, with RigL and with Static (5 minutes)'
@@ -19,6 +19,7 @@ help:
 	@echo 'make check       the one-minute smoke test of pre-commit'
 	@echo 'make lint        ruff, clang-format and mypy'
 	@echo 'make format      let ruff and clang-format put the code into shape'
+	@echo 'make docs        build the site of README, docs/ and docstrings into site/, links checked'
 	@echo 'make wheel       build the wheel of this processor into dist/, for every supported torch'
 	@echo 'make wheel-test  build the wheel and train with it in a clean environment'
 	@echo 'make lines       lines of code per folder'
@@ -47,6 +48,9 @@ format:
 	@python=$$(scripts/setup.sh train,test) && $$python -m ruff check --fix . && $$python -m ruff format . && \
 		$${python%/*}/clang-format -i $(CSRC)
 
+docs:
+	@python=$$(scripts/setup.sh docs) && NO_MKDOCS_2_WARNING=1 $$python -m mkdocs build $(ARGS)
+
 wheel:
 	@python=$$(scripts/setup.sh train,test) && scripts/wheel.sh $$python dist
 
@@ -58,5 +62,5 @@ lines:
 	@scripts/lines.sh
 
 clean:
-	rm -rf build dist src/*.egg-info src/regrow/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist site src/*.egg-info src/regrow/_kernels*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

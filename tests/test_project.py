@@ -17,6 +17,12 @@ def test_there_is_one_version() -> None:
     assert newest[1] == regrow.__version__
 
 
+def test_the_reference_has_each_public_name_once() -> None:
+    pages = "\n".join(page.read_text() for page in sorted((ROOT / "docs" / "api").glob("*.md")))
+    told = re.findall(r"^::: regrow\.(\w+)$", pages, re.MULTILINE)
+    assert sorted(told) == sorted([*regrow.__all__, "testing"])
+
+
 def test_issue_forms_are_well_formed() -> None:
     forms = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml"))
     assert [form.stem for form in forms] == ["bug", "feature", "method"]
