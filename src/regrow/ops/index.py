@@ -11,12 +11,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from regrow.ops import native, sketch
+from regrow.ops import sketch
+from regrow.ops.backends import INDEX, MOVE, POSITIONS, use_kernel
 from regrow.ops.sketch import PIECE as PIECE
-
-
-def _native(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and native.available()
 
 
 def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,7 +25,7 @@ def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Ten
 
 def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> int:
     """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`; returns the `fingerprint`."""
-    if _native(crow):
+    if use_kernel(INDEX, crow):
         return int(torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order))
     nnz = int(crow[-1])
     rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
@@ -43,7 +40,7 @@ def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order:
 
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
     """Flat positions of the connections, ascending, int64 [nnz]; without those of the indices `drop`, if given."""
-    if _native(crow) and col.dtype == torch.int32:
+    if use_kernel(POSITIONS, col):
         none = torch.empty(0, dtype=torch.int64, device="cpu")
         found: Tensor = torch.ops.regrow_native.positions.default(
             crow, col, columns, none if drop is None else drop.contiguous()
@@ -90,7 +87,7 @@ def are_positions(positions: Tensor, size: int) -> bool:
 
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
-    if _native(crow):
+    if use_kernel(INDEX, crow):
         return int(torch.ops.regrow_native.fingerprint.default(crow, col, columns))
     return int(sketch.mix(positions(crow, col, columns)).sum())
 
@@ -121,7 +118,7 @@ def rewire(
         The new ``crow``, the new ``col`` without padding, for each connection the place it had before, int32, -1
         where it is new, and how many are new.
     """
-    if _native(crow):
+    if use_kernel(INDEX, crow):
         changed: tuple[Tensor, Tensor, Tensor, int] = torch.ops.regrow_native.rewire.default(
             crow, col, columns, drop.contiguous(), grow.contiguous()
         )
@@ -138,9 +135,9 @@ def move(source: Tensor, *tensors: Tensor) -> None:
     """Move the entries of `tensors` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
     room = max((len(tensor) + 1) * tensor.element_size() for tensor in tensors)
     # for all of them, one by one
-    scratch = torch.empty(room if _native(source) else 0, dtype=torch.uint8, device="cpu")
+    scratch = torch.empty(room if use_kernel(INDEX, source) else 0, dtype=torch.uint8, device="cpu")
     for tensor in tensors:
-        if _native(tensor) and tensor.is_contiguous():
+        if use_kernel(MOVE, tensor):
             torch.ops.regrow_native.move.default(source, tensor, scratch)
             continue
         moved = torch.zeros_like(tensor)

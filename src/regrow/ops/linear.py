@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops import flops, native, reference, twice
+from regrow.ops import flops, reference, twice
 from regrow.ops.apply import apply
+from regrow.ops.backends import LINEAR, use_kernel
 from regrow.ops.listener import settle, tell
 from regrow.ops.products import Products
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH
@@ -49,7 +50,7 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor]:
     """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
-    if native.serves(values):
+    if use_kernel(LINEAR, values):
         found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
             input, values, bias, crow, col, _NUMBERS[activation], keep
         )
@@ -74,7 +75,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     if need_values:
         tell(crow, lambda: _products(gradient, input, kept, activation))
-    if native.serves(values):
+    if use_kernel(LINEAR, values):
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.linear_backward.default(
             gradient,
             input,
@@ -449,7 +450,7 @@ def linear(
     """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer."""
     index = (crow, col, crow_t, row_t, order)
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    if watched or not native.serves(values):
+    if watched or not use_kernel(LINEAR, values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         # where the batch is innermost, a program that is exported for any batch could not be run on one of 1
         return output.contiguous() if torch.compiler.is_exporting() else output

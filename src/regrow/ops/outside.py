@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch._C import _set_tracing_state  # type: ignore[attr-defined]
 
-from regrow.ops import native
+from regrow.ops.backends import OUTSIDE, use_kernel
 
 
 def outside(values: Tensor, mask: Tensor) -> bool:
@@ -21,11 +21,6 @@ def outside(values: Tensor, mask: Tensor) -> bool:
             return outside(values, mask)
         finally:
             _set_tracing_state(tracing)
-    if (
-        values.is_cpu
-        and values.dtype in native.DTYPES
-        and values.stride() == mask.stride()
-        and native.available()
-    ):
+    if use_kernel(OUTSIDE, values, mask):
         return bool(torch.ops.regrow_native.outside.default(values, mask))
     return bool(values.masked_fill(mask, 0).any())

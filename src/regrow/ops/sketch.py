@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from regrow.ops import native
+from regrow.ops.backends import SKETCH, use_kernel
 
 SIZE = 1 << 14
 BUCKET_BITS = 14
@@ -48,7 +48,7 @@ def add(positions: Tensor, population: int, before: Tensor | None) -> Tensor:
     )
     if population <= SIZE:
         return entries.index_fill(0, positions, 1)
-    if positions.device.type == "cpu" and native.available():
+    if use_kernel(SKETCH, positions):
         entries = entries.clone()  # what was before belongs to somebody
         torch.ops.regrow_native.sketch.default(positions.contiguous(), entries)
         return entries

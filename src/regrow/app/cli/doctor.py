@@ -19,7 +19,7 @@ from regrow._places import SYSTEM, cache
 from regrow._text import columns, wrapped
 from regrow.measure.machine import busiest, describe
 from regrow.measure.timing import load
-from regrow.ops import native
+from regrow.ops import backends, native
 
 EXTRAS = ("safetensors", "typer", "rich", "pydantic", "matplotlib", "pillow")
 FRIENDS = ("lightning", "transformers", "accelerate")
@@ -58,7 +58,7 @@ def examine(arguments: Sequence[str]) -> dict[str, Any]:
     return {
         **describe(arguments),
         "forced_isa": os.environ.get("REGROW_ISA"),
-        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in native.DTYPES),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in backends.DTYPES),
         "interop_threads": torch.get_num_interop_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "cuda": torch.version.cuda,
