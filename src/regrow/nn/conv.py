@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow._torch import apply
 from regrow.arguments import require_count, require_instance, require_sequence, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import LIMIT, SparseModule
 from regrow.nn.tracing import is_traced, is_watched, leaf
 from regrow.ops import twice
-from regrow.ops.apply import apply
 from regrow.ops.backends import CONV, use_kernel
 from regrow.ops.conv import backward, bilinear, forward
 from regrow.ops.images import sparse_conv2d

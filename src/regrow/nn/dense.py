@@ -7,8 +7,8 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from regrow._torch import transforms_active, without_modes
 from regrow.nn.conv import on_tiles
 from regrow.nn.tracing import is_traced, leaf
 from regrow.ops.backends import TILES, use_kernel
@@ -59,11 +59,7 @@ class TiledConv2d(nn.Conv2d):
         fits = input.dim() == 4 and input.shape[1] == self.in_channels
         fits = fits and min(window.size(d, n) for d, n in enumerate(input.shape[2:])) > 0
         served = fits and use_kernel(TILES, input, weight, self.bias)
-        if (
-            not served
-            or torch._C._are_functorch_transforms_active()
-            or torch.is_autocast_enabled(input.device.type)
-        ):
+        if not served or transforms_active() or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         index = _full_index(len(weight), weight[0].numel())
         with without_dispatch(input):
@@ -75,7 +71,7 @@ class TiledConv2d(nn.Conv2d):
 def _full_index(rows: int, columns: int) -> tuple[Tensor, ...]:
     """``crow, col, crow_t, row_t, order`` of a matrix with all its connections."""
     # kept for all: not for inference alone, nor what modes make of tensors
-    with torch.inference_mode(False), _disable_current_modes():
+    with torch.inference_mode(False), without_modes():
         crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32, device="cpu")
         col = torch.arange(columns, dtype=torch.int32, device="cpu").repeat(rows)
         return crow, col, *mirror(crow, col, columns)

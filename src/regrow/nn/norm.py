@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow._torch import apply
 from regrow.nn.tracing import is_traced, is_watched, leaf
-from regrow.ops.apply import apply
 from regrow.ops.backends import NORM, use_kernel
 from regrow.ops.norm import norm_backward, norm_forward
 from regrow.ops.twice import gradients_of

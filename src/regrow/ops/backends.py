@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regrow._torch import tracing_state
 from regrow.ops import native
 
 DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
@@ -57,7 +58,7 @@ OUTSIDE = Kernel(DTYPES, same_strides=True)
 
 def unfit(kernel: Kernel, first: Tensor, *others: Tensor | None) -> list[str]:
     """Return what about these operands is in the way of `kernel`, whether or not there is a library of kernels."""
-    if kernel.eager and (torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None):
+    if kernel.eager and (torch.compiler.is_compiling() or tracing_state() is not None):
         return ["torch.compile and torch.jit.trace do not see into the kernel"]
     reasons = []
     if not first.is_cpu:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from regrow._torch import FakeTensor
 from regrow.ops import native
 from regrow.ops.tiles import Geometry
 from regrow.ops.window import Window

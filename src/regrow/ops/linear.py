@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow._torch import apply, dispatch_modes
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import flops, reference, twice
-from regrow.ops.apply import apply
 from regrow.ops.backends import LINEAR, use_kernel
 from regrow.ops.listener import settle, tell
 from regrow.ops.products import Products
@@ -449,7 +449,7 @@ def linear(
 ) -> Tensor:
     """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer."""
     index = (crow, col, crow_t, row_t, order)
-    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+    watched = torch.compiler.is_compiling() or dispatch_modes() > 0
     if watched or not use_kernel(LINEAR, values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         # where the batch is innermost, a program that is exported for any batch could not be run on one of 1
