@@ -111,7 +111,8 @@ class Best:
         positions = free.nonzero().view(-1)
         scores, positions = scores[positions], positions + offset
         if self._scores is not None:
-            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._positions, positions])
+            found = self._scores[: self._filled], self._positions[: self._filled]
+            scores, positions = torch.cat([found[0], scores]), torch.cat([found[1], positions])
         chosen = top(scores, min(self.count, len(scores)))
         self._native, self._scores, self._positions = False, scores[chosen], positions[chosen]
         self._filled = len(chosen)
