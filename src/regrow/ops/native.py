@@ -29,7 +29,7 @@ def _provided() -> Path | NoKernels:
 
 
 def missing() -> NoKernels | None:
-    """Load the kernels, built first where they are not there (`regrow.ops.building`); None, or why there are none."""
+    """Load the kernels, built first if they are not there (`regrow.ops.building`); None, or why none may run."""
     if _off:
         return _off[-1]
     found = _provided()
@@ -83,12 +83,12 @@ def _load(library: Path) -> str | None:
 
 
 def available() -> bool:
-    """Whether there are kernels on this machine."""
+    """Return whether there are kernels on this machine, and they are not turned off."""
     return load() is None
 
 
 def isa() -> str | None:
-    """The instruction set that the kernels use: avx512, avx2 or baseline. `REGROW_ISA` forces a lower one."""
+    """Return the instruction set that the kernels use: avx512, avx2 or baseline. `REGROW_ISA` forces a lower one."""
     return str(torch.ops.regrow_native.isa()) if available() else None
 
 

@@ -10,7 +10,7 @@ from regrow.ops.backends import OUTSIDE, use_kernel
 
 
 def outside(values: Tensor, mask: Tensor) -> bool:
-    """Whether any of `values` is not zero where the boolean `mask` of its shape is False."""
+    """Return whether any of `values` is not zero where the boolean `mask` of its shape is False."""
     if tracing_state() is not None:
         # torch.jit.trace takes no operator that returns a bool, and warns of any decision
         with untraced():

@@ -41,7 +41,7 @@ def storages(
     connections: Mapping[str, int],
     storage: str | Mapping[str, str],
 ) -> dict[str, tuple[str, str]]:
-    """Storage of the layers of `model` that are to be sparse, by the weight's name, and why where it was chosen here.
+    """Return the storage of the layers of `model` that are to be sparse, by weight name, and why if it was chosen here.
 
     Args:
         model: what the layers are part of.
@@ -83,7 +83,7 @@ def storages(
 def choose_storages(
     layers: Sequence[Layer], model: nn.Module, connections: Mapping[str, int]
 ) -> dict[str, tuple[str, str]]:
-    """Storage of the layers of `model` that are to be sparse, and why.
+    """Choose the storage of the layers of `model` that are to be sparse, and say why.
 
     Convolutions go together: between compressed ones activations stay in batch tiles, and a masked one among them
     would cost two changes of layout.
