@@ -18,7 +18,7 @@ import regrow
 PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
-    {"errors", "_text"},
+    {"errors", "_text", "_torch"},
     {"arguments", "_files", "_places"},
     {"ops"},
     {"growth", "_random"},

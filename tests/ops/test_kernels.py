@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -251,7 +250,7 @@ def test_rewire_and_mirror_as_the_reference(rows: int, columns: int, seed: int, 
     moved = torch.arange(1, len(col) + len(grow) + 1, dtype=torch.float32)[:, None]
     before = moved.clone()
     csr.move(changed[2], moved)
-    with without_kernels():
+    with using("reference"):
         expected = csr.rewire(crow, col, columns, drop, grow)
         reference = before.clone()
         csr.move(expected[2], reference)
@@ -262,15 +261,6 @@ def test_rewire_and_mirror_as_the_reference(rows: int, columns: int, seed: int, 
     assert all(torch.equal(*pair) for pair in zip(mirrored, mirror, strict=True))
     assert torch.equal(moved, reference)
     assert csr.fingerprint(crow, col, columns) == index.rebuild_mirror() == fingerprint
-
-
-@contextmanager
-def without_kernels() -> Iterator[None]:
-    available, native.available = native.available, lambda: False
-    try:
-        yield
-    finally:
-        native.available = available
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from regrow._random import generator, sample
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import native
-from regrow.ops.select import floor_of, top
+from regrow.ops.select import Best, floor_of, top
 
 
 @given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 0.5, float("inf"), -float("inf")]), max_size=40), st.data())
@@ -41,3 +41,18 @@ def test_the_floor_of_a_sample_lets_somewhat_more_than_the_share_pass(share: flo
 def test_nan_is_refused() -> None:
     with pytest.raises(RegrowRuntimeError, match="a score is nan"):
         top(torch.tensor([1.0, float("nan"), 2.0]), 2)
+
+
+@pytest.mark.parametrize("change", ["dtype", "kernels"])
+def test_tiles_that_go_on_by_the_reference(change: str) -> None:
+    """What a kernel has found so far stays, when a tile is of another dtype or the kernels are turned off."""
+    scores = torch.randn(40, generator=generator(0), dtype=torch.float64).float()
+    best = Best(5, torch.device("cpu"))
+    none = torch.empty(0, dtype=torch.int64)
+    best.add(scores[:20], none, 0)
+    if change == "dtype":
+        best.add(scores[20:].double(), none, 20)
+    else:
+        with native.reference_only():
+            best.add(scores[20:], none, 20)
+    assert torch.equal(best.positions(), top(scores, 5))

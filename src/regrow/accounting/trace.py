@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from regrow._torch import ConvNd, ConvTransposeNd
 from regrow.accounting.units import Unit
 from regrow.measure.example import Example, run_once
 from regrow.nn import SparseConv2d
@@ -91,10 +92,10 @@ def _add(
     convention: str,
 ) -> None:
     """Add one call of `module` to the work `done` by a weight of its own."""
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+    if isinstance(module, ConvTransposeNd):
         given = _first(inputs or tuple(named.values()))
         places, outputs = given.numel() / module.in_channels, float(_first(output).numel())
-    elif isinstance(module, nn.modules.conv._ConvNd | SparseConv2d):
+    elif isinstance(module, ConvNd | SparseConv2d):
         outputs = float(output.numel())
         if convention == "rigl":
             given = _first(inputs or tuple(named.values()))
@@ -125,7 +126,7 @@ def _add(
     done.counted = True
 
 
-def _counter_sizes(module: nn.modules.conv._ConvNd | SparseConv2d, sizes: Sequence[int]) -> int:
+def _counter_sizes(module: ConvNd | SparseConv2d, sizes: Sequence[int]) -> int:
     """Output positions as the published counter computes them."""
     result = 1
     for size, kernel, stride in zip(sizes, module.kernel_size, module.stride, strict=True):

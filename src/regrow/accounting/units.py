@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from regrow._torch import ConvNd, ConvTransposeNd
 from regrow.arguments import require_fraction, require_mapping
 from regrow.errors import RegrowValueError
 from regrow.sparsity import distributions
@@ -39,7 +40,7 @@ class Unit:
     def depthwise(self) -> bool:
         """A convolution with one filter, or several, for each input channel alone."""
         return (
-            isinstance(self.module, nn.modules.conv._ConvNd)
+            isinstance(self.module, ConvNd)
             and self.module.groups > 1
             and self.module.groups == self.module.in_channels
         )
@@ -52,7 +53,7 @@ class Unit:
         module = self.module
         if convention == "rigl" and self.depthwise:
             return 1
-        if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        if isinstance(module, ConvTransposeNd):
             return module.out_channels
         if isinstance(module, nn.RNNBase | nn.RNNCellBase):
             return self.shape[0]

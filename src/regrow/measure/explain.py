@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from regrow._text import table
+from regrow._torch import ConvNd, TorchDispatchMode, without_modes
 from regrow.arguments import require_model, require_positive
 from regrow.errors import RegrowValueError
 from regrow.measure.example import Example, run_once
@@ -30,7 +30,7 @@ from regrow.weights.views import unwrapped, views
 
 OWN = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_to_copy")  # read either layout, or are no change of layout
-KINDS = (nn.Linear, nn.modules.conv._ConvNd, SparseModule)
+KINDS = (nn.Linear, ConvNd, SparseModule)
 
 
 @dataclass(frozen=True)
@@ -246,7 +246,7 @@ class _Watch(TorchDispatchMode):
     def note(self, place: str, given: Tensor) -> None:
         """Note that `given` changes its layout at `place`."""
         turned = given.reshape(-1, given.shape[-1]).t()
-        with _disable_current_modes():
+        with without_modes():
             copied = torch.empty(turned.shape, dtype=given.dtype, device=given.device)
             took = interleaved({"": lambda: copied.copy_(turned)}, seconds=0.02)
         self.found.append(Conversion(place, tuple(given.shape), 1000 * took[""].median, _users_line()))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow._torch import dynamo_is_loaded, hook_attributes
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.methods.optimizers import TWICE
 from regrow.methods.state import PLAIN, own, refuse_kept_elsewhere, unmovable
@@ -218,9 +218,7 @@ def _made(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Paramete
         trial = object.__new__(cls)
         plain = {key: value for key, value in vars(optimizer).items() if _is_plain(value)}
         groups = [{**group, **settings, "params": weights}]
-        hooks: dict[str, Any] = {
-            name: OrderedDict() for name in vars(optimizer) if name.startswith("_optimizer_")
-        }
+        hooks: dict[str, Any] = {name: OrderedDict() for name in hook_attributes(optimizer)}
         trial.__setstate__(
             {
                 **plain,
@@ -256,7 +254,7 @@ def _line(error: Exception) -> str:
 
 def _eager() -> contextlib.AbstractContextManager[Any]:
     """Optimizers that compile their step with torch.compile do not for a trial."""
-    if "torch._dynamo" not in sys.modules:
+    if not dynamo_is_loaded():
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance

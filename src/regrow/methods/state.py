@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from regrow._torch import hook_attributes
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.weights import SparseWeight
 
@@ -123,11 +124,8 @@ def kept_elsewhere(optimizer: Optimizer, shapes: Iterable[tuple[int, ...]]) -> s
     wanted = {tuple(shape) for shape in shapes}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     known = {id(tensor) for p in parameters for tensor in (p, p.grad) if tensor is not None}
-    places = {
-        name: value
-        for name, value in vars(optimizer).items()
-        if name not in ("state", "param_groups", "defaults") and not name.startswith("_optimizer_")
-    }
+    apart = {"state", "param_groups", "defaults", *hook_attributes(optimizer)}
+    places = {name: value for name, value in vars(optimizer).items() if name not in apart}
     places["state"] = {key: value for key, value in optimizer.state.items() if id(key) not in known}
     places["param_groups"] = [
         {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow._torch import apply
 from regrow.arguments import require_count, require_instance, require_sequence, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.base import LIMIT, SparseModule
 from regrow.nn.tracing import is_traced, is_watched, leaf
-from regrow.ops import native, twice
-from regrow.ops.apply import apply
+from regrow.ops import twice
+from regrow.ops.backends import CONV, use_kernel
 from regrow.ops.conv import backward, bilinear, forward
 from regrow.ops.csr import Csr
 from regrow.ops.images import sparse_conv2d
@@ -175,7 +176,7 @@ class SparseConv2d(SparseModule):
                 f"smaller than {window.span(0)} x {window.span(1)}"
             )
         input, values, bias = self._operands(input)
-        if not torch.compiler.is_compiling() and native.serves(values):
+        if not torch.compiler.is_compiling() and use_kernel(CONV, values):
             tiles = to_tiles(input, operation="SparseConv2d")
             later = self.summed and not is_watched(self)
             return on_tiles(tiles, values, bias, self._index, window, later)

@@ -7,12 +7,13 @@ from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _disable_current_modes
 
+from regrow._torch import transforms_active, without_modes
 from regrow.nn.conv import on_tiles
 from regrow.nn.tracing import is_traced, leaf
+from regrow.ops.backends import TILES, use_kernel
 from regrow.ops.csr import Csr
-from regrow.ops.tiles import BORDER, serves
+from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
 from regrow.tiles.tensor import to_tiles, without_dispatch
 
@@ -57,8 +58,8 @@ class TiledConv2d(nn.Conv2d):
         window = Window(self.kernel_size, self.stride, tuple(padding), self.dilation)
         fits = input.dim() == 4 and input.shape[1] == self.in_channels
         fits = fits and min(window.size(d, n) for d, n in enumerate(input.shape[2:])) > 0
-        served = fits and serves(input, weight, self.bias) and not torch._C._are_functorch_transforms_active()
-        if not served or torch.is_autocast_enabled(input.device.type):
+        served = fits and use_kernel(TILES, input, weight, self.bias)
+        if not served or transforms_active() or torch.is_autocast_enabled(input.device.type):
             return super().forward(input)
         index = _full_index(len(weight), weight[0].numel())
         with without_dispatch(input):
@@ -70,7 +71,7 @@ class TiledConv2d(nn.Conv2d):
 def _full_index(rows: int, columns: int) -> Csr:
     """Build the index of a matrix with all its connections."""
     # kept for all: not for inference alone, nor what modes make of tensors
-    with torch.inference_mode(False), _disable_current_modes():
+    with torch.inference_mode(False), without_modes():
         crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32, device="cpu")
         col = torch.arange(columns, dtype=torch.int32, device="cpu").repeat(rows)
         return Csr.of(crow, col, columns)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from regrow._torch import apply
 from regrow.nn.tracing import is_traced, is_watched, leaf
-from regrow.ops.apply import apply
+from regrow.ops.backends import NORM, use_kernel
 from regrow.ops.norm import norm_backward, norm_forward
-from regrow.ops.tiles import serves
 from regrow.ops.twice import gradients_of
 from regrow.tiles.sums import gradient_left, is_reader, read
 from regrow.tiles.tensor import BatchTiles, Pending, buffer_of, native, plain_of, to_tiles, without_dispatch
@@ -139,7 +139,7 @@ def _batch_norm(
     With `later`, pending tiles: what is added to them comes before the ReLU.
     """
     others = (weight, bias, running_mean, running_var, residual)
-    if not isinstance(input, BatchTiles) or not serves(input.buffer, *others):
+    if not isinstance(input, BatchTiles) or not use_kernel(NORM, input.buffer, *others):
         return NotImplemented
     if input.numel() <= input.shape[1]:  # nothing, or one value to a channel, which torch refuses in training
         return NotImplemented
@@ -222,7 +222,7 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
             self.tiled
             and not isinstance(input, BatchTiles)
             and input.dim() == 4
-            and serves(input, self.weight)
+            and use_kernel(NORM, input, self.weight)
         ):
             input = to_tiles(input, operation="FusedBatchNorm2d")
         if isinstance(input, BatchTiles):

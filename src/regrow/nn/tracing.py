@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from regrow._torch import has_global_hooks
 from regrow.errors import RegrowRuntimeError
 
 
@@ -29,4 +30,4 @@ def leaf(module: nn.Module, *args: Any) -> Tensor:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a forward hook sees the output of `module`."""
-    return bool(module._forward_hooks) or nn.modules.module._has_any_global_hook()
+    return bool(module._forward_hooks) or has_global_hooks()

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map
 
+from regrow._torch import tree_leaves, tree_map, without_torch_function
 from regrow.errors import RegrowRuntimeError
 from regrow.ops.csr import positions
 from regrow.ops.listener import tell
@@ -128,7 +128,7 @@ class WeightView(Tensor):
         view = args[0] if args and isinstance(args[0], WeightView) else None
         if view is not None:
             if func in SHOWN:
-                with torch._C.DisableTorchFunctionSubclass():
+                with without_torch_function():
                     return func(*args, **kwargs)
             if func in DETACHED:
                 return WeightView(view._module, live=False)

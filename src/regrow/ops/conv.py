@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.ops import flops, native, twice
+from regrow.ops import flops, twice
+from regrow.ops.backends import CONV, use_kernel
 from regrow.ops.csr import Csr, positions
 from regrow.ops.listener import tell
 from regrow.ops.products import rows_of
@@ -105,7 +106,7 @@ def forward(
 
     `residual`, a buffer as the output, is added to it.
     """
-    if native.serves(values):
+    if use_kernel(CONV, values):
         flops.count_conv_kernels()
         border = max(geometry.border, borders(window, geometry)[0])
         output: Tensor = torch.ops.regrow_native.conv_forward.default(
@@ -147,7 +148,7 @@ def backward(
     """
     if needs[1]:
         tell(index.crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
-    if native.serves(values):
+    if use_kernel(CONV, values):
         border = max(output.border, borders(window, geometry)[1])
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.conv_backward.default(
             reborder(gradient, output, border),

@@ -12,12 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regrow.ops import native, sketch
+from regrow.ops import sketch
+from regrow.ops.backends import INDEX, MOVE, POSITIONS, use_kernel
 from regrow.ops.sketch import PIECE
-
-
-def _native(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and native.available()
 
 
 class Csr(NamedTuple):
@@ -47,7 +44,7 @@ class Csr(NamedTuple):
 
     def rebuild_mirror(self) -> int:
         """Write the mirror image of `crow` and `col` over `crow_t`, `row_t` and `order`; return the `fingerprint`."""
-        if _native(self.crow):
+        if use_kernel(INDEX, self.crow):
             return int(torch.ops.regrow_native.mirror.default(*self))
         crow, col, crow_t, row_t, order = self
         nnz = int(crow[-1])
@@ -63,7 +60,7 @@ class Csr(NamedTuple):
 
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
     """Return the flat positions of the connections, ascending, int64 [nnz], without those of `drop`, indices."""
-    if _native(crow) and col.dtype == torch.int32:
+    if use_kernel(POSITIONS, col):
         none = torch.empty(0, dtype=torch.int64, device="cpu")
         found: Tensor = torch.ops.regrow_native.positions.default(
             crow, col, columns, none if drop is None else drop.contiguous()
@@ -110,7 +107,7 @@ def are_positions(positions: Tensor, size: int) -> bool:
 
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     """Return a number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
-    if _native(crow):
+    if use_kernel(INDEX, crow):
         return int(torch.ops.regrow_native.fingerprint.default(crow, col, columns))
     return int(sketch.mix(positions(crow, col, columns)).sum())
 
@@ -141,7 +138,7 @@ def rewire(
         The new ``crow``, the new ``col`` without padding, for each connection the place it had before, int32, -1
         where it is new, and how many are new.
     """
-    if _native(crow):
+    if use_kernel(INDEX, crow):
         changed: tuple[Tensor, Tensor, Tensor, int] = torch.ops.regrow_native.rewire.default(
             crow, col, columns, drop.contiguous(), grow.contiguous()
         )
@@ -158,9 +155,9 @@ def move(source: Tensor, *tensors: Tensor) -> None:
     """Move the entries of `tensors` [capacity, 1] to their new places, in place; 0 where `source` is -1."""
     room = max((len(tensor) + 1) * tensor.element_size() for tensor in tensors)
     # for all of them, one by one
-    scratch = torch.empty(room if _native(source) else 0, dtype=torch.uint8, device="cpu")
+    scratch = torch.empty(room if use_kernel(INDEX, source) else 0, dtype=torch.uint8, device="cpu")
     for tensor in tensors:
-        if _native(tensor) and tensor.is_contiguous():
+        if use_kernel(MOVE, tensor):
             torch.ops.regrow_native.move.default(source, tensor, scratch)
             continue
         moved = torch.zeros_like(tensor)

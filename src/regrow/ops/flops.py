@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import register_flop_formula
 
+from regrow._torch import FakeTensor
 from regrow.ops import native
 from regrow.ops.tiles import Geometry
 from regrow.ops.window import Window
@@ -49,8 +49,8 @@ def count_linear_operators() -> None:
 
 @cache
 def count_linear_kernels() -> None:
-    """Register its kernels, where there are some."""
-    if native.available():
+    """Register its kernels, if there are any."""
+    if native.library() is not None:  # once for all, so whether or not they are turned off now
         register_flop_formula(torch.ops.regrow_native.linear_forward, get_raw=True)(_linear)
         register_flop_formula(torch.ops.regrow_native.linear_backward, get_raw=True)(_linear_backward_kernel)
 

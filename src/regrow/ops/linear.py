@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow._torch import apply, dispatch_modes
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops import flops, native, reference, twice
-from regrow.ops.apply import apply
+from regrow.ops import flops, reference, twice
+from regrow.ops.backends import LINEAR, use_kernel
 from regrow.ops.checks import check_weight
 from regrow.ops.csr import Csr
 from regrow.ops.listener import settle, tell
@@ -45,7 +46,7 @@ def _forward(
     input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Map an input [batch, columns] to [batch, rows], with what went into the activation, empty unless to `keep`."""
-    if native.serves(values):
+    if use_kernel(LINEAR, values):
         found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
             input, values, bias, index.crow, index.col, _NUMBERS[activation], keep
         )
@@ -65,7 +66,7 @@ def _backward(
     """Return the gradients of input, values and bias, empty where `needs` is False."""
     if needs[1]:
         tell(index.crow, lambda: _products(gradient, input, kept, activation))
-    if native.serves(values):
+    if use_kernel(LINEAR, values):
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.linear_backward.default(
             gradient,
             input,
@@ -311,8 +312,8 @@ def linear(
     input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str = "none"
 ) -> Tensor:
     """Apply `sparse_linear`, the shortest way: dispatching an operator of Python's takes longer than a small layer."""
-    watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
-    if watched or not native.serves(values):
+    watched = torch.compiler.is_compiling() or dispatch_modes() > 0
+    if watched or not use_kernel(LINEAR, values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         # where the batch is innermost, a program that is exported for any batch could not be run on one of 1
         return output.contiguous() if torch.compiler.is_exporting() else output

@@ -1,22 +1,23 @@
 """The kernels: a library of operators, loaded at first need.
 
-`torch.ops.regrow_native` holds its operators once `load` has loaded it. Everything works without it, on the reference.
+`torch.ops.regrow_native` holds its operators once `load` has loaded it. Everything works without it, on the reference;
+`regrow.ops.backends` decides which of them runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from regrow.errors import warn
 from regrow.ops.building import NoKernels, provide
 
-DTYPES = frozenset({torch.float32, torch.float64, torch.bfloat16})
-"""Those that have kernels; bfloat16 accumulates in float32."""
+_off: list[NoKernels] = []
+"""One entry for each `reference_only` that is entered."""
 
 
 @cache
@@ -28,13 +29,28 @@ def _provided() -> Path | NoKernels:
 
 
 def missing() -> NoKernels | None:
-    """Load the kernels, built first where they are not there (`regrow.ops.building`); None, or why there are none."""
+    """Load the kernels, built first if they are not there (`regrow.ops.building`); None, or why none may run."""
+    if _off:
+        return _off[-1]
     found = _provided()
     return found if isinstance(found, NoKernels) else None
 
 
+@contextmanager
+def reference_only() -> Iterator[None]:
+    """Turn all kernels off: everything that is called inside, in any thread, runs on the reference.
+
+    What was called before keeps its kernels for the backward pass.
+    """
+    _off.append(NoKernels("the reference alone was asked for", "Leave `reference_only()`."))
+    try:
+        yield
+    finally:
+        _off.pop()
+
+
 def library() -> Path | None:
-    """The file that the kernels are in."""
+    """Return the file that the kernels are in, turned off or not."""
     found = _provided()
     return found if isinstance(found, Path) else None
 
@@ -67,12 +83,12 @@ def _load(library: Path) -> str | None:
 
 
 def available() -> bool:
-    """Whether there are kernels on this machine."""
+    """Return whether there are kernels on this machine, and they are not turned off."""
     return load() is None
 
 
 def isa() -> str | None:
-    """The instruction set that the kernels use: avx512, avx2 or baseline. `REGROW_ISA` forces a lower one."""
+    """Return the instruction set that the kernels use: avx512, avx2 or baseline. `REGROW_ISA` forces a lower one."""
     return str(torch.ops.regrow_native.isa()) if available() else None
 
 
@@ -82,37 +98,15 @@ def empty_cache() -> None:
     Outputs of a megabyte or more come from memory that is kept when they are dropped. What is not used again for a
     thousand of them, or exceeds by half what was in use at once, goes back by itself.
     """
-    if available():
+    if library() is not None:
         torch.ops.regrow_native.empty_cache()
 
 
-def reference(weights: Iterable[Tensor]) -> str | None:
-    """What is to be said where some of `weights` would have kernels, and there are none here; else None."""
-    if not any(weight.device.type in ("cpu", "meta") and weight.dtype in DTYPES for weight in weights):
-        return None
-    why = missing()
-    return (
-        f"the reference runs, several times slower than the kernels: {why.reason}\n{why.remedy}"
-        if why
-        else None
-    )
-
-
 def warn_once() -> None:
-    """Say that the kernels are missing, if that has not been said in this process."""
-    if not _said:
+    """Warn that the kernels are missing, unless that has been said in this process or the reference was asked for."""
+    if not _said and not _off:
         _said.append(f"regrow works without its kernels, several times slower: {missing()}")
         warn(_said[0], RuntimeWarning)
 
 
 _said: list[str] = []
-
-
-def serves(values: Tensor) -> bool:
-    """Whether there are kernels for a weight with these values; says once where they are missing."""
-    if not values.is_cpu or values.dtype not in DTYPES:
-        return False
-    if not available():
-        warn_once()
-        return False
-    return True

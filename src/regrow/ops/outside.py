@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch._C import _set_tracing_state  # type: ignore[attr-defined]
 
-from regrow.ops import native
+from regrow._torch import tracing_state, untraced
+from regrow.ops.backends import OUTSIDE, use_kernel
 
 
 def outside(values: Tensor, mask: Tensor) -> bool:
-    """Whether any of `values` is not zero where the boolean `mask` of its shape is False."""
-    tracing: Any = torch._C._get_tracing_state()
-    if tracing is not None:
+    """Return whether any of `values` is not zero where the boolean `mask` of its shape is False."""
+    if tracing_state() is not None:
         # torch.jit.trace takes no operator that returns a bool, and warns of any decision
-        _set_tracing_state(None)
-        try:
+        with untraced():
             return outside(values, mask)
-        finally:
-            _set_tracing_state(tracing)
-    if (
-        values.is_cpu
-        and values.dtype in native.DTYPES
-        and values.stride() == mask.stride()
-        and native.available()
-    ):
+    if use_kernel(OUTSIDE, values, mask):
         return bool(torch.ops.regrow_native.outside.default(values, mask))
     return bool(values.masked_fill(mask, 0).any())

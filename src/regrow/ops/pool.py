@@ -26,12 +26,12 @@ class Window(NamedTuple):
     divisor: int = 0
 
     def is_allowed(self) -> bool:
-        """Whether torch takes it: strides above 0, and padding of at most half a kernel."""
+        """Return whether torch takes it: strides above 0, and padding of at most half a kernel."""
         half = 2 * self.pad_height <= self.kernel_height and 2 * self.pad_width <= self.kernel_width
         return half and min(self[:4]) > 0 and min(self[4:6]) >= 0 and self.divisor >= 0
 
     def output(self, geometry: Geometry, ceil_mode: bool, border: int) -> Geometry:
-        """The geometry of what is pooled from images in `geometry`."""
+        """Return the geometry of what is pooled from images in `geometry`."""
         height = _pooled(geometry.height, *self[0::2][:3], ceil_mode)
         width = _pooled(geometry.width, *self[1::2][:3], ceil_mode)
         return Geometry(geometry.images, height, width, border)
@@ -45,7 +45,7 @@ def _pooled(size: int, kernel: int, stride: int, pad: int, ceil_mode: bool) -> i
 
 
 def max_pool(buffer: Tensor, geometry: Geometry, output: Geometry, window: Window) -> Tensor:
-    """The greatest value of each window; nan where there is one."""
+    """Find the greatest value of each window; nan where there is one."""
     found: Tensor = torch.ops.regrow_native.max_pool.default(buffer, *geometry, *output[1:], *window)
     return found
 
@@ -53,7 +53,7 @@ def max_pool(buffer: Tensor, geometry: Geometry, output: Geometry, window: Windo
 def max_pool_backward(
     gradient: Tensor, buffer: Tensor, pooled: Tensor, geometry: Geometry, output: Geometry, window: Window
 ) -> Tensor:
-    """Gradient of the input: to the first pixel of each window that has the greatest value."""
+    """Return the gradient of the input: to the first pixel of each window that has the greatest value."""
     found: Tensor = torch.ops.regrow_native.max_pool_backward.default(
         gradient, buffer, pooled, *geometry, *output[1:], *window
     )
@@ -61,13 +61,13 @@ def max_pool_backward(
 
 
 def average_pool(buffer: Tensor, geometry: Geometry, output: Geometry, window: Window) -> Tensor:
-    """The mean of each window."""
+    """Compute the mean of each window."""
     found: Tensor = torch.ops.regrow_native.average_pool.default(buffer, *geometry, *output[1:], *window)
     return found
 
 
 def average_pool_backward(gradient: Tensor, geometry: Geometry, output: Geometry, window: Window) -> Tensor:
-    """Gradient of the input."""
+    """Return the gradient of the input."""
     found: Tensor = torch.ops.regrow_native.average_pool_backward.default(
         gradient, *geometry, *output[1:], *window
     )
@@ -75,12 +75,12 @@ def average_pool_backward(gradient: Tensor, geometry: Geometry, output: Geometry
 
 
 def image_means(buffer: Tensor, geometry: Geometry) -> Tensor:
-    """The mean of each image's pixels, [N, C]."""
+    """Compute the mean of each image's pixels, [N, C]."""
     found: Tensor = torch.ops.regrow_native.image_means.default(buffer, *geometry)
     return found
 
 
 def image_means_backward(gradient: Tensor, geometry: Geometry) -> Tensor:
-    """The buffer of the input's gradient, from that of the means [N, C]."""
+    """Return the buffer of the input's gradient, from that of the means [N, C]."""
     found: Tensor = torch.ops.regrow_native.image_means_backward.default(gradient.contiguous(), *geometry)
     return found

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import native
+from regrow.ops.backends import SCAN, SELECT, use_kernel
 
-EXACT = (torch.float32, torch.float64)
 ROOM = 1 << 18
 """Candidates that may wait beside the best, before the worst of all are dropped."""
 
@@ -26,7 +25,7 @@ def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = Fal
     """
     if count == 0:
         return torch.empty(0, dtype=torch.int64, device=scores.device)
-    if scores.device.type == "cpu" and native.available() and scores.dtype in EXACT:
+    if use_kernel(SELECT, scores):
         chosen: Tensor = torch.ops.regrow_native.top.default(scores.contiguous(), count, lowest, None)
         if len(chosen) < count:
             raise _nan(what)
@@ -55,7 +54,7 @@ def floor_of(sample: Tensor, rows: Tensor, excluded: Tensor, share: float) -> fl
         excluded: positions in the whole matrix that are not free, ascending, int64.
         share: in [0, 1].
     """
-    if sample.device.type != "cpu" or not native.available() or sample.dtype not in EXACT:
+    if not use_kernel(SELECT, sample):
         return -math.inf
     excluded = excluded.contiguous()
     return float(torch.ops.regrow_native.floor.default(sample.contiguous(), rows, excluded, share))
@@ -75,7 +74,7 @@ class Best:
     def __init__(self, count: int, device: torch.device, floor: float = -math.inf) -> None:
         self.count = count
         self._floor = floor
-        self._native = device.type == "cpu" and native.available()
+        self._native = use_kernel(SELECT, torch.empty(0, dtype=torch.float64, device=device))
         self._scores: Tensor | None = None
         self._positions = torch.empty(
             2 * count + ROOM if self._native else 0, dtype=torch.int64, device=device
@@ -101,7 +100,7 @@ class Best:
         if (
             self._native
             and (self._scores is None or scores.dtype == self._scores.dtype)
-            and scores.dtype in EXACT
+            and use_kernel(SELECT, scores)
         ):
             if not self._scan(scores.contiguous(), excluded, offset, False):
                 raise _nan("a score")
@@ -112,14 +111,15 @@ class Best:
         positions = free.nonzero().view(-1)
         scores, positions = scores[positions], positions + offset
         if self._scores is not None:
-            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._positions, positions])
+            found = self._scores[: self._filled], self._positions[: self._filled]
+            scores, positions = torch.cat([found[0], scores]), torch.cat([found[1], positions])
         chosen = top(scores, min(self.count, len(scores)))
         self._native, self._scores, self._positions = False, scores[chosen], positions[chosen]
         self._filled = len(chosen)
 
     def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
         """Take in the magnitudes of a tile; whether all of it is finite, else nothing is taken."""
-        if self._native and tile.dtype in EXACT and tile.is_contiguous():
+        if self._native and use_kernel(SCAN, tile):
             return self._scan(tile, excluded, offset, True)
         if not tile.isfinite().all():
             return False

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from regrow.ops import native
+from regrow.ops.backends import SKETCH, use_kernel
 
 SIZE = 1 << 14
 BUCKET_BITS = 14
@@ -23,7 +23,7 @@ HASH_BITS = 64 - BUCKET_BITS  # few enough for a float64 to hold
 
 
 def mix(positions: Tensor) -> Tensor:
-    """A hash of each position, int64."""
+    """Hash each position, int64."""
     mixed = positions * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E019
     mixed = (mixed ^ _shift(mixed, 29)) * 0x3C79AC492BA7B653
     return mixed ^ _shift(mixed, 32)
@@ -35,7 +35,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def add(positions: Tensor, population: int, before: Tensor | None) -> Tensor:
-    """The sketch `before` with `positions` added: uint8 [min(population, SIZE)].
+    """Return the sketch `before` with `positions` added: uint8 [min(population, SIZE)].
 
     Args:
         positions: numbers below `population`, int64 [n].
@@ -48,7 +48,7 @@ def add(positions: Tensor, population: int, before: Tensor | None) -> Tensor:
     )
     if population <= SIZE:
         return entries.index_fill(0, positions, 1)
-    if positions.device.type == "cpu" and native.available():
+    if use_kernel(SKETCH, positions):
         entries = entries.clone()  # what was before belongs to somebody
         torch.ops.regrow_native.sketch.default(positions.contiguous(), entries)
         return entries
@@ -61,7 +61,7 @@ def add(positions: Tensor, population: int, before: Tensor | None) -> Tensor:
 
 
 def count(entries: Tensor, population: int) -> float:
-    """How many distinct positions were added to `entries`."""
+    """Estimate how many distinct positions were added to `entries`."""
     if population <= SIZE:
         return float(entries.count_nonzero())
     registers: list[int] = torch.bincount(entries.byte()).tolist()  # by what they hold

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.ops import native
+from regrow.ops.backends import TILES, use_kernel
 
 TILE = 16
 """Batch elements that are stored together."""
@@ -44,29 +44,21 @@ class Geometry(NamedTuple):
 
 
 def geometry_of(images: Tensor, border: int) -> Geometry:
-    """The geometry of images [N, C, H, W] with that border."""
+    """Return the geometry of images [N, C, H, W] with that border."""
     count, _, height, width = images.shape
     return Geometry(count, height, width, border)
 
 
 def plane(height: int, width: int, border: int) -> int:
-    """Lines of 16 that a channel takes: no multiple of 64, where all channels fall upon the same lines of a cache."""
+    """Count the lines of 16 of a channel: no multiple of 64, where all channels fall upon the same lines of a cache."""
     lines = (height + 2 * border) * (width + border) + border
     return lines + 1 if lines % 64 == 0 else lines
 
 
-def serves(buffer: Tensor, *others: Tensor | None) -> bool:
-    """Whether there are kernels for these operands, which are of one dtype: float32 or float64."""
-    same = all(other is None or other.dtype == buffer.dtype for other in others)
-    exact = buffer.dtype in (torch.float32, torch.float64)
-    traced = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
-    return same and exact and not traced and native.serves(buffer)
-
-
 def tile(images: Tensor, border: int = BORDER) -> Tensor:
-    """Images [N, C, H, W] of any strides -> buffer [T, C, P, 16]."""
+    """Convert images [N, C, H, W] of any strides into a buffer [T, C, P, 16]."""
     geometry = geometry_of(images, border)
-    if serves(images):
+    if use_kernel(TILES, images):
         if not (images.is_contiguous() or images.is_contiguous(memory_format=torch.channels_last)):
             images = images.contiguous()
         buffer: Tensor = torch.ops.regrow_native.tile.default(images, border)
@@ -79,8 +71,8 @@ def tile(images: Tensor, border: int = BORDER) -> Tensor:
 
 
 def untile(buffer: Tensor, geometry: Geometry, channels_last: bool = False) -> Tensor:
-    """Buffer [T, C, P, 16] -> images [N, C, H, W], contiguous or channels-last."""
-    if serves(buffer):
+    """Convert a buffer [T, C, P, 16] into images [N, C, H, W], contiguous or channels-last."""
+    if use_kernel(TILES, buffer):
         found: Tensor = torch.ops.regrow_native.untile.default(buffer, *geometry, channels_last)
         return found.permute(0, 3, 1, 2) if channels_last else found
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -88,7 +80,7 @@ def untile(buffer: Tensor, geometry: Geometry, channels_last: bool = False) -> T
 
 
 def _images(buffer: Tensor, geometry: Geometry) -> Tensor:
-    """The images in a buffer as a strided view of it, [N, C, H, W]; a copy where the batch is cut from its tiles."""
+    """Return the images in a buffer as a strided view [N, C, H, W]; a copy if the batch is cut from its tiles."""
     images, height, width, border = geometry
     wide = (height + 2 * border, width + border)
     planes = buffer[:, :, : wide[0] * wide[1]].permute(0, 3, 1, 2).flatten(0, 1)[:images]
@@ -97,10 +89,10 @@ def _images(buffer: Tensor, geometry: Geometry) -> Tensor:
 
 
 def reborder(buffer: Tensor, geometry: Geometry, border: int) -> Tensor:
-    """The same images in a buffer with another border, itself where it has that already."""
+    """Return the same images in a buffer with another border; the buffer itself if it has that already."""
     if border == geometry.border:
         return buffer
-    if serves(buffer):
+    if use_kernel(TILES, buffer):
         found: Tensor = torch.ops.regrow_native.reborder.default(buffer, *geometry, border)
         return found
     return tile(_images(buffer, geometry), border)

@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
+from regrow._torch import tree_map
 from regrow.arguments import require_model, require_optimizer
 from regrow.errors import RegrowRuntimeError
 from regrow.nn import compressed_form

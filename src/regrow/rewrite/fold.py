@@ -6,8 +6,8 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
+from regrow._torch import BatchNorm
 from regrow.arguments import require_model
 from regrow.nn.fused import unfuse
 from regrow.rewrite.calls import Calls, is_shared
@@ -65,7 +65,7 @@ def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
     return any(id(p) in mine for m in model.modules() if m is not layer for p in m.parameters(recurse=False))
 
 
-def _takes(layer: nn.Module, norm: _BatchNorm) -> bool:
+def _takes(layer: nn.Module, norm: BatchNorm) -> bool:
     """Whether the layer's rows are the norm's channels, and nothing is between them."""
     rows = getattr(layer, "out_channels", getattr(layer, "out_features", None))
     plain = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -73,7 +73,7 @@ def _takes(layer: nn.Module, norm: _BatchNorm) -> bool:
     return rows == norm.num_features and (plain or compressed) and norm.running_mean is not None
 
 
-def _fold(layer: nn.Module, norm: _BatchNorm) -> None:
+def _fold(layer: nn.Module, norm: BatchNorm) -> None:
     mean, var = norm.running_mean, norm.running_var
     assert mean is not None
     assert var is not None

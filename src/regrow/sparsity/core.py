@@ -12,7 +12,7 @@ from regrow.arguments import require_choice, require_flag, require_model, requir
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
 from regrow.nn.fused import unfuse
-from regrow.ops import native
+from regrow.ops import backends, native
 from regrow.sparsity import distributions
 from regrow.sparsity.initial import Criterion, initial_topology, require_init
 from regrow.sparsity.layers import (
@@ -128,7 +128,7 @@ def sparsify(
         warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
     for layer in chosen:
         _refuse_pruned(layer)
-    if storage != "masked" and native.reference(layer.parameter for layer in chosen):
+    if storage != "masked" and backends.why_reference(layer.parameter for layer in chosen):
         native.warn_once()
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 
+from regrow._torch import ConvNd, computed_by_hook, is_weight_norm, recurrent_weights
 from regrow.arguments import require_function, require_patterns
 from regrow.errors import RegrowValueError, closest, warn
 from regrow.sparsity import uses
@@ -122,13 +123,13 @@ def _by_kind(
         return f"shares the weight of `{tied[0][0]}`"
     if _is_gain(module, parameter_name):
         return GAIN
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, ConvNd):
         depthwise = module.groups > 1 and module.groups == module.in_channels
         return "not the weight" if parameter_name != "weight" else "depthwise" if depthwise else None
     if isinstance(module, nn.MultiheadAttention):
         return None if parameter_name in PROJECTIONS else "bias"
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        names = getattr(module, "_flat_weights_names", ("weight_ih", "weight_hh"))
+        names = recurrent_weights(module)
         weight = parameter_name.startswith("weight_")
         return None if weight and parameter_name in names else "not the weight" if weight else "bias"
     if isinstance(module, nn.Linear) or _is_conv1d(module):
@@ -150,7 +151,7 @@ def _is_conv1d(module: nn.Module) -> bool:
 def _is_gain(module: nn.Module, parameter_name: str) -> bool:
     """Whether it is a magnitude that `torch.nn.utils.weight_norm`, in either form, has split off a weight."""
     if isinstance(module, parametrize.ParametrizationList):
-        return parameter_name == "original0" and any(type(p).__name__ == "_WeightNorm" for p in module)
+        return parameter_name == "original0" and any(is_weight_norm(p) for p in module)
     other = f"{parameter_name.removesuffix('_g')}_v"
     return parameter_name.endswith("_g") and other in module._parameters
 
@@ -162,10 +163,7 @@ def _computed_by(model: nn.Module, name: str, module: nn.Module, parameter_name:
         owner = model.get_submodule(parent.rstrip("."))
         by = ", ".join(type(p).__name__.lstrip("_") for p in module)
     else:
-        hooks = [
-            (h, getattr(h, "name", getattr(h, "_tensor_name", None)))
-            for h in module._forward_pre_hooks.values()
-        ]
+        hooks = [(h, computed_by_hook(h)) for h in module._forward_pre_hooks.values()]
         owner, tensor, by = next(
             (
                 (module, n, type(h).__name__)

@@ -13,9 +13,10 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from regrow._torch import ConvNd
 from regrow.errors import RegrowValueError
 
-DRAWN = (nn.Linear.reset_parameters, nn.modules.conv._ConvNd.reset_parameters)
+DRAWN = (nn.Linear.reset_parameters, ConvNd.reset_parameters)
 """Initialisers whose distribution `draw` knows."""
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from regrow.errors import RegrowValueError
-from regrow.ops import native
+from regrow.ops import backends, native
 from regrow.sparsity.layers import Layer, why_not_compressed
 from regrow.sparsity.meta import is_on_meta
 from regrow.weights.base import as_matrix
@@ -41,7 +41,7 @@ def storages(
     connections: Mapping[str, int],
     storage: str | Mapping[str, str],
 ) -> dict[str, tuple[str, str]]:
-    """Storage of the layers of `model` that are to be sparse, by the weight's name, and why where it was chosen here.
+    """Return the storage of the layers of `model` that are to be sparse, by weight name, and why if it was chosen here.
 
     Args:
         model: what the layers are part of.
@@ -83,7 +83,7 @@ def storages(
 def choose_storages(
     layers: Sequence[Layer], model: nn.Module, connections: Mapping[str, int]
 ) -> dict[str, tuple[str, str]]:
-    """Storage of the layers of `model` that are to be sparse, and why.
+    """Choose the storage of the layers of `model` that are to be sparse, and say why.
 
     Convolutions go together: between compressed ones activations stay in batch tiles, and a masked one among them
     would cost two changes of layout.
@@ -113,21 +113,15 @@ def choose_storages(
 
 
 def _why_no_kernel(layer: Layer) -> str | None:
-    device, dtype = layer.parameter.device, layer.parameter.dtype
-    if device.type != "cpu":
-        return f"the kernels run on the CPU, the weight is on {device}"
-    if dtype not in native.DTYPES:
-        return f"there are no kernels for {dtype}"
-    if native.available():
-        return None
+    """Say why no kernel would run `layer`; None too if the layer is large enough for the reference to pay."""
     rows, columns = as_matrix(layer.shape)
     narrowest, smallest, _ = REFERENCE
     large = min(rows, columns) >= narrowest and rows * columns >= smallest
-    return (
-        None
-        if large and not isinstance(layer.module, nn.Conv2d)
-        else f"there are no kernels: {native.load()}"
-    )
+    if isinstance(layer.module, nn.Conv2d):
+        reasons = backends.why_not(backends.CONV, layer.parameter)
+    else:
+        reasons = (backends.unfit if large else backends.why_not)(backends.LINEAR, layer.parameter)
+    return "; ".join(reasons) or None
 
 
 def _why_masked(layer: Layer, connections: int) -> str | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from regrow._text import table, wrapped
 from regrow.arguments import require_model
-from regrow.ops import native
+from regrow.ops.backends import why_reference
 from regrow.sparsity.layers import find_layers
 from regrow.weights.views import named_records, named_weights, settle
 
@@ -89,7 +89,7 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """What is sparse in `model`, how, and why the rest is not."""
+    """Summarize what is sparse in `model`, how, and why the rest is not."""
     settle(require_model("model", model))
     sparse = dict(named_weights(model))
     known = named_records(model)
@@ -118,5 +118,5 @@ def summary(model: nn.Module) -> Summary:
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
     # masks that were asked for are what they would be with kernels
     faster = [w for name, w in sparse.items() if known[name].storage == "compressed" or known[name].reason]
-    reference = native.reference(weight.parameter for weight in faster)
+    reference = why_reference(weight.parameter for weight in faster)
     return Summary(tuple(rows), stored - idle, reference)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
-METHODS = ("forward", "_conv_forward")
+from regrow._torch import COMPUTES, ConvNd, tree_leaves
+
 SETTING_UP = ("__init__", "reset_parameters", "extra_repr", "__repr__")
 
 CARRIERS = {
@@ -59,7 +59,7 @@ def overrides(module: nn.Module) -> bool:
     base = next((c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules.")), nn.Module)
     return any(
         name in vars(module) or getattr(type(module), name, None) is not getattr(base, name, None)
-        for name in METHODS
+        for name in COMPUTES
     )
 
 
@@ -91,13 +91,13 @@ def another_weight(module: nn.Module, parameter_name: str, memo: dict[int, Any])
 
 def _speaks_of(module: nn.Module, parameter_name: str) -> bool:
     """Whether the code of `module` that is not torch's names the weight, or hides what it names."""
-    if any(name in vars(module) for name in METHODS):
+    if any(name in vars(module) for name in COMPUTES):
         return True
     own = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.")]
     for name, value in chain.from_iterable(vars(c).items() for c in own if c is not object):
         function = inspect.unwrap(getattr(value, "fget", None) or getattr(value, "__func__", value))
         code = getattr(function, "__code__", None)
-        if code is None and name in METHODS:
+        if code is None and name in COMPUTES:
             return True
         if code is not None and name not in SETTING_UP and parameter_name in _words(code):
             return True
@@ -158,7 +158,7 @@ def _inputs(module: nn.Module) -> Iterator[tuple[Tensor, ...]]:
     def empty(*shape: int) -> Tensor:
         return torch.empty(*shape, dtype=weight.dtype, device="meta")
 
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, ConvNd):
         sides = [d * (k - 1) + 8 for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         yield (empty(2, module.in_channels, *sides),)
     elif isinstance(module, nn.MultiheadAttention):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
+from regrow._torch import BatchNorm
 from regrow.arguments import require_iterable, require_model
 from regrow.errors import RegrowValueError
 
@@ -16,9 +17,7 @@ from regrow.errors import RegrowValueError
 def batch_norms(model: nn.Module) -> list[nn.Module]:
     """The batch norms of `model` that keep running statistics."""
     return [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+        module for module in model.modules() if isinstance(module, BatchNorm) and module.track_running_stats
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow._torch import register_first_step_hook
 from regrow.arguments import require_count, require_flag, require_fraction, require_function, require_instance
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.methods import Dynamic, Method
@@ -109,11 +110,8 @@ class Phases:
                 "`method` makes tickets already.\nCall detach() of what makes them first."
             )
         before, after = torch.compiler.disable(self._before), torch.compiler.disable(self._after)
-        first = optimizer.register_step_pre_hook(before)
-        hooks = optimizer._optimizer_step_pre_hooks
-        for key in [key for key in hooks if key != first.id]:
-            # ahead of the method's own hook, which may update the topology: a refused step must change nothing
-            hooks[key] = hooks.pop(key)
+        # ahead of the method's own hook, which may update the topology: a refused step must change nothing
+        first = register_first_step_hook(optimizer, before)
         self._handles = [first, optimizer.register_step_post_hook(after)]
         optimizer.__dict__[PHASES] = self
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regrow._torch import nn_functions
+
 
 def _named(names: str) -> set[Any]:
     """All of torch's functions and methods with these names, in-place forms included."""
     every = {form for name in names.split() for form in (name, f"{name}_")}
-    owners: tuple[Any, ...] = (torch, Tensor, F, torch._C._nn)
+    owners: tuple[Any, ...] = (torch, Tensor, F, nn_functions)
     return {vars(owner)[name] for owner in owners for name in every & vars(owner).keys()} | {
         getattr(Tensor, name) for name in every if hasattr(Tensor, name)
     }

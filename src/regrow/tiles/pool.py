@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from regrow.ops.backends import POOL, use_kernel
 from regrow.ops.pool import (
     Window,
     average_pool,
@@ -17,7 +18,7 @@ from regrow.ops.pool import (
     max_pool,
     max_pool_backward,
 )
-from regrow.ops.tiles import BORDER, Geometry, serves
+from regrow.ops.tiles import BORDER, Geometry
 from regrow.ops.twice import gradients_of
 from regrow.tiles.tensor import BatchTiles, buffer_of, native, plain_of
 
@@ -114,7 +115,7 @@ def _pool(
     """What `function` makes of `input`; NotImplemented where torch would refuse the window, or there is no kernel."""
     strides = _pair(kernel if stride is None or stride == [] or stride == () else stride)
     window = Window(*_pair(kernel), *strides, *_pair(padding), *divided)
-    if not serves(input.buffer) or not window.is_allowed():
+    if not use_kernel(POOL, input.buffer) or not window.is_allowed():
         return NotImplemented
     output = window.output(input.geometry, ceil_mode, BORDER)
     if min(output.height, output.width) < 1 or len(input) == 0:
@@ -154,7 +155,7 @@ def _avg_pool2d(
 
 
 def _means(input: BatchTiles) -> Any:
-    if not serves(input.buffer) or input.numel() == 0:
+    if not use_kernel(POOL, input.buffer) or input.numel() == 0:
         return NotImplemented
     return _ImageMeans.apply(input)  # type: ignore[no-untyped-call]
 

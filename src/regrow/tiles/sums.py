@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.ops.apply import apply
+from regrow._torch import apply, running_backward, will_run
 from regrow.tiles.tensor import BatchTiles, native, to_tiles
 
 
@@ -43,7 +43,7 @@ def is_reader(output: BatchTiles, tiles: BatchTiles) -> None:
 
 def gradient_left(ctx: Any) -> Tensor | None:
     """The gradient that the next reader has left in this backward pass; from now on it leaves none."""
-    left, task = getattr(ctx, "left", {}), torch._C._current_graph_task_id()
+    left, task = getattr(ctx, "left", {}), running_backward()
     found: Tensor | None = left.get(task)
     left[task] = None
     return found
@@ -60,9 +60,9 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        left, task = ctx.reader.left, torch._C._current_graph_task_id()
+        left, task = ctx.reader.left, running_backward()
         # what waits there has no derivative of its own
-        if torch.is_grad_enabled() or task in left or not torch._C._will_engine_execute_node(ctx.reader):
+        if torch.is_grad_enabled() or task in left or not will_run(ctx.reader):
             return gradients[0], None
         left[task] = gradients[0]
         return None, None

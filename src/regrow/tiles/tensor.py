@@ -24,8 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves, tree_map_only
 
+from regrow._torch import schema_of, tree_leaves, tree_map_only, without_torch_function
 from regrow.ops.tiles import BORDER, Geometry, geometry_of, reborder, tile, untile
 from regrow.tiles.functions import ELEMENTWISE, PASSED, is_attribute, is_in_place, short_name
 
@@ -114,7 +114,7 @@ class BatchTiles(Tensor):
                 return _on_plain(func, args, kwargs)
             args = _joined(func, args)
         if func in PASSED or is_attribute(func):
-            with torch._C.DisableTorchFunctionSubclass():
+            with without_torch_function():
                 return func(*args, **kwargs)
         return _on_plain(func, args, kwargs)
 
@@ -155,7 +155,7 @@ class BatchTiles(Tensor):
 
 def without_dispatch(images: Tensor) -> AbstractContextManager[Any]:
     """Where what is done with tiles needs none of their functions: each attribute is one, and costs a call."""
-    return torch._C.DisableTorchFunctionSubclass() if isinstance(images, BatchTiles) else nullcontext()
+    return without_torch_function() if isinstance(images, BatchTiles) else nullcontext()
 
 
 def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") -> BatchTiles:
@@ -319,7 +319,7 @@ def _contiguous(input: BatchTiles, memory_format: torch.memory_format = torch.co
 
 def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
     """A pointwise operator, where it takes zeros to zeros and every tensor is of one shape, or a number."""
-    if func._schema.is_mutable and not isinstance(args[0], BatchTiles):
+    if schema_of(func).is_mutable and not isinstance(args[0], BatchTiles):
         return NotImplemented
     first = next(x for x in args if isinstance(x, BatchTiles))
     buffers: list[Any] = []
@@ -362,7 +362,7 @@ def _below_on_plain(func: Any, args: Any, kwargs: Any) -> Any:
 
     plain_args, plain_kwargs = tree_map_only(BatchTiles, convert, (args, kwargs))
     result = func(*plain_args, **plain_kwargs)
-    for i, argument in enumerate(func._schema.arguments):
+    for i, argument in enumerate(schema_of(func).arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
         for x in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name)):

@@ -15,13 +15,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from regrow._torch import dispatch_modes, is_flat
 from regrow.errors import RegrowRuntimeError
 from regrow.growth.among import Among
 from regrow.ops import sketch
 from regrow.weights import aside, stamp
 from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.record import RECORDS, Record
-from regrow.weights.sharded import is_flat, not_whole
+from regrow.weights.sharded import not_whole
 
 Score = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
@@ -349,7 +350,7 @@ class SparseWeight(ABC):
             if not known:
                 raise self._overwritten()
             self.record.versions = versions
-        if torch._C._len_torch_dispatch_stack():
+        if dispatch_modes():
             return  # operators are watched or faked
         kind = type(self.parameter)
         if kind is nn.Parameter:

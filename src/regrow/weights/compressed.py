@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from regrow._torch import tracing_state, transforms_active
 from regrow.errors import RegrowRuntimeError
 from regrow.growth.among import Among
 from regrow.ops import csr
@@ -120,7 +121,7 @@ class CompressedWeight(StampedWeight):
         )
 
     def prepare(self) -> None:
-        if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
+        if transforms_active() or tracing_state() is not None:
             raise unseen(self.name)
         belongs_to(self._part("crow"), self.record)
         hook = hook_of(self.parameter)

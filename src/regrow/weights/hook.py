@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
 from torch import Tensor
 
+from regrow._torch import accumulation_hooks, gradient_hooks, running_backward, when_backward_ends
 from regrow.errors import warn
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class GradientHook:
 
     def leave(self, found: Any) -> None:
         """Keep what the backward pass that runs now has `found` for `left`, until the pass ends."""
-        running = torch._C._current_graph_task_id()
+        running = running_backward()
         if running not in self.pending:
             self.pending[running] = []
             self._at_the_end_of(running)
@@ -97,7 +97,7 @@ class GradientHook:
 
     def left(self) -> list[Any]:
         """Take what the backward pass that runs now has left so far; once."""
-        return self.pending.pop(torch._C._current_graph_task_id(), [])
+        return self.pending.pop(running_backward(), [])
 
     def has_gradient(self, parameter: Tensor) -> bool:
         """Whether a backward pass of this step has left a gradient in ``parameter.grad``."""
@@ -125,7 +125,7 @@ class GradientHook:
         self._passed = True
         self.noted.pop(NO_PASS, None)
         if self.recording:
-            running = torch._C._current_graph_task_id()
+            running = running_backward()
             times = self._times  # first: what another thread accumulates from here on shows in `accumulated`
             continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
             self.noted[running] = weight.note(gradient), continues, times
@@ -144,7 +144,7 @@ class GradientHook:
                 self.noted[NO_PASS] = self.noted.pop(running)
 
         if running != NO_PASS:
-            torch.autograd.Variable._execution_engine.queue_callback(end)
+            when_backward_ends(end)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
         """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
@@ -165,7 +165,7 @@ class GradientHook:
         if module is None or self.paused or parameter.grad is None:
             return
         self.ran = True
-        noted = self.noted.pop(torch._C._current_graph_task_id(), None)
+        noted = self.noted.pop(running_backward(), None)
         if noted is not None:
             gradient, continues, times = noted
             continues |= self.stash is not None and times < self._times  # another thread was between
@@ -187,7 +187,7 @@ class GradientHook:
 
 def hook_of(parameter: Tensor) -> GradientHook | None:
     """The `GradientHook` attached to `parameter`, if there is one."""
-    for hook in (parameter._backward_hooks or {}).values():
+    for hook in (gradient_hooks(parameter) or {}).values():
         if isinstance(hook, GradientHook):
             return hook
     return None
@@ -207,7 +207,7 @@ def is_trained(parameter: Tensor) -> bool:
 
 def remove_hook(parameter: Tensor) -> None:
     """Take the `GradientHook` off `parameter`, if there is one."""
-    for hooks in (parameter._backward_hooks or {}, parameter._post_accumulate_grad_hooks or {}):
+    for hooks in (gradient_hooks(parameter) or {}, accumulation_hooks(parameter) or {}):
         for key, hook in list(hooks.items()):
             if isinstance(getattr(hook, "__self__", hook), GradientHook):
                 del hooks[key]

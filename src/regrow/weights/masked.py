@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from regrow._torch import is_under_vmap, transforms_active
 from regrow.errors import warn
 from regrow.growth.among import Among
 from regrow.ops.outside import outside
@@ -68,10 +69,10 @@ class MaskedWeight(SparseWeight):
 
     def cut_of(self, given: Tensor) -> Tensor:
         """What stands in for the weight in one pass, with zeros at whatever is not an active connection."""
-        if not torch.compiler.is_compiling() and _is_stacked(given):
+        if not torch.compiler.is_compiling() and is_under_vmap(given):
             return given.where(given.detach() != 0, 0)  # an ensemble's, whose masks are not here
         cut = self.restrict(given)
-        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or transforms_active():
             return cut
         if given.detach().masked_fill(self._mask, 0).any():
             warn(
@@ -209,13 +210,3 @@ class MaskedWeight(SparseWeight):
         self._mask.zero_()[self._places(positions)] = True
         self.parameter.detach().copy_(self.in_dense(positions, values.to(self.parameter)))
         self.remember()
-
-
-def _is_stacked(tensor: Tensor) -> bool:
-    """Whether `torch.vmap` runs over a dimension of the tensor."""
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(tensor):
-        if functorch.is_batchedtensor(tensor):
-            return True
-        tensor = functorch.get_unwrapped(tensor)
-    return False

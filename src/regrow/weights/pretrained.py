@@ -52,7 +52,7 @@ def _wrapped(original: Callable[..., Any], argument: str) -> Callable[..., Any]:
         given = bound.arguments.get("state_dict")
         if given is not None:
             bound.arguments["state_dict"] = _readable(model, given)
-        hook = model._register_state_dict_hook(_after_state_dict)
+        hook = model.register_state_dict_post_hook(_after_state_dict)
         try:
             return original(*bound.args, **bound.kwargs)
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from regrow.errors import RegrowRuntimeError
 
@@ -13,12 +13,6 @@ ONE, TWO = "FullyShardedDataParallel", "FSDPModule"
 def is_sharded(model: nn.Module, *kinds: str) -> bool:
     """Whether some module of `model` is of one of these classes (`ONE`, `TWO`)."""
     return any(c.__name__ in kinds for module in model.modules() for c in type(module).__mro__)
-
-
-def is_flat(tensor: object) -> bool:
-    """Whether a tensor is a view of the one parameter that FSDP1 puts in the place of all."""
-    base = tensor._base if isinstance(tensor, Tensor) else None
-    return bool(getattr(base, "_is_flat_param", False))
 
 
 def not_whole(name: str) -> RegrowRuntimeError:

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._jit_internal import is_scripting
 
+from regrow._torch import compiled_from, constant_in_graphs, is_flat, is_scripting
 from regrow.errors import RegrowRuntimeError
 from regrow.weights.base import SparseWeight
 from regrow.weights.compressed import CompressedWeight, unseen
 from regrow.weights.hook import GradientHook, driver_of, hook_of, remove_hook
 from regrow.weights.masked import MaskedWeight
 from regrow.weights.record import RECORDS, Family, Record, module_records
-from regrow.weights.sharded import is_flat, not_whole
+from regrow.weights.sharded import not_whole
 
 STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
 
@@ -23,7 +23,7 @@ STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (Maske
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside the wrappers of torch: DistributedDataParallel, DataParallel, torch.compile."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = compiled_from(model)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             inner = model.module
         if not isinstance(inner, nn.Module):
@@ -77,6 +77,7 @@ def refuse_driven(model: nn.Module) -> None:
             raise RegrowRuntimeError(f"`model` is driven by a method: {driver!r}\nCall its detach() first.")
 
 
+@constant_in_graphs
 def ensure_hooks(module: nn.Module) -> None:
     """Attach the gradient hooks that are missing, after checking that nobody has changed a topology."""
     if torch.compiler.is_exporting():
@@ -96,10 +97,6 @@ def ensure_hooks(module: nn.Module) -> None:
             GradientHook(weight, weight.mask_alone).attach(parameter)
             weight.prepare()
 
-
-# what torch.compiler.assume_constant_result does, without its import of all of torch._dynamo: a compiled
-# model runs the function while it is traced, on the real module, and nothing of it enters the graph
-ensure_hooks._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 GIVEN = "_regrow_given"
 """Attribute of a module that is called: modules, names and tensors that were cut to their masks for the call."""

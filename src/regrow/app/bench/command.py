@@ -20,7 +20,7 @@ from regrow.app.training import say
 from regrow.errors import RegrowValueError
 from regrow.measure.machine import busiest, describe
 from regrow.measure.timing import Load, load
-from regrow.ops import native
+from regrow.ops.backends import why_reference
 
 NOTES = (
     "±: half the distance of the quartiles. e, l, c: the best dense way was eager, channels-last, compiled. "
@@ -86,7 +86,7 @@ def bench(
     else:
         show([*rows, *fits(rows)])
         say(Console(), NOTES)
-        if reference := native.reference([torch.empty(0, dtype=plan.settings.dtype)]):
+        if reference := why_reference([torch.empty(0, dtype=plan.settings.dtype)]):
             say(Console(), f"These are times without kernels: {reference}")
     return 130 if interrupted else int(bool(failures))
 

@@ -17,11 +17,11 @@ from regrow.app.bench.rows import Case, Settings
 from regrow.app.recipes import import_file
 from regrow.arguments import require_choice, require_count, require_fraction
 from regrow.errors import RegrowValueError, closest
-from regrow.ops import native
+from regrow.ops import backends
 from regrow.sparsity.distributions import DISTRIBUTIONS
 from regrow.sparsity.storage import STORAGES
 
-DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in native.DTYPES}
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in backends.DTYPES}
 BATCH = 128
 
 

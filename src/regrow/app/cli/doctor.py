@@ -19,7 +19,7 @@ from regrow._places import SYSTEM, cache
 from regrow._text import columns, wrapped
 from regrow.measure.machine import busiest, describe
 from regrow.measure.timing import load
-from regrow.ops import native
+from regrow.ops import backends, native
 
 EXTRAS = ("safetensors", "typer", "rich", "pydantic", "matplotlib", "pillow")
 FRIENDS = ("lightning", "transformers", "accelerate")
@@ -29,7 +29,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float64: 1e-10}
 
 @dataclass(frozen=True)
 class Check:
-    """Whether sparse layers of one dtype compute what dense ones in float64 do."""
+    """Result of comparing sparse layers of one dtype with dense ones in float64."""
 
     dtype: str
     error: float
@@ -38,7 +38,7 @@ class Check:
 
 
 def doctor(arguments: Sequence[str], json_: bool = False) -> int:
-    """The command; `arguments` are those of ``regrow``.
+    """Run the command; `arguments` are those of ``regrow``.
 
     Returns:
         The exit code: 1 where a sparse layer computes something wrong, or without the kernels.
@@ -54,11 +54,11 @@ def doctor(arguments: Sequence[str], json_: bool = False) -> int:
 
 
 def examine(arguments: Sequence[str]) -> dict[str, Any]:
-    """All that is known of the machine, plain numbers and strings."""
+    """Collect all that is known of the machine, plain numbers and strings."""
     return {
         **describe(arguments),
         "forced_isa": os.environ.get("REGROW_ISA"),
-        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in native.DTYPES),
+        "dtypes": sorted(str(dtype).removeprefix("torch.") for dtype in backends.DTYPES),
         "interop_threads": torch.get_num_interop_threads(),
         "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "cuda": torch.version.cuda,
@@ -70,7 +70,7 @@ def examine(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def installed(package: str) -> str | None:
-    """The version of a package, or None."""
+    """Return the version of a package, or None."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -78,12 +78,12 @@ def installed(package: str) -> str | None:
 
 
 def folders(root: Any) -> list[str]:
-    """Names of the folders of data sets in one of the places where regrow looks."""
+    """List the folders of data sets in one of the places where regrow looks."""
     return sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
 
 
 def check(dtype: torch.dtype) -> Check:
-    """Forward and backward of a small layer against a dense float64 one; by the kernels where there are any."""
+    """Compare forward and backward of a small layer with a dense float64 one; by the kernels where there are any."""
     rows, columns = 96, 160
     dense = nn.Linear(columns, rows, dtype=torch.float64)
     model = nn.Sequential(copy.deepcopy(dense))
@@ -107,7 +107,7 @@ def check(dtype: torch.dtype) -> Check:
 
 
 def passes(layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
-    """Output, and gradients of input, weight and bias."""
+    """Compute the output, and gradients of input, weight and bias."""
     leaf = x.detach().requires_grad_()
     output = layer(leaf)
     parameters = dict(layer.named_parameters())
@@ -116,7 +116,7 @@ def passes(layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
 
 
 def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is shown, by its name."""
+    """Return what is shown, by its name."""
     packages, (total, free) = found["packages"], (found["memory"], found["memory_free"])
     isa = f"{found['kernels']}" + (" (forced by REGROW_ISA)" if found["forced_isa"] else "")
     why = native.missing()
@@ -140,11 +140,11 @@ def lines(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def state(seen: dict[str, Any]) -> str:
-    """How busy the machine is, in words."""
+    """Tell how busy the machine is, in words."""
     word = "quiet" if seen["quiet"] else "NOT QUIET: times measured now are too long"
     return f"{seen['average']:.2f} on {seen['cores']} cores, others use {seen['others']:.0%}: {word}"
 
 
 def verdict(checks: Sequence[Check]) -> str:
-    """The checks in words."""
+    """Tell the result of the checks in words."""
     return ", ".join(f"{c.dtype} {'right' if c.right else 'WRONG'} (error {c.error:.0e})" for c in checks)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow._torch import ConvNd
 from regrow.errors import RegrowValueError, closest
 
 WORDS = ("norms", "biases", "depthwise", "embeddings")
@@ -54,5 +55,5 @@ def _kinds(model: nn.Module) -> Iterator[tuple[str, str]]:
                 yield full, "norms"
             elif name.startswith("bias") or name.endswith("bias"):
                 yield full, "biases"
-            elif isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups == module.in_channels:
+            elif isinstance(module, ConvNd) and 1 < module.groups == module.in_channels:
                 yield full, "depthwise"
