@@ -2,7 +2,7 @@
 
 ``y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)``, ReLU and residual where asked for. Buffers are
 contiguous float32 or float64, [T, C, P, 16] in one `Geometry`; all else is [C] of the same dtype. The reference is
-torch's `batch_norm` on the images. These are the two passes alone; `regrow.nn.norm` gives them to autograd.
+torch's `batch_norm` on the images. These are the two passes alone; `regrow.tiles.norm` gives them to autograd.
 """
 
 from __future__ import annotations
