@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regrow.ops.apply import apply
-from regrow.ops.norm import norm_backward, norm_forward
+from regrow.ops.norm import Norm, norm_backward, norm_forward
 from regrow.ops.tiles import serves
 from regrow.ops.twice import gradients_of
 from regrow.tiles.deferred import FusedSum, Reader
@@ -25,12 +25,7 @@ class _Norm(torch.autograd.Function):
         residual: BatchTiles | None,
         weight: Tensor | None,
         bias: Tensor | None,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        training: bool,
-        momentum: float,
-        eps: float,
-        relu: bool,
+        norm: Norm,
         fused_sum: FusedSum | None,
     ) -> BatchTiles:
         buffer, geometry = input.buffer, input.geometry
@@ -38,28 +33,17 @@ class _Norm(torch.autograd.Function):
         statistics: list[Tensor] = []
 
         def compute() -> Tensor:
-            output, *statistics[:] = norm_forward(
-                buffer,
-                geometry,
-                added,
-                weight,
-                bias,
-                running_mean,
-                running_var,
-                training,
-                momentum,
-                eps,
-                relu,
-            )
+            output, *statistics[:] = norm_forward(buffer, geometry, added, weight, bias, norm)
             return output
 
         if fused_sum is None:
             output = BatchTiles(compute(), geometry)
         else:
             output = BatchTiles.deferred(compute, fused_sum, buffer.shape[1], buffer, geometry)
-        ctx.save_for_backward(input, output.buffer if relu and residual is not None else None, weight, bias)
-        ctx.statistics, ctx.geometry, ctx.training, ctx.relu = statistics, geometry, training, relu
-        ctx.eps = eps
+        ctx.save_for_backward(
+            input, output.buffer if norm.relu and residual is not None else None, weight, bias
+        )
+        ctx.statistics, ctx.geometry, ctx.norm = statistics, geometry, norm
         ctx.added, ctx.reader = residual is not None, Reader(ctx)
         ctx.set_materialize_grads(False)
         return output
@@ -68,16 +52,15 @@ class _Norm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, left = gradients[0], ctx.reader.take()
         if gradient is None:
-            return left, *[None] * 10
+            return left, *[None] * 5
         if torch.is_grad_enabled():
             return _differentiable_gradients(ctx, gradient)
         given = buffer_of(gradient, ctx.geometry, "gradient of batch_norm")
         passed = None if left is None else buffer_of(left, ctx.geometry, "gradient of batch_norm")
         input, gate, weight, bias = ctx.saved_tensors
         buffer = buffer_of(input, ctx.geometry, "input of batch_norm")
-        mean, invstd = ctx.statistics
         into, residual, into_weight, into_bias = norm_backward(
-            given, buffer, ctx.geometry, gate, passed, weight, bias, mean, invstd, ctx.training, ctx.relu
+            given, buffer, ctx.geometry, gate, passed, weight, bias, ctx.statistics, ctx.norm
         )
         if gate is not None or not isinstance(gradient, BatchTiles):
             gradient = BatchTiles(given if gate is None else residual, ctx.geometry)
@@ -86,7 +69,7 @@ class _Norm(torch.autograd.Function):
             gradient if ctx.added else None,  # itself where it can be: autograd sees who else has it
             None if weight is None else into_weight,
             None if bias is None else into_bias,
-            *[None] * 7,
+            *[None] * 2,
         )
 
 
@@ -100,21 +83,21 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
     def normed(images: Tensor, *affine: Tensor) -> Tensor:
         own = iter(affine)
         scale, offset = (None if x is None else next(own) for x in (weight, bias))
-        if ctx.training:
-            output = F.batch_norm(images, None, None, scale, offset, True, 0.0, ctx.eps)
+        if ctx.norm.training:
+            output = F.batch_norm(images, None, None, scale, offset, True, 0.0, ctx.norm.eps)
         else:
             mean, invstd = (x[:, None, None] for x in ctx.statistics)
             output = (images - mean) * invstd
             output = output if scale is None else output * scale[:, None, None]
             output = output if offset is None else output + offset[:, None, None]
-        return F.relu(output) if ctx.relu and gate is None else output
+        return F.relu(output) if ctx.norm.relu and gate is None else output
 
     operation = "second derivative of batch_norm"
     images, above = (plain_of(x, operation) for x in (input, gradient))
     into, *rest = gradients_of(normed, [images, *affine], above)
     found = iter(rest)
     of_affine = [None if x is None else next(found) for x in (weight, bias)]
-    return (into, gradient if ctx.added else None, *of_affine, *[None] * 7)
+    return (into, gradient if ctx.added else None, *of_affine, *[None] * 2)
 
 
 def batch_norm(
@@ -148,10 +131,10 @@ def batch_norm(
             return NotImplemented
         residual = read(to_tiles(residual, input.geometry.border, "batch_norm"))
     given = read(input)
-    settings = (weight, bias, running_mean, running_var, training, momentum, eps)
 
     def run(residual: BatchTiles | None, relu: bool, fused_sum: FusedSum | None = None) -> BatchTiles:
-        output: BatchTiles = apply(_Norm, given, residual, *settings, relu, fused_sum)
+        norm = Norm(running_mean, running_var, training, momentum, eps, relu)
+        output: BatchTiles = apply(_Norm, given, residual, weight, bias, norm, fused_sum)
         mark_reader(input, output)
         return output
 
