@@ -59,8 +59,7 @@ class _Norm(torch.autograd.Function):
             output = BatchTiles.deferred(compute, fused_sum, buffer.shape[1], buffer, geometry)
         ctx.save_for_backward(input, output.buffer if relu and residual is not None else None, weight, bias)
         ctx.statistics, ctx.geometry, ctx.training, ctx.relu = statistics, geometry, training, relu
-        ctx.eps = eps
-        ctx.added, ctx.reader = residual is not None, Reader(ctx)
+        ctx.eps, ctx.added, ctx.reader = eps, residual is not None, Reader(ctx)
         ctx.set_materialize_grads(False)
         return output
 
@@ -157,7 +156,8 @@ def batch_norm(
 
     def plus(added: BatchTiles) -> BatchTiles:
         output = run(added, relu)
-        output.contents.mark_rectified()
+        if relu:
+            output.contents.mark_rectified()
         return output
 
     return run(None, False, FusedSum(plus, torch.is_grad_enabled())) if later else run(residual, relu)
