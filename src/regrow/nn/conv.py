@@ -114,7 +114,7 @@ class SparseConv2d(SparseModule):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, positions: Tensor, values: Tensor | None = None) -> SparseConv2d:
-        """The connections at `positions` of a dense layer, with the layer's own bias parameter.
+        """Keep the connections at `positions` of a dense layer, with the layer's own bias parameter.
 
         Their `values` [nnz] are the layer's, unless they are given.
         """
@@ -139,7 +139,7 @@ class SparseConv2d(SparseModule):
         return sparse
 
     def to_conv(self, dense: Tensor) -> nn.Conv2d:
-        """The dense layer with weight `dense` [out_channels, in_channels, kh, kw] and this layer's bias parameter."""
+        """Make a dense layer of weight `dense` [out_channels, in_channels, kh, kw], this layer's bias parameter."""
         conv = nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -196,7 +196,7 @@ class SparseConv2d(SparseModule):
 
 
 def _sizes(name: str, value: object, *, least: int = 1) -> tuple[int, int]:
-    """A size for each of two dimensions, from one for both or from a pair."""
+    """Return a size for each of two dimensions, from one for both or from a pair."""
     if not isinstance(value, tuple | list):
         size = require_count(name, value, least=least, most=LIMIT)
         return size, size

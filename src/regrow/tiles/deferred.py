@@ -38,21 +38,21 @@ from torch import Tensor
 
 
 class State(Enum):
-    """How far a buffer is."""
+    """What has become of a buffer."""
 
     DEFERRED = "deferred"
-    """Not computed, since its caller does nothing with it but add something (`regrow.fuse` makes sure)."""
+    """Not computed: the caller only adds something to it, of which `regrow.fuse` makes sure."""
     COMPUTED = "computed"
-    """As any other."""
+    """Holds what the tensor shows."""
     RECTIFIED = "rectified"
-    """Computed, and the ReLU that comes next is done; only that ReLU may have the tensor."""
+    """Computed, the ReLU that comes next included; only that ReLU may be given the tensor."""
 
 
 class FusedSum(NamedTuple):
-    """The way of a layer to compute its output and the addition that follows in one pass."""
+    """A layer's way to compute its output and the addition that follows in one pass."""
 
     plus: Callable[[Any], Any]
-    """From the tiles that are added to the tiles of the sum, as part of the graph."""
+    """Takes the tiles that are added, and returns those of the sum, as part of the graph."""
     grad: bool
     """Whether gradients were enabled where the layer was called."""
 
@@ -64,6 +64,9 @@ class Contents:
         buffer: [T, C, P, 16]; None where it is deferred.
         compute: computes a deferred buffer as it is.
         fused_sum: computes it with what is added to it.
+
+    Attributes:
+        reader: the last reader of the buffer, until `pop_reader`.
     """
 
     __slots__ = ("_compute", "_read_version", "_rectified_version", "buffer", "fused_sum", "reader")
@@ -76,11 +79,11 @@ class Contents:
     ) -> None:
         self.buffer, self._compute, self.fused_sum = buffer, compute, fused_sum
         self._rectified_version: int | None = None
-        self.reader: Reader | None = None  # the last that has read it, until `pop_reader`
+        self.reader: Reader | None = None
 
     @property
     def state(self) -> State:
-        """How far the buffer is."""
+        """What has become of the buffer; to ask changes nothing."""
         if self.buffer is None:
             return State.DEFERRED
         rectified = self._rectified_version is not None and self._rectified_version == self.buffer._version

@@ -140,7 +140,8 @@ def batch_norm(
 
     def plus(added: BatchTiles) -> BatchTiles:
         output = run(added, relu)
-        output.contents.mark_rectified()
+        if relu:
+            output.contents.mark_rectified()
         return output
 
     return run(None, False, FusedSum(plus, torch.is_grad_enabled())) if later else run(residual, relu)
