@@ -22,8 +22,7 @@ from regrow.nn import BatchTiles, FusedBatchNorm2d, TiledConv2d
 from regrow.nn.fused import Fused
 from regrow.ops import native
 from regrow.ops.reference import ACTIVATIONS
-from regrow.tiles import tensor as tiles
-from regrow.tiles.tensor import to_tiles
+from regrow.tiles import on_convert, to_tiles
 
 
 def put_in_tiles(model: nn.Module) -> None:
@@ -90,11 +89,8 @@ def test_sparse_networks_convert_at_their_ends_only(name: str) -> None:
     regrow.sparsify(model, sparsity=0.9, distribution="uniform", exclude=[stem, "fc"], storage="compressed")
     regrow.fuse(model)
     converted: list[str] = []
-    tiles.on_convert.append(lambda operation, shape, milliseconds: converted.append(operation))
-    try:
+    with on_convert(lambda operation, shape, milliseconds: converted.append(operation)):
         model(torch.randn(4, 3, 32, 32)).sum().backward()
-    finally:
-        tiles.on_convert.clear()
     assert converted == ["TiledConv2d"]  # the images; their gradient is not asked for
 
 

@@ -167,12 +167,10 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
         watch.found.append(Conversion(operation, tuple(shape), milliseconds, _users_line()))
 
     handles = [module.register_forward_pre_hook(before) for module in owners]
-    on_convert.append(converted)
     try:
-        with watch:
+        with watch, on_convert(converted):
             run_once(model, example)
     finally:
-        on_convert.remove(converted)
         for handle in handles:
             handle.remove()
     layers = [

@@ -6,7 +6,6 @@ from regrow.nn.dense import TiledConv2d
 from regrow.nn.forms import compressed_form, dense_form
 from regrow.nn.linear import SparseLinear
 from regrow.nn.norm import FusedBatchNorm2d
-from regrow.tiles import pool as pool  # what it answers to is known to BatchTiles from here on
 from regrow.tiles.tensor import BatchTiles
 
 __all__ = [

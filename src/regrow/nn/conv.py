@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,8 +19,9 @@ from regrow.ops.csr import Csr
 from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
-from regrow.tiles.sums import gradient_left, is_reader, read
-from regrow.tiles.tensor import BatchTiles, Pending, buffer_of, plain_of, to_tiles, without_dispatch
+from regrow.tiles.deferred import FusedSum, Reader
+from regrow.tiles.sums import mark_reader, read
+from regrow.tiles.tensor import BatchTiles, buffer_of, plain_of, to_tiles, without_dispatch
 
 Size = int | tuple[int, int]
 
@@ -116,7 +115,7 @@ class SparseConv2d(SparseModule):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, positions: Tensor, values: Tensor | None = None) -> SparseConv2d:
-        """The connections at `positions` of a dense layer, with the layer's own bias parameter.
+        """Keep the connections at `positions` of a dense layer, with the layer's own bias parameter.
 
         Their `values` [nnz] are the layer's, unless they are given.
         """
@@ -141,7 +140,7 @@ class SparseConv2d(SparseModule):
         return sparse
 
     def to_conv(self, dense: Tensor) -> nn.Conv2d:
-        """The dense layer with weight `dense` [out_channels, in_channels, kh, kw] and this layer's bias parameter."""
+        """Make a dense layer of weight `dense` [out_channels, in_channels, kh, kw], this layer's bias parameter."""
         conv = nn.Conv2d(
             self.in_channels,
             self.out_channels,
@@ -198,7 +197,7 @@ class SparseConv2d(SparseModule):
 
 
 def _sizes(name: str, value: object, *, least: int = 1) -> tuple[int, int]:
-    """A size for each of two dimensions, from one for both or from a pair."""
+    """Return a size for each of two dimensions, from one for both or from a pair."""
     if not isinstance(value, tuple | list):
         size = require_count(name, value, least=least, most=LIMIT)
         return size, size
@@ -215,15 +214,15 @@ def on_tiles(
     window: Window,
     later: bool = False,
 ) -> BatchTiles:
-    """The convolution of `tiles`; with `later`, pending tiles."""
+    """Return the convolution of `tiles`; with `later`, it is deferred."""
     given = read(tiles)
 
-    def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
-        output: BatchTiles = apply(_OnTiles, given, values, bias, residual, index, window, pending)
-        is_reader(output, tiles)
+    def run(residual: BatchTiles | None, fused_sum: FusedSum | None = None) -> BatchTiles:
+        output: BatchTiles = apply(_OnTiles, given, values, bias, residual, index, window, fused_sum)
+        mark_reader(tiles, output)
         return output
 
-    return run(None, partial(Pending, run, torch.is_grad_enabled()) if later else None)
+    return run(None, FusedSum(run, torch.is_grad_enabled()) if later else None)
 
 
 class _OnTiles(torch.autograd.Function):
@@ -238,23 +237,24 @@ class _OnTiles(torch.autograd.Function):
         residual: BatchTiles | None,
         index: Csr,
         window: Window,
-        pending: Callable[[Callable[[], Tensor]], Pending] | None,
+        fused_sum: FusedSum | None,
     ) -> BatchTiles:
         ctx.save_for_backward(tiles, values, *index)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
+        ctx.reader = Reader(ctx)
         ctx.set_materialize_grads(False)
         added = None if residual is None else buffer_of(residual, ctx.output, "add")
 
         def compute() -> Tensor:
             return forward(tiles.buffer, tiles.geometry, values, bias, index, window, BORDER, added)
 
-        if pending is None:
+        if fused_sum is None:
             return BatchTiles(compute(), ctx.output)
-        return BatchTiles.later(pending(compute), len(index.crow) - 1, tiles.buffer, ctx.output)
+        return BatchTiles.deferred(compute, fused_sum, len(index.crow) - 1, tiles.buffer, ctx.output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        gradient, passed = gradients[0], gradient_left(ctx)
+        gradient, passed = gradients[0], ctx.reader.take()
         if gradient is None:
             return passed, *[None] * 6
         if torch.is_grad_enabled():

@@ -2,15 +2,32 @@
 
 ``y = relu((x - mean) / sqrt(var + eps) * weight + bias + residual)``, ReLU and residual where asked for. Buffers are
 contiguous float32 or float64, [T, C, P, 16] in one `Geometry`; all else is [C] of the same dtype. The reference is
-torch's `batch_norm` on the images. These are the two passes alone; `regrow.nn.norm` gives them to autograd.
+torch's `batch_norm` on the images. These are the two passes alone; `regrow.tiles.norm` gives them to autograd.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regrow.ops.tiles import Geometry
+
+
+class Norm(NamedTuple):
+    """Settings of a batch norm: all but its weight and bias."""
+
+    running_mean: Tensor | None
+    """[C], as `running_var`."""
+    running_var: Tensor | None
+    training: bool
+    """Whether the statistics are those of the batch."""
+    momentum: float
+    eps: float
+    relu: bool
+    """Whether ReLU follows."""
 
 
 def norm_forward(
@@ -19,12 +36,7 @@ def norm_forward(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    relu: bool,
+    norm: Norm,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the output buffer, and the mean and 1 / sqrt(var + eps) [C] that were used.
 
@@ -32,7 +44,17 @@ def norm_forward(
     place, with the unbiased variance; else they are the running ones.
     """
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.norm_forward.default(
-        buffer, residual, weight, bias, running_mean, running_var, *geometry, training, momentum, eps, relu
+        buffer,
+        residual,
+        weight,
+        bias,
+        norm.running_mean,
+        norm.running_var,
+        *geometry,
+        norm.training,
+        norm.momentum,
+        norm.eps,
+        norm.relu,
     )
     return found
 
@@ -45,17 +67,16 @@ def norm_backward(
     passed: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    training: bool,
-    relu: bool,
+    statistics: Sequence[Tensor],
+    norm: Norm,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of input, residual (empty without `output`), weight and bias.
 
     `output` is wanted where a residual went through the ReLU with the rest; else the input says what came through.
-    `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
+    `passed`, a buffer as the input, is added to the gradient of the input: that of another use. `statistics` are those
+    that `norm_forward` gave.
     """
     found: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.regrow_native.norm_backward.default(
-        gradient, buffer, output, passed, weight, bias, mean, invstd, *geometry, training, relu
+        gradient, buffer, output, passed, weight, bias, *statistics, *geometry, norm.training, norm.relu
     )
     return found

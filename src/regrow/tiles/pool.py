@@ -1,4 +1,4 @@
-"""Pooling of `BatchTiles`, in reply to torch's own functions."""
+"""Pooling of `BatchTiles`, for autograd and in reply to torch's own functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from regrow.ops.pool import (
 )
 from regrow.ops.tiles import BORDER, Geometry
 from regrow.ops.twice import gradients_of
-from regrow.tiles.tensor import BatchTiles, buffer_of, native, plain_of
+from regrow.tiles.tensor import BatchTiles, buffer_of, plain_of
 
 
 class _MaxPool(torch.autograd.Function):
@@ -82,12 +82,12 @@ AGAIN = "second derivative of a pooling"
 
 
 def _zeros(gradient: Tensor, geometry: Geometry) -> Tensor:
-    """Plain images: where the pooling is linear, they are as good as any."""
+    """Make plain images: where the pooling is linear, they are as good as any."""
     return gradient.new_zeros(geometry.images, gradient.shape[1], geometry.height, geometry.width)
 
 
 def _again(ctx: Any, pool: Any, gradient: Tensor, images: Tensor, *divided: Any) -> tuple[Tensor, ...]:
-    """The gradient of the input, to be differentiated again: by torch's own pooling, on plain images."""
+    """Find the gradient of the input, to be differentiated again: by torch's own pooling, on plain images."""
     (geometry, output), window = ctx.geometries, ctx.window
     places = (window[0:2], window[2:4], window[4:6])
     ceil_mode = window.output(geometry, False, BORDER) != output
@@ -112,7 +112,7 @@ def _pair(value: Any) -> tuple[int, int]:
 def _pool(
     function: Any, input: Any, kernel: Any, stride: Any, padding: Any, ceil_mode: bool, *divided: Any
 ) -> Any:
-    """What `function` makes of `input`; NotImplemented where torch would refuse the window, or there is no kernel."""
+    """Apply `function`; NotImplemented where torch would refuse the window, or there is no kernel."""
     strides = _pair(kernel if stride is None or stride == [] or stride == () else stride)
     window = Window(*_pair(kernel), *strides, *_pair(padding), *divided)
     if not use_kernel(POOL, input.buffer) or not window.is_allowed():
@@ -123,8 +123,7 @@ def _pool(
     return function.apply(input, output, window)
 
 
-@native(F.max_pool2d, torch.max_pool2d)
-def _max_pool2d(
+def max_pool2d(
     input: BatchTiles,
     kernel_size: Any,
     stride: Any = None,
@@ -133,13 +132,13 @@ def _max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
+    """Pool as `torch.nn.functional.max_pool2d` does."""
     if _pair(dilation) != (1, 1) or return_indices:
         return NotImplemented
     return _pool(_MaxPool, input, kernel_size, stride, padding, ceil_mode)
 
 
-@native(F.avg_pool2d)
-def _avg_pool2d(
+def avg_pool2d(
     input: BatchTiles,
     kernel_size: Any,
     stride: Any = None,
@@ -148,6 +147,7 @@ def _avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Any:
+    """Pool as `torch.nn.functional.avg_pool2d` does."""
     if divisor_override is not None and divisor_override < 1:
         return NotImplemented
     divided = (count_include_pad, divisor_override or 0)
@@ -160,16 +160,15 @@ def _means(input: BatchTiles) -> Any:
     return _ImageMeans.apply(input)  # type: ignore[no-untyped-call]
 
 
-@native(F.adaptive_avg_pool2d)
-def _adaptive_avg_pool2d(input: BatchTiles, output_size: Any) -> Any:
+def adaptive_avg_pool2d(input: BatchTiles, output_size: Any) -> Any:
+    """Pool as `torch.nn.functional.adaptive_avg_pool2d` does, to one pixel."""
     if output_size not in (1, (1, 1), [1, 1]):
         return NotImplemented
     means = _means(input)
     return means if means is NotImplemented else means[:, :, None, None]
 
 
-@native(torch.mean, Tensor.mean)
-def _mean(
+def mean(
     input: BatchTiles,
     dim: Any = None,
     keepdim: bool = False,
@@ -177,6 +176,7 @@ def _mean(
     axis: Any = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
+    """Average as `torch.mean` does, over whole images."""
     given = axis if dim is None else dim
     dims = {each % 4 for each in given} if isinstance(given, tuple | list) else None
     if dims != {2, 3} or dtype not in (None, input.dtype):

@@ -1,89 +1,80 @@
 """Sums that cost no pass over the data: of a layer's output and a residual, and of the gradients of two readers.
 
-A layer that `regrow.fuse` has marked puts out pending tiles, and the addition that follows has the layer compute them
-together with what is added. A layer that can add a gradient to its own tells so, and the gradient of the next reader of
-the same tiles waits with it.
+What is known of a tensor and of a reader stands in `regrow.tiles.deferred`; here autograd and torch's sums act on it.
 """
 
 from __future__ import annotations
 
-import weakref
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regrow._torch import apply, running_backward, will_run
-from regrow.tiles.tensor import BatchTiles, native, to_tiles
+from regrow._torch import apply
+from regrow.tiles.deferred import Reader
+from regrow.tiles.handlers import element_wise
+from regrow.tiles.tensor import BatchTiles, to_tiles
 
 
 def read(tiles: BatchTiles) -> BatchTiles:
-    """`tiles`, for one whose gradient joins that of the reader before it.
+    """Return `tiles` for a layer whose gradient of them joins that of the reader before it.
 
-    Autograd goes from the last reader to the first. One that can add a gradient to its own says so with `is_reader`;
-    the gradient of the next one waits with it, and `gradient_left` is where it finds it. So there is no sum to do.
+    A layer that can add a gradient to its own says so with `mark_reader`; the gradient of the next one waits with it
+    (`Reader`). So there is no sum to do.
     """
-    if tiles.reader is None or tiles.grad_fn is None or not torch.is_grad_enabled():
+    if tiles.contents.reader is None or tiles.grad_fn is None or not torch.is_grad_enabled():
         return tiles
-    (reader, version), tiles.reader = tiles.reader, None
-    node = reader()
-    if node is None or version != tiles.buffer._version:
+    reader = tiles.contents.pop_reader()
+    if reader is None:
         return tiles
-    again: BatchTiles = apply(_Again, tiles, node)
+    again: BatchTiles = apply(_Again, tiles, reader)
     return again
 
 
-def is_reader(output: BatchTiles, tiles: BatchTiles) -> None:
-    """The node that made `output` of `tiles` adds what it finds with `gradient_left` to the gradient of `tiles`."""
+def mark_reader(tiles: BatchTiles, output: BatchTiles) -> None:
+    """Note that the node of `output`, whose context has a `reader`, has read `tiles` and takes what waits there."""
     node: Any = output.grad_fn
     if node is not None and tiles.grad_fn is not None:
-        node.left = {}
-        tiles.reader = weakref.ref(node), tiles.buffer._version  # which has saved `tiles`
-
-
-def gradient_left(ctx: Any) -> Tensor | None:
-    """The gradient that the next reader has left in this backward pass; from now on it leaves none."""
-    left, task = getattr(ctx, "left", {}), running_backward()
-    found: Tensor | None = left.get(task)
-    left[task] = None
-    return found
+        tiles.contents.mark_read(node.reader)
 
 
 class _Again(torch.autograd.Function):
     """The tensor that another has read: its gradient waits with that reader, where that one is still to come."""
 
     @staticmethod
-    def forward(ctx: Any, tiles: BatchTiles, reader: Any) -> BatchTiles:
-        ctx.reader = reader
+    def forward(ctx: Any, tiles: BatchTiles, before: Reader) -> BatchTiles:
+        ctx.before = before
         ctx.set_materialize_grads(False)
         return BatchTiles(tiles.buffer, tiles.geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
-        left, task = ctx.reader.left, running_backward()
-        # what waits there has no derivative of its own
-        if torch.is_grad_enabled() or task in left or not will_run(ctx.reader):
+        # what waits has no derivative of its own
+        if torch.is_grad_enabled() or not ctx.before.leave(gradients[0]):
             return gradients[0], None
-        left[task] = gradients[0]
         return None, None
 
 
-@native(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__)
-def _add(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    found = _completed(input, other, alpha)
-    return _completed(other, input, alpha) if found is NotImplemented else found
+def add(func: Any, input: Any, other: Any, **options: Any) -> Any:
+    """Add as `torch.add`; a layer whose output is deferred, on either side, does it."""
+    found: Any = NotImplemented
+    if options.get("alpha", 1) == 1:
+        found = _fused(input, other)
+        found = _fused(other, input) if found is NotImplemented else found
+    return element_wise(func, input, other, **options) if found is NotImplemented else found
 
 
-@native(Tensor.add_, Tensor.__iadd__)
-def _add_(input: Any, other: Any, *, alpha: float = 1) -> Any:
-    return _completed(input, other, alpha)
+def add_(func: Any, input: Any, other: Any, **options: Any) -> Any:
+    """Add as `torch.Tensor.add_`; a layer whose output is deferred, on the left, does it."""
+    found = _fused(input, other) if options.get("alpha", 1) == 1 else NotImplemented
+    return element_wise(func, input, other, **options) if found is NotImplemented else found
 
 
-def _completed(tiles: Any, other: Any, alpha: float) -> Any:
-    """Pending tiles, of which only this sum has heard, computed with what is added to them."""
-    pending = tiles.pending if isinstance(tiles, BatchTiles) and alpha == 1 else None
-    if pending is None or not isinstance(other, Tensor) or pending.grad != torch.is_grad_enabled():
+def _fused(tiles: Any, other: Any) -> Any:
+    """Have the layer of deferred tiles, of which only this sum has heard, compute them with what is added."""
+    fused_sum = tiles.contents.fused_sum if isinstance(tiles, BatchTiles) else None
+    if fused_sum is None or not isinstance(other, Tensor) or fused_sum.grad != torch.is_grad_enabled():
         return NotImplemented
     if other is tiles or other.shape != tiles.shape or other.dtype != tiles.dtype:
         return NotImplemented
-    return pending.plus(read(to_tiles(other, tiles.geometry.border, "add")))
+    return fused_sum.plus(read(to_tiles(other, tiles.geometry.border, "add")))

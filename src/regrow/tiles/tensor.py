@@ -1,11 +1,10 @@
 """`BatchTiles`: a tensor of shape (N, C, H, W) that is stored as batch tiles (`regrow.ops.tiles`).
 
-Between sparse convolutions activations stay in that layout. Functions reach them in one of three ways:
+Between sparse convolutions activations stay in that layout. What is done with them goes one of three ways:
 
-- element-wise ones with f(0) = 0 (`ELEMENTWISE`: ReLU, sums of branches, scaling ...) run on the whole buffer, under
-  torch's own autograd;
-- those with an operator in this layout (`native`: batch norm, pooling, dropout) are called with the tiles;
-- any other converts its arguments to torch's own layout, once, and goes on with plain tensors; `on_convert` hears
+- `regrow.tiles.table` names a handler for the operation, which works on the buffer;
+- a pointwise operator that takes zeros to zeros runs on the whole buffer, whatever its name;
+- anything else converts its arguments to torch's own layout, once, and goes on with plain tensors; `on_convert` hears
   of it.
 
 Gradients are in tiles too wherever they arrive as such.
@@ -15,35 +14,36 @@ from __future__ import annotations
 
 import copy
 import time
-import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from regrow._torch import schema_of, tree_leaves, tree_map_only, without_torch_function
 from regrow.ops.tiles import BORDER, Geometry, geometry_of, reborder, tile, untile
-from regrow.tiles.functions import ELEMENTWISE, PASSED, is_attribute, is_in_place, short_name
+from regrow.tiles.deferred import Contents, FusedSum
+from regrow.tiles.functions import is_in_place, short_name
 
-on_convert: list[Callable[[str, torch.Size, float], None]] = []
-"""Called at each conversion with the operation that asked for it, the shape and the milliseconds it took."""
+Handler = Callable[..., Any]
+"""Does the work of an operation, given its arguments; returns NotImplemented for what it cannot do."""
 
-aten = torch.ops.aten
+Listener = Callable[[str, torch.Size, float], object]
+"""Takes the operation that asked for a conversion, the shape, and the milliseconds that it took."""
+
+_listeners: list[Listener] = []
 
 
-class Pending(NamedTuple):
-    """What a layer will put out, whose caller does nothing with it but add something (`regrow.fuse` makes sure)."""
-
-    plus: Callable[[BatchTiles], BatchTiles]
-    """Computes it with what is added, as part of the graph."""
-    grad: bool
-    """Whether gradients were asked for where the layer was called."""
-    buffer: Callable[[], Tensor]
-    """Computes it as it is."""
+@contextmanager
+def on_convert(listener: Listener) -> Iterator[None]:
+    """Call `listener` at each conversion inside the `with` block, in all threads."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
 
 
 class BatchTiles(Tensor):
@@ -53,79 +53,75 @@ class BatchTiles(Tensor):
     ``x[:, :4] = ...``, or take `to_dense_layout()` first.
 
     Args:
-        buffer: [T, C, P, 16], as `regrow.ops.tiles` describes it; shared, not copied.
+        buffer: [T, C, P, 16], as `regrow.ops.tiles` describes it; shared, not copied. No gradient flows to it.
         geometry: N, H, W and the border.
     """
 
+    functions: ClassVar[Mapping[Any, Handler]]
+    """Handlers of public functions; `regrow.tiles.table` sets it."""
+    operators: ClassVar[Mapping[Any, Handler]]
+    """Handlers of operators below autograd; `regrow.tiles.table` sets it."""
+
     geometry: Geometry
-    rectified: int | None
-    """The version of `buffer` that a ReLU to come finds done; only that ReLU may have this tensor."""
-    pending: Pending | None
-    """Where `buffer` was not yet asked for."""
-    reader: tuple[weakref.ref[Any], int] | None
-    """The node of who has read this last, and the version of `buffer` that it read; see `regrow.tiles.sums`."""
-    _buffer: Tensor
+    contents: Contents
 
     @staticmethod
     def __new__(cls, buffer: Tensor, geometry: Geometry) -> BatchTiles:
-        """See the class: no gradient flows to `buffer`."""
-        self = cls._of(buffer.shape[1], buffer, geometry)
-        self._buffer, self.pending = buffer, None
-        return self
+        """See the class."""
+        return cls._of(Contents(buffer), buffer.shape[1], buffer, geometry)
 
     @classmethod
-    def later(cls, pending: Pending, channels: int, like: Tensor, geometry: Geometry) -> BatchTiles:
-        """Tiles with a buffer to come, of the dtype and device of `like`."""
-        self = cls._of(channels, like, geometry)
-        self.pending = pending
-        return self
+    def deferred(
+        cls,
+        compute: Callable[[], Tensor],
+        fused_sum: FusedSum,
+        channels: int,
+        like: Tensor,
+        geometry: Geometry,
+    ) -> BatchTiles:
+        """Make tiles whose buffer is computed later, of the dtype and device of `like`; see `Contents`."""
+        return cls._of(Contents(None, compute, fused_sum), channels, like, geometry)
 
     @classmethod
-    def _of(cls, channels: int, like: Tensor, geometry: Geometry) -> BatchTiles:
+    def _of(cls, contents: Contents, channels: int, like: Tensor, geometry: Geometry) -> BatchTiles:
         shape = (geometry.images, channels, geometry.height, geometry.width)
         self: BatchTiles = Tensor._make_wrapper_subclass(cls, shape, dtype=like.dtype, device=like.device)
-        self.geometry, self.rectified, self.reader = geometry, None, None
+        self.contents, self.geometry = contents, geometry
         return self
 
     @property
     def buffer(self) -> Tensor:
-        """[T, C, P, 16]"""
-        if self.pending is not None:
-            with torch.no_grad():
-                self._buffer = self.pending.buffer()
-            self.pending = None
-        return self._buffer
+        """The buffer [T, C, P, 16]; to ask for one that is deferred computes it."""
+        contents = self.contents
+        return contents.computed() if contents.buffer is None else contents.buffer
 
     def to_dense_layout(self, channels_last: bool = False, operation: str = "to_dense_layout") -> Tensor:
-        """The plain tensor [N, C, H, W], contiguous or channels-last; differentiable."""
+        """Convert to a plain tensor [N, C, H, W], contiguous or channels-last; differentiable."""
         plain: Tensor = _Untile.apply(self, channels_last, operation)  # type: ignore[no-untyped-call]
         return plain
 
+    def write(self, source: Tensor) -> None:
+        """Write the values of `source`, of this shape, into the buffer, below autograd."""
+        _note_change(self.buffer.copy_(buffer_of(source, self.geometry, "copy_")))
+
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """The public function `func` on arguments of which one at least is in tiles."""
+        """Answer the public function `func` on arguments of which one at least is in tiles."""
         kwargs = kwargs or {}
-        if func in _NATIVE and "out" not in kwargs:
-            result = _NATIVE[func](*args, **kwargs)
-            if result is not NotImplemented:
-                return result
-        if func in ELEMENTWISE and len(args) > 1:
-            if isinstance(args[0], Tensor) and not isinstance(args[0], BatchTiles) and is_in_place(func):
-                return _on_plain(func, args, kwargs)
-            args = _joined(func, args)
-        if func in PASSED or is_attribute(func):
-            with without_torch_function():
-                return func(*args, **kwargs)
-        return _on_plain(func, args, kwargs)
+        if func in cls.functions and "out" not in kwargs:
+            result = cls.functions[func](*args, **kwargs)
+        else:
+            result = NotImplemented
+        return _on_plain(func, args, kwargs) if result is NotImplemented else result
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """The operator `func` below autograd: what `__torch_function__` passed on, and what autograd itself does."""
+        """Answer the operator `func` below autograd: of what handlers passed on, and of autograd itself."""
         kwargs = kwargs or {}
-        if func in _BELOW:
-            result = _BELOW[func](*args, **kwargs)
+        if func in cls.operators:
+            result = cls.operators[func](*args, **kwargs)
         elif torch.Tag.pointwise in func.tags:
             result = _on_buffers(func, args, kwargs)
         else:
@@ -142,7 +138,7 @@ class BatchTiles(Tensor):
         return fresh
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Pickled as the plain tensor, which needs no regrow to be read."""
+        """Pickle as the plain tensor, which needs no regrow to be read."""
         plain = untile(self.buffer, self.geometry).requires_grad_(self.requires_grad)
         return plain.__reduce_ex__(protocol)
 
@@ -154,12 +150,12 @@ class BatchTiles(Tensor):
 
 
 def without_dispatch(images: Tensor) -> AbstractContextManager[Any]:
-    """Where what is done with tiles needs none of their functions: each attribute is one, and costs a call."""
+    """Return a context for work that needs none of the tiles' functions: each attribute is one, and costs a call."""
     return without_torch_function() if isinstance(images, BatchTiles) else nullcontext()
 
 
 def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") -> BatchTiles:
-    """`images` [N, C, H, W] in tiles with a border of at least `border` pixels; differentiable.
+    """Put `images` [N, C, H, W] in tiles with a border of at least `border` pixels; differentiable.
 
     Tiles come back as they are where their border suffices; plain tensors are converted, on behalf of `operation`.
     """
@@ -173,25 +169,25 @@ def to_tiles(images: Tensor, border: int = BORDER, operation: str = "to_tiles") 
 
 
 def buffer_of(images: Tensor, geometry: Geometry, operation: str) -> Tensor:
-    """The buffer of `images`, plain or in tiles, in `geometry`: so a backward pass takes its gradient."""
+    """Return the buffer of `images`, plain or in tiles, in `geometry`: so a backward pass takes its gradient."""
     if isinstance(images, BatchTiles):
         return reborder(images.buffer, images.geometry, geometry.border)
     return _told(operation, images.shape, lambda: tile(images, geometry.border))
 
 
 def plain_of(images: Tensor, operation: str) -> Tensor:
-    """`images`, plain or in tiles, as a plain tensor; differentiable."""
+    """Return `images`, plain or in tiles, as a plain tensor; differentiable."""
     return images.to_dense_layout(operation=operation) if isinstance(images, BatchTiles) else images
 
 
 def _told(operation: str, shape: torch.Size, convert: Callable[[], Tensor]) -> Tensor:
-    """What `convert` returns, with the listeners told."""
-    if not on_convert:
+    """Return what `convert` returns, and tell the listeners."""
+    if not _listeners:
         return convert()
     start = time.perf_counter()
     result = convert()
     milliseconds = 1000 * (time.perf_counter() - start)
-    for listener in on_convert:
+    for listener in _listeners:
         listener(operation, shape, milliseconds)
     return result
 
@@ -236,37 +232,14 @@ class _Reborder(torch.autograd.Function):
         return gradients[0], None
 
 
-# Public functions, in __torch_function__
-
-_NATIVE: dict[Any, Callable[..., Any]] = {}
-
-
-def native(*functions: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register what does the work of `functions` on tiles; it returns NotImplemented for what it cannot do."""
-
-    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
-        _NATIVE.update(dict.fromkeys(functions, handler))
-        return handler
-
-    return register
-
-
-def _joined(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The arguments with plain tensors of the tiles' shape in tiles too, so that their gradients leave them once."""
-    tiles = next((x for x in args if isinstance(x, BatchTiles)), None)
-    if tiles is None:
-        return args
-    border, shape = tiles.geometry.border, tiles.shape
-
-    def join(x: Any) -> Any:
-        plain = isinstance(x, Tensor) and not isinstance(x, BatchTiles)
-        return to_tiles(x, border, short_name(func)) if plain and x.shape == shape else x
-
-    return tuple(join(x) for x in args)
+def unchanged(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run `func` as on any tensor; its operators come back to `BatchTiles.__torch_dispatch__`."""
+    with without_torch_function():
+        return func(*args, **kwargs)
 
 
 def _changed(func: Any, args: Any, kwargs: Any) -> Any:
-    """The arguments that a function changes."""
+    """Return the arguments that a function changes."""
     if kwargs.get("out") is not None:
         return kwargs["out"]
     if is_in_place(func) or kwargs.get("inplace"):
@@ -275,7 +248,7 @@ def _changed(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
-    """`func` on plain copies, each made once; what it changes is written back."""
+    """Run a function on plain copies, each made once, and write back what it changes."""
     name = short_name(func)
     plain: dict[int, Tensor] = {}
 
@@ -293,32 +266,8 @@ def _on_plain(func: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
-@native(F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_)
-def _relu(input: BatchTiles, inplace: bool = False) -> Any:
-    done = input.rectified is not None and input.rectified == input.buffer._version
-    return input if done else NotImplemented
-
-
-@native(F.dropout)
-def _dropout(input: BatchTiles, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    if not 0 <= p < 1:
-        return NotImplemented
-    if not training or p == 0:
-        return input
-    noise = BatchTiles(torch.empty_like(input.buffer).bernoulli_(1 - p).div_(1 - p), input.geometry)
-    return input.mul_(noise) if inplace else input * noise
-
-
-@native(Tensor.contiguous)
-def _contiguous(input: BatchTiles, memory_format: torch.memory_format = torch.contiguous_format) -> Any:
-    return input if memory_format == torch.contiguous_format else input.to_dense_layout(True, "contiguous")
-
-
-# Operators below autograd, in __torch_dispatch__
-
-
 def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
-    """A pointwise operator, where it takes zeros to zeros and every tensor is of one shape, or a number."""
+    """Run a pointwise operator on buffers, where it keeps zeros and every tensor is of one shape, or a number."""
     if schema_of(func).is_mutable and not isinstance(args[0], BatchTiles):
         return NotImplemented
     first = next(x for x in args if isinstance(x, BatchTiles))
@@ -344,14 +293,14 @@ def _on_buffers(func: Any, args: Any, kwargs: Any) -> Any:
 
 @lru_cache(maxsize=1024)  # numbers that are learned are new at each step
 def _keeps_zero(func: Any, numbers: tuple[Any, ...], kwargs: Any, dtype: torch.dtype) -> bool:
-    """Whether `func` is 0 in the same dtype where its tensors (None in `numbers`) are."""
+    """Return whether `func` is 0 in the same dtype where its tensors (None in `numbers`) are."""
     args = [torch.zeros(1, dtype=dtype, device="cpu") if x is None else x for x in numbers]
     result = func(*args, **dict(kwargs))
     return isinstance(result, Tensor) and result.dtype == dtype and bool(result == 0)
 
 
 def _below_on_plain(func: Any, args: Any, kwargs: Any) -> Any:
-    """Any operator on plain copies; what its schema says is written to is written back."""
+    """Run an operator on plain copies, and write back what its schema says is written to."""
     name = short_name(func)
     plain: dict[int, Tensor] = {}
 
@@ -367,53 +316,12 @@ def _below_on_plain(func: Any, args: Any, kwargs: Any) -> Any:
             continue
         for x in tree_leaves(args[i] if i < len(args) else kwargs.get(argument.name)):
             if isinstance(x, BatchTiles):
-                _copy(x, plain[id(x)])
+                x.write(plain[id(x)])
                 result = x if result is plain[id(x)] else result
     return result
-
-
-def _copy(to: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
-    if not isinstance(to, BatchTiles):
-        return NotImplemented
-    whole = source if isinstance(source, BatchTiles) else source.expand(to.shape)
-    _note_change(to.buffer.copy_(buffer_of(whole, to.geometry, "copy_")))
-    return to
 
 
 def _note_change(buffer: Tensor) -> None:
     """Let autograd see that a buffer was changed in place, which it does not down here by itself."""
     if not buffer.is_inference():
         torch.autograd.graph.increment_version(buffer)
-
-
-def _alias(x: BatchTiles, *shape: Any) -> Any:
-    same = not shape or tuple(shape[0]) == tuple(x.shape)
-    return BatchTiles(x.buffer.detach(), x.geometry) if same else NotImplemented
-
-
-def _clone(x: BatchTiles, memory_format: torch.memory_format | None = None) -> Any:
-    if memory_format not in (None, torch.preserve_format, torch.contiguous_format):
-        return NotImplemented
-    return BatchTiles(x.buffer.clone(), x.geometry)
-
-
-def _zeros(x: BatchTiles, **kwargs: Any) -> Any:
-    if any(kwargs.get(key) not in (None, getattr(x, key)) for key in ("dtype", "device", "layout")):
-        return NotImplemented
-    return BatchTiles(torch.zeros_like(x.buffer), x.geometry)
-
-
-def _sum(x: BatchTiles, dtype: torch.dtype | None = None) -> Tensor:
-    return x.buffer.sum(dtype=dtype)
-
-
-_BELOW: dict[Any, Callable[..., Any]] = {
-    aten.copy_.default: _copy,
-    aten.detach.default: _alias,
-    aten.alias.default: _alias,
-    aten.view.default: _alias,
-    aten.expand.default: _alias,
-    aten.clone.default: _clone,
-    aten.zeros_like.default: _zeros,
-    aten.sum.default: _sum,
-}

@@ -18,7 +18,8 @@ import regrow
 from regrow.nn import BatchTiles, FusedBatchNorm2d, SparseConv2d
 from regrow.ops import native
 from regrow.ops.tiles import tile
-from regrow.tiles.tensor import to_tiles
+from regrow.tiles import to_tiles
+from regrow.tiles.deferred import State
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 
@@ -80,9 +81,9 @@ def test_a_convolution_adds_what_its_output_is_added_to(
         # another reader of x comes first, whose gradient the convolution's own adds to what it finds
         given = to_tiles(x) * 1
         first = layer(given)
-        assert first.pending is not None
+        assert first.contents.state is State.DEFERRED
         other = SUMS[form](first, to_tiles(r, border))
-        assert first.pending is not None  # never computed alone
+        assert first.contents.state is State.DEFERRED  # never computed alone
         again = layer(given)
         total = SUMS[form](again, r)
         for found in (other, total):
@@ -337,7 +338,7 @@ def test_an_identity_alone_carries_a_gradient() -> None:
     assert torch.equal(x.grad, torch.ones_like(x))
 
 
-OTHERS: dict[str, Callable[[Any, Tensor], Any]] = {  # what else may be done with a pending output
+OTHERS: dict[str, Callable[[Any, Tensor], Any]] = {  # what else may be done with a deferred output
     "number": lambda y, x: y + 2.0,
     "channel": lambda y, x: y + x[:1, :, :1, :1],
     "alpha": lambda y, x: torch.add(y, to_tiles(x), alpha=0.5),
@@ -355,7 +356,7 @@ OTHERS: dict[str, Callable[[Any, Tensor], Any]] = {  # what else may be done wit
 
 @pytest.mark.parametrize("use", OTHERS)
 @pytest.mark.parametrize("kind", ["conv", "norm"])
-def test_pending_tiles_are_tensors_like_others(use: str, kind: str) -> None:
+def test_deferred_tiles_are_tensors_like_others(use: str, kind: str) -> None:
     torch.manual_seed(0)
     x = torch.randn(5, 3, 6, 6, dtype=torch.float64)
     layer, twin = sparse(nn.Conv2d(3, 3, 3, padding=1).double())
@@ -382,7 +383,7 @@ def test_what_is_watched_is_not_put_off(kind: str) -> None:
     seen: list[Tensor] = []
     layer.register_forward_hook(lambda module, given, output: seen.append(output))
     total = layer(to_tiles(x)) + to_tiles(x)
-    assert seen[0].pending is None
+    assert seen[0].contents.state is State.COMPUTED
     assert torch.allclose(seen[0].to_dense_layout(), alone)
     assert torch.allclose(total.to_dense_layout(), alone + x)
 

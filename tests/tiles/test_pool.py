@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from regrow.nn import BatchTiles
 from regrow.ops import native
 from regrow.ops.tiles import tile
-from regrow.tiles import tensor as tiles
-from regrow.tiles.tensor import to_tiles
+from regrow.tiles import on_convert, to_tiles
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 
@@ -105,12 +104,9 @@ def test_windows(
 )
 def test_means(isa: str, dtype: torch.dtype, function: object) -> None:
     converted: list[str] = []
-    tiles.on_convert.append(lambda operation, shape, milliseconds: converted.append(operation))
-    try:
+    with on_convert(lambda operation, shape, milliseconds: converted.append(operation)):
         for shape in ((20, 3, 5, 4), (16, 2, 1, 1), (1, 4, 9, 9)):
             assert compare(function, torch.randn(shape, dtype=dtype), 1, isa).shape[:2] == shape[:2]
-    finally:
-        tiles.on_convert.clear()
     assert set(converted) == {"to_tiles", "gradient of the first tiles"}
 
 

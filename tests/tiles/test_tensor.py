@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.ops.tiles import Geometry, tile
-from regrow.tiles import tensor as tiles
-from regrow.tiles.tensor import BatchTiles, to_tiles
+from regrow.tiles import BatchTiles, on_convert, to_tiles
 
 SHAPE = (5, 3, 4, 6)
 
@@ -29,9 +28,8 @@ def converted() -> Iterator[list[str]]:
         assert milliseconds >= 0
         names.append(operation)
 
-    tiles.on_convert.append(listener)
-    yield names
-    tiles.on_convert.remove(listener)
+    with on_convert(listener):
+        yield names
 
 
 def draw(*shape: int) -> Tensor:
