@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import warn
-from regrow.growth.among import Among
+from regrow.growth.gradient import Reduce, Whole
 from regrow.ops.outside import outside
-from regrow.ops.select import top
-from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.copies import copies_of
 from regrow.weights.hook import hook_of
 
@@ -110,30 +109,9 @@ class MaskedWeight(SparseWeight):
     def nothing(self) -> Tensor:
         return self.note(torch.zeros_like(self.parameter))
 
-    def best(
-        self,
-        count: int,
-        survivors: Tensor,
-        score: Score,
-        reduce: Reduce | None = None,
-        gradient: Tensor | None = None,
-        among: Among | None = None,
-    ) -> Tensor:
-        rows, columns = as_matrix(self.shape)
-        if gradient is None:
-            gradient = self.stashed
-        assert gradient is not None
-        gradient = (reduce(gradient) if reduce else gradient).reshape(rows, columns)
-        row, column = (torch.arange(n, device=gradient.device) for n in (rows, columns))
-        if among is not None:
-            gradient, column, survivors = gradient[:, among.chosen], among.chosen, among.narrow(survivors)
-        require_finite(gradient)
-        free = torch.ones(gradient.numel(), dtype=torch.bool, device=gradient.device)
-        free[survivors] = False
-        candidates = free.nonzero().view(-1)
-        scores = score(gradient, row[:, None], column[None, :]).reshape(-1)[candidates]
-        best = candidates[top(scores, count)]
-        return best if among is None else among.widen(best)
+    def dense_gradient(self, reduce: Reduce | None = None, given: Tensor | None = None) -> Whole:
+        gradient: Tensor = self.stashed if given is None else given
+        return Whole((reduce(gradient) if reduce else gradient).reshape(as_matrix(self.shape)))
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         before, gone, come = self._mask.clone(), self._places(self.positions()[drop]), self._places(grow)
