@@ -171,11 +171,12 @@ class SparseWeight(ABC):
         """Whether a dense gradient as `note` gives it is zero everywhere."""
 
     @abstractmethod
-    def note(self, gradient: Tensor) -> Any:
-        """The dense gradient of the backward pass that runs now, in the storage's own form.
+    def note(self, gradient: Tensor, left: list[Any]) -> Any:
+        """Give the dense gradient of one backward pass the storage's own form.
 
         Args:
             gradient: of the parameter's shape, as autograd computed it.
+            left: what operations of the pass have handed to the hook.
         """
 
     @abstractmethod
@@ -395,8 +396,12 @@ class SparseWeight(ABC):
         """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
 
     @abstractmethod
-    def takes_from(self, other: SparseWeight) -> bool:
-        """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
+    def take_from(self, other: SparseWeight) -> bool:
+        """Take over the topology of `other`, a copy, if other code has written its values into this one.
+
+        Returns:
+            Whether that was so.
+        """
 
     def is_overwritten(self) -> bool:
         """Whether the values may be those of one copy at one moment, rather than an average."""

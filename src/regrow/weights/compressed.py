@@ -94,16 +94,13 @@ class CompressedWeight(StampedWeight):
         if hook is not None:
             listen(self._part("crow"), hook)
 
-    def note(self, gradient: Tensor) -> list[Operands]:
-        hook = hook_of(self.parameter)
-        assert hook is not None
-        own = hook.left()
-        if not own:
+    def note(self, gradient: Tensor, left: list[Operands]) -> list[Operands]:
+        if not left:
             raise RegrowRuntimeError(
                 f"`{self.name}`: the backward operator has not left its operands. The model was moved in memory since "
                 "it was compiled.\nCall torch.compile on it anew."
             )
-        return own
+        return left
 
     def add(self, before: list[Operands], noted: list[Operands]) -> list[Operands]:
         return before + noted

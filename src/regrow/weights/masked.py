@@ -95,11 +95,10 @@ class MaskedWeight(SparseWeight):
     def is_zero(self, noted: Tensor) -> bool:
         return not noted.any()
 
-    def note(self, gradient: Tensor) -> Tensor:
+    def note(self, gradient: Tensor, left: Sequence[Tensor] = ()) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         exact = exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
-        hook = hook_of(self.parameter)
-        for withheld in () if hook is None else hook.left():
+        for withheld in left:
             exact += withheld
         return exact
 
@@ -149,7 +148,7 @@ class MaskedWeight(SparseWeight):
             likely = sorted(
                 copies_of(self), key=lambda copy: int(values[~copy.mask().to(values.device)].count_nonzero())
             )
-            if any(self.takes_from(copy) for copy in likely):
+            if any(self.take_from(copy) for copy in likely):
                 self.record.follows = True
             elif self.cut():
                 self.record.warn_once(
@@ -158,7 +157,7 @@ class MaskedWeight(SparseWeight):
                     "or densify the model and sparsify it again with init='magnitude'."
                 )
 
-    def takes_from(self, other: SparseWeight) -> bool:
+    def take_from(self, other: SparseWeight) -> bool:
         mine, theirs, values = self._mask, other.mask().to(self._mask.device), self.parameter.detach()
         neither = ~(mine | theirs)
         strange = int(values[neither].count_nonzero())
