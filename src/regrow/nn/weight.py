@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index
+from regrow.ops.csr import positions
 from regrow.ops.listener import tell
 from regrow.tiles.functions import is_in_place, short_name
 
@@ -80,8 +80,8 @@ def dense_weight(module: SparseModule) -> Tensor:
 def _in_places(module: SparseModule, values: Tensor) -> Tensor:
     """`values` [n, 1] of the module's connections at their places in the flattened dense weight, zero elsewhere."""
     shape = module._weight_shape
-    positions = index.positions(module.weight_crow, module.weight_col, shape[1:].numel())
-    return values.new_zeros(shape.numel()).index_copy(0, positions, values[: len(positions), 0])
+    places = positions(module.weight_crow, module.weight_col, shape[1:].numel())
+    return values.new_zeros(shape.numel()).index_copy(0, places, values[: len(places), 0])
 
 
 class WeightView(Tensor):

@@ -2,8 +2,7 @@
 
 A module with a compressed weight ``weight`` owns the parameter ``weight_values`` [capacity + 5, 1], whose last entries
 are a stamp (`regrow.weights.stamp`), and the attributes ``weight_crow`` and ``weight_col``, with their mirrored index
-``weight_crow_t``, ``weight_row_t`` and ``weight_order``, which is rebuilt and never saved. `regrow.ops.linear` says
-what each holds; a weight of more than two dimensions is the matrix of its first dimension and all the others.
+``weight_crow_t``, ``weight_row_t`` and ``weight_order``, which is rebuilt and never saved: a `regrow.ops.csr.Csr`.
 """
 
 from __future__ import annotations
@@ -17,21 +16,21 @@ from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.growth.gradient import Computed, Reduce
-from regrow.ops import index
+from regrow.ops import csr
+from regrow.ops.csr import Csr
 from regrow.ops.listener import Operands, belongs_to, listen
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.hook import hook_of
 from regrow.weights.stamped import StampedWeight
 
-INDEX = ("crow", "col")
-MIRROR = ("crow_t", "row_t", "order")
+INDEX = Csr._fields[:2]  # what is saved
 
 
 @cache
 def _names(parameter_name: str) -> tuple[str, ...]:
     """Of what holds the topology: every forward pass asks for them."""
-    return tuple(f"{parameter_name}_{part}" for part in (*INDEX, *MIRROR))
+    return tuple(f"{parameter_name}_{part}" for part in Csr._fields)
 
 
 class CompressedWeight(StampedWeight):
@@ -42,6 +41,15 @@ class CompressedWeight(StampedWeight):
     def _part(self, part: str) -> Tensor:
         tensor: Tensor = self.module.__dict__[f"{self.parameter_name}_{part}"]
         return tensor
+
+    @property
+    def _index(self) -> Csr:
+        return Csr(*(self._part(part) for part in Csr._fields))
+
+    @property
+    def _matrix(self) -> tuple[Tensor, Tensor, int]:
+        """Row pointers, columns and the number of columns, as functions of the topology take them."""
+        return self._part("crow"), self._part("col"), as_matrix(self.shape)[1]
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -66,10 +74,10 @@ class CompressedWeight(StampedWeight):
         return len(self.parameter) - stamp.SIZE
 
     def positions(self) -> Tensor:
-        return index.positions(self._part("crow"), self._part("col"), as_matrix(self.shape)[1])
+        return csr.positions(*self._matrix)
 
     def survivors(self, drop: Tensor) -> Tensor:
-        return index.positions(self._part("crow"), self._part("col"), as_matrix(self.shape)[1], drop)
+        return csr.positions(*self._matrix, drop)
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
@@ -123,29 +131,28 @@ class CompressedWeight(StampedWeight):
         return Computed(operands, rows, numbers, exact, reduce)
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
-        crow, col = self._part("crow"), self._part("col")
-        new_crow, new_col, source, new = index.rewire(crow, col, as_matrix(self.shape)[1], drop, grow)
+        crow, col, source, new = csr.rewire(*self._matrix, drop, grow)
         if len(source) > self.capacity:
             raise RegrowRuntimeError(
                 f"`{self.name}` has room for {self.capacity} connections in compressed storage and would get "
                 f"{len(source)}: a method whose count grows needs storage='masked'"
             )
         self.forget()
-        index.move(source, self.parameter.detach(), *companions)
-        self._write_index(new_crow, new_col)
+        csr.move(source, self.parameter.detach(), *companions)
+        self._write_index(crow, col)
         return new
 
     def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
         if positions is not None:
             return super().explored(before, positions)
-        return index.explored(self._part("crow"), self._part("col"), as_matrix(self.shape)[1], before)
+        return csr.explored(*self._matrix, before)
 
     def fill(self, positions: Tensor, values: Tensor, tensor: Tensor | None = None) -> None:
         into = self.parameter.detach() if tensor is None else tensor
         into[torch.searchsorted(self.positions(), positions), 0] = values
 
     def assign(self, positions: Tensor, values: Tensor, *, keep_shape: bool = False) -> None:
-        crow, col = index.from_positions(positions, *as_matrix(self.shape))
+        crow, col = csr.from_positions(positions, *as_matrix(self.shape))
         self.forget()
         if len(positions) > self.capacity or (len(positions) < self.capacity and not keep_shape):
             self.resize(len(positions))
@@ -170,12 +177,10 @@ class CompressedWeight(StampedWeight):
         self.rebuild_mirror()
 
     def fingerprint(self) -> int:
-        return index.fingerprint(self._part("crow"), self._part("col"), as_matrix(self.shape)[1])
+        return csr.fingerprint(*self._matrix)
 
     def is_consistent(self) -> bool:
-        crow, col, *mirrored = (self._part(part) for part in (*INDEX, *MIRROR))
-        expected = index.mirror(crow, col, as_matrix(self.shape)[1])
-        return all(torch.equal(*pair) for pair in zip(mirrored, expected, strict=True))
+        return all(torch.equal(*pair) for pair in zip(self._index, Csr.of(*self._matrix), strict=True))
 
     def rebuild_mirror(self) -> None:
         """Rebuild the mirrored index from the index, in place, and note the topology as known."""
@@ -186,7 +191,7 @@ class CompressedWeight(StampedWeight):
         ):
             if len(self._part(part)) != entries:
                 self.module.__dict__[f"{self.parameter_name}_{part}"] = self._part(like).new_empty(entries)
-        fingerprint = index.mirror_into(*(self._part(part) for part in (*INDEX, *MIRROR)))
+        fingerprint = self._index.rebuild_mirror()
         stamp.write(self.parameter, fingerprint, self.record.clock)
         self.remember(fingerprint)
 
@@ -194,7 +199,7 @@ class CompressedWeight(StampedWeight):
         """Take over the topology of `other`, a copy."""
         assert isinstance(other, CompressedWeight)
         self.forget()
-        for part in (*INDEX, *MIRROR):
+        for part in Csr._fields:
             mine, theirs = self._part(part), other._part(part)
             if mine.shape == theirs.shape and not mine.is_inference():
                 mine.copy_(theirs)  # in place: a compiled model has the tensor itself

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from regrow.errors import RegrowValueError, warn
-from regrow.ops import index
+from regrow.ops import csr
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
@@ -292,7 +292,7 @@ def from_csr(
             f"got {tuple(values.shape)} and {tuple(col.shape)}{_WHOLE}"
         )
     mark = stamp.read(values) if len(values) - len(positions) >= stamp.SIZE else None
-    if mark is not None and not mark.is_of(index.fingerprint(crow.int(), col.int(), as_matrix(shape)[1])):
+    if mark is not None and not mark.is_of(csr.fingerprint(crow.int(), col.int(), as_matrix(shape)[1])):
         raise RegrowValueError(
             f"`{base}_values` does not belong to `{base}_crow` and `{base}_col`: it holds values of another topology, "
             "or of several, averaged.\n"
@@ -327,7 +327,7 @@ def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> 
         raise RegrowValueError(
             f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}{_WHOLE}"
         )
-    found = index.positions(crow, used, columns)
+    found = csr.positions(crow, used, columns)
     if (found[1:] <= found[:-1]).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition{_WHOLE}")
     return found
@@ -345,12 +345,12 @@ def to_csr(
 
     With a `capacity`, values and columns are padded with zeros up to it, and a stamp follows, as a module has them.
     """
-    crow, col = index.from_positions(positions, *as_matrix(shape))
+    crow, col = csr.from_positions(positions, *as_matrix(shape))
     if capacity is None:
         return {f"{base}_values": values.view(-1, 1), f"{base}_crow": crow, f"{base}_col": col}
     padding = (0, capacity + stamp.SIZE - len(positions))
     values, col = pad(values, padding).view(-1, 1), pad(col, padding)
-    stamp.write(values, index.fingerprint(crow, col, as_matrix(shape)[1]))
+    stamp.write(values, csr.fingerprint(crow, col, as_matrix(shape)[1]))
     return {f"{base}_values": values, f"{base}_crow": crow, f"{base}_col": col}
 
 
