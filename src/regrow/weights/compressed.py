@@ -18,7 +18,7 @@ from regrow.errors import RegrowRuntimeError
 from regrow.growth.gradient import Computed, Reduce
 from regrow.ops import csr
 from regrow.ops.csr import Csr
-from regrow.ops.listener import Operands, belongs_to, listen
+from regrow.ops.listener import Operands, belongs_to
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.hook import hook_of
@@ -97,10 +97,13 @@ class CompressedWeight(StampedWeight):
     def prepare(self) -> None:
         if torch._C._are_functorch_transforms_active() or torch._C._get_tracing_state() is not None:
             raise unseen(self.name)
-        belongs_to(self._part("crow"), self.record)
+        record = self.record
+        belongs_to(self._part("crow"), record)
         hook = hook_of(self.parameter)
-        if hook is not None:
-            listen(self._part("crow"), hook)
+        if (
+            hook is not None
+        ):  # else something stands in for the parameter, whose hook is to see it all the same
+            record.listener = hook
 
     def note(self, gradient: Tensor, left: list[Operands]) -> list[Operands]:
         if not left:
