@@ -13,9 +13,11 @@ from regrow.arguments import require_flag, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.csr import Csr, are_positions
+from regrow.ops.listener import Listener
 from regrow.weights.compressed import unseen
 from regrow.weights.loading import to_csr
 from regrow.weights.pretrained import wrap_savers
+from regrow.weights.record import module_records
 from regrow.weights.views import ensure_hooks, views
 
 LIMIT = 2**31 - 1
@@ -134,6 +136,14 @@ class SparseModule(nn.Module):
         return Csr(
             self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
         )
+
+    @property
+    def _listener(self) -> Listener | None:
+        """Who wants the operands of backward passes, in eager mode; registered operators find it by themselves."""
+        if torch.compiler.is_compiling():
+            return None
+        record = module_records(self).get("weight")
+        return None if record is None else record.listener
 
     def _connections(self) -> str:
         """What `extra_repr` says of them; they cannot be counted on the meta device."""

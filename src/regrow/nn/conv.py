@@ -17,6 +17,7 @@ from regrow.ops.backends import CONV, use_kernel
 from regrow.ops.conv import backward, bilinear, forward
 from regrow.ops.csr import Csr
 from regrow.ops.images import sparse_conv2d
+from regrow.ops.listener import Listener
 from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
 from regrow.tiles.deferred import FusedSum, Reader
@@ -178,7 +179,7 @@ class SparseConv2d(SparseModule):
         if not torch.compiler.is_compiling() and use_kernel(CONV, values):
             tiles = to_tiles(input, operation="SparseConv2d")
             later = self.summed and not is_watched(self)
-            return on_tiles(tiles, values, bias, self._index, window, later)
+            return on_tiles(tiles, values, bias, self._index, window, self._listener, later)
         output: Tensor = sparse_conv2d(plain_of(input, "SparseConv2d"), values, bias, *self._index, *window)
         return output
 
@@ -212,13 +213,19 @@ def on_tiles(
     bias: Tensor | None,
     index: Csr,
     window: Window,
+    listener: Listener | None = None,
     later: bool = False,
 ) -> BatchTiles:
-    """Return the convolution of `tiles`; with `later`, it is deferred."""
+    """Return the convolution of `tiles`; with `later`, it is deferred.
+
+    The backward pass leaves its operands with `listener`.
+    """
     given = read(tiles)
 
     def run(residual: BatchTiles | None, fused_sum: FusedSum | None = None) -> BatchTiles:
-        output: BatchTiles = apply(_OnTiles, given, values, bias, residual, index, window, fused_sum)
+        output: BatchTiles = apply(
+            _OnTiles, given, values, bias, residual, index, window, listener, fused_sum
+        )
         mark_reader(tiles, output)
         return output
 
@@ -237,11 +244,12 @@ class _OnTiles(torch.autograd.Function):
         residual: BatchTiles | None,
         index: Csr,
         window: Window,
+        listener: Listener | None,
         fused_sum: FusedSum | None,
     ) -> BatchTiles:
         ctx.save_for_backward(tiles, values, *index)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
-        ctx.reader = Reader(ctx)
+        ctx.reader, ctx.listener = Reader(ctx), listener
         ctx.set_materialize_grads(False)
         added = None if residual is None else buffer_of(residual, ctx.output, "add")
 
@@ -256,7 +264,7 @@ class _OnTiles(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, passed = gradients[0], ctx.reader.take()
         if gradient is None:
-            return passed, *[None] * 6
+            return passed, *[None] * 7
         if torch.is_grad_enabled():
             return _differentiable_gradients(ctx, gradient)
         tiles, values, *index = ctx.saved_tensors
@@ -264,14 +272,13 @@ class _OnTiles(torch.autograd.Function):
         above = buffer_of(gradient, ctx.output, "gradient of SparseConv2d")
         more = None if passed is None else buffer_of(passed, ctx.geometry, "gradient of SparseConv2d")
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
-        found = backward(
-            above, ctx.output, buffer, ctx.geometry, values, Csr(*index), ctx.window, needs, more
-        )
+        how = (values, Csr(*index), ctx.window, needs, more, ctx.listener)
+        found = backward(above, ctx.output, buffer, ctx.geometry, *how)
         input_gradient, *rest = [g if need else None for g, need in zip(found, needs, strict=True)]
         into = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
         # itself, so that autograd sees who else has it
         residual = gradient if isinstance(gradient, BatchTiles) else BatchTiles(above, ctx.output)
-        return (into, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 3)
+        return (into, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 4)
 
 
 def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -279,7 +286,7 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
     tiles, values, *index = ctx.saved_tensors
     geometry, output, needs = ctx.geometry, ctx.output, ctx.needs_input_grad
     buffer = buffer_of(tiles, geometry, "input of SparseConv2d")
-    inner = bilinear(buffer, geometry, BORDER, values, Csr(*index), ctx.window)
+    inner = bilinear(buffer, geometry, BORDER, values, Csr(*index), ctx.window, ctx.listener)
 
     def above(images: Tensor) -> Tensor:
         return buffer_of(images, output, "gradient of SparseConv2d")
@@ -295,5 +302,5 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
         twice.of_values(layer, gradient, tiles) if needs[1] else None,
         gradient.sum((0, 2, 3)) if needs[2] else None,
         gradient if needs[3] else None,
-        *[None] * 3,
+        *[None] * 4,
     )

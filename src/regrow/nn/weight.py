@@ -72,8 +72,10 @@ def dense_weight(module: SparseModule) -> Tensor:
     dense = _in_places(module, module.weight_values)
     if dense.requires_grad:
         # growth needs what the gather would leave out
-        crow, rows = module.weight_crow, module._weight_shape[0]
-        dense.register_hook(lambda g: tell(crow, lambda: Gradient(g.detach().reshape(rows, -1).clone())))
+        rows = module._weight_shape[0]
+        dense.register_hook(
+            lambda g: tell(module._listener, lambda: Gradient(g.detach().reshape(rows, -1).clone()))
+        )
     return dense.view(module._weight_shape)
 
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from regrow.ops import flops, twice
 from regrow.ops.backends import CONV, use_kernel
 from regrow.ops.csr import Csr, positions
-from regrow.ops.listener import tell
+from regrow.ops.listener import Listener, tell
 from regrow.ops.products import rows_of
 from regrow.ops.tiles import Geometry, reborder, tile, untile
 from regrow.ops.window import Window, borders
@@ -140,14 +140,16 @@ def backward(
     window: Window,
     needs: Sequence[bool],
     passed: Tensor | None = None,
+    listener: Listener | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out]; empty where `needs` is False.
 
     `output` is the geometry of `gradient`, a buffer [T, out, P', 16], and `geometry` that of `buffer`.
     `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
+    The operands are left with `listener`.
     """
     if needs[1]:
-        tell(index.crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
+        tell(listener, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
     if use_kernel(CONV, values):
         border = max(output.border, borders(window, geometry)[1])
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.conv_backward.default(
@@ -188,14 +190,21 @@ def _unpadded(images: Tensor, window: Window, geometry: Geometry) -> Tensor:
 
 
 def bilinear(
-    buffer: Tensor, geometry: Geometry, out_border: int, values: Tensor, index: Csr, window: Window
+    buffer: Tensor,
+    geometry: Geometry,
+    out_border: int,
+    values: Tensor,
+    index: Csr,
+    window: Window,
+    listener: Listener | None = None,
 ) -> twice.Bilinear:
     """Describe the convolution of `buffer` without a bias, from buffer to buffer."""
     output = window.output(geometry, out_border)
     some_buffer, some_values = buffer.detach(), values.detach()  # where only the shape is wanted
 
     def back(gradient: Tensor, buffer: Tensor, values: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
-        return backward(gradient.contiguous(), output, buffer, geometry, values, index, window, needs)
+        above = gradient.contiguous()
+        return backward(above, output, buffer, geometry, values, index, window, needs, listener=listener)
 
     return twice.Bilinear(
         lambda x, v: forward(x.contiguous(), geometry, v, None, index, window, out_border),

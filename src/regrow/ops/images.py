@@ -17,7 +17,7 @@ from regrow.ops import flops, twice
 from regrow.ops.checks import check_weight
 from regrow.ops.conv import backward, bilinear, forward
 from regrow.ops.csr import Csr
-from regrow.ops.listener import settle
+from regrow.ops.listener import listener_of, settle
 from regrow.ops.schema import CSR, WINDOW, unflatten
 from regrow.ops.tiles import BORDER, geometry_of, tile, untile
 from regrow.ops.window import Window
@@ -95,7 +95,8 @@ def sparse_conv2d_backward(
     window, geometry = _hashable(window), geometry_of(input, BORDER)
     _check(input, values, None, index, window)
     output = window.output(geometry)
-    into, *rest = backward(tile(gradient), output, tile(input), geometry, values, index, window, needs)
+    how = (values, index, window, needs, None, listener_of(index.crow))
+    into, *rest = backward(tile(gradient), output, tile(input), geometry, *how)
     return (untile(into, geometry) if needs[0] else into, *rest)  # type: ignore[return-value]
 
 
@@ -132,9 +133,10 @@ def _differentiable_gradients(
     ctx: Any, gradient: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
     """Return what `sparse_conv2d_backward` does, but differentiable."""
-    input, values, *index = ctx.saved_tensors
-    window, geometry = ctx.window, geometry_of(input, BORDER)
-    inner = bilinear(tile(input.detach()), geometry, BORDER, values, Csr(*index), window)
+    input, values, *parts = ctx.saved_tensors
+    window, geometry, index = ctx.window, geometry_of(input, BORDER), Csr(*parts)
+    listener = listener_of(index.crow)
+    inner = bilinear(tile(input.detach()), geometry, BORDER, values, index, window, listener)
     layer = twice.Bilinear(
         lambda x, v: untile(inner.output(tile(x), v), window.output(geometry)),
         lambda g, v: untile(inner.of_input(tile(g), v), geometry),

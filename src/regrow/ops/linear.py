@@ -23,7 +23,7 @@ from regrow.ops import flops, reference, twice
 from regrow.ops.backends import LINEAR, use_kernel
 from regrow.ops.checks import check_weight
 from regrow.ops.csr import Csr
-from regrow.ops.listener import settle, tell
+from regrow.ops.listener import Listener, listener_of, settle, tell
 from regrow.ops.products import Products
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH
 from regrow.ops.schema import CSR, unflatten
@@ -62,10 +62,11 @@ def _backward(
     index: Csr,
     activation: str,
     needs: Sequence[bool],
+    listener: Listener | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of input, values and bias, empty where `needs` is False."""
+    """Return the gradients of input, values and bias, empty where `needs` is False; the operands go to `listener`."""
     if needs[1]:
-        tell(index.crow, lambda: _products(gradient, input, kept, activation))
+        tell(listener, lambda: _products(gradient, input, kept, activation))
     if use_kernel(LINEAR, values):
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.linear_backward.default(
             gradient,
@@ -91,14 +92,15 @@ def _differentiable_gradients(
     index: Csr,
     activation: str,
     needs: Sequence[bool],
+    listener: Listener | None,
 ) -> tuple[Tensor | None, ...]:
     """Return what `_backward` does, but differentiable; `output` is needed for a ReLU."""
     flops.count_linear_kernels()
 
     layer = twice.Bilinear(
         lambda x, v: _forward(x, v, None, index, "none", False)[0],
-        lambda g, v: _backward(g, input.detach(), None, v, index, "none", (True, False, False))[0],
-        lambda g, x: _backward(g, x, None, values.detach(), index, "none", (False, True, False))[1],
+        lambda g, v: _backward(g, input.detach(), None, v, index, "none", (True, False, False), None)[0],
+        lambda g, x: _backward(g, x, None, values.detach(), index, "none", (False, True, False), listener)[1],
         index,
     )
     if _keeps_input(activation):
@@ -199,8 +201,9 @@ def sparse_linear_backward(
     """
     _check(input, values, None, index, activation)
     flat_kept = None if kept is None else _flat(kept)
+    listener = listener_of(index.crow)
     input_gradient, *rest = _backward(
-        _flat(gradient), _flat(input), flat_kept, values, index, activation, needs
+        _flat(gradient), _flat(input), flat_kept, values, index, activation, needs, listener
     )
     return (input_gradient.reshape(input.shape) if needs[0] else input_gradient, *rest)  # type: ignore[return-value]
 
@@ -230,7 +233,9 @@ def _gradients(ctx: Any, gradient: Tensor, _before: Tensor | None) -> tuple[Tens
     needed = (need_input, need_values, need_bias and bias is not None)
     if torch.is_grad_enabled():
         operands = (_flat(gradient), _flat(input), None if kept is None else _flat(kept))
-        again = _differentiable_gradients(*operands, values, bias, Csr(*index), ctx.activation, needed)
+        matrix = Csr(*index)
+        listener = listener_of(matrix.crow)
+        again = _differentiable_gradients(*operands, values, bias, matrix, ctx.activation, needed, listener)
         of_input = None if again[0] is None else again[0].reshape(input.shape)
         return (of_input, *again[1:], *[None] * 6)
     found = sparse_linear_backward(gradient, input, kept, values, *index, ctx.activation, needed)
@@ -250,14 +255,20 @@ class _Direct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str
+        ctx: Any,
+        input: Tensor,
+        values: Tensor,
+        bias: Tensor | None,
+        index: Csr,
+        activation: str,
+        listener: Listener | None,
     ) -> Tensor:
         needed = any(ctx.needs_input_grad)
         keep = _keeps_input(activation) and needed
         output, before = _forward(input, values, bias, index, activation, keep)
         kept = before if keep else output if activation == "relu" else None
         ctx.save_for_backward(input, kept, values, index.crow, bias if keep else None)
-        ctx.index, ctx.activation = index, activation
+        ctx.index, ctx.activation, ctx.listener = index, activation, listener
         ctx.written = _written(index) if needed else 0
         return output
 
@@ -270,15 +281,18 @@ class _Direct(torch.autograd.Function):
                 "the index of a compressed weight was overwritten between the forward and the backward pass.\n"
                 "Call backward before anything writes to weight_col, weight_crow_t, weight_row_t or weight_order."
             )
-        index, activation = ctx.index, ctx.activation
+        how = (ctx.index, ctx.activation, needs, ctx.listener)
         if torch.is_grad_enabled():
-            again = _differentiable_gradients(gradient, input, kept, values, bias, index, activation, needs)
-            return (*again, None, None)
-        of_input, of_values, of_bias = _backward(gradient, input, kept, values, index, activation, needs)
+            return (
+                *_differentiable_gradients(gradient, input, kept, values, bias, *how),
+                *[None] * 3,
+            )
+        of_input, of_values, of_bias = _backward(gradient, input, kept, values, *how)
         return (
             of_input if needs[0] else None,
             of_values if needs[1] else None,
             of_bias if needs[2] else None,
+            None,
             None,
             None,
         )
@@ -309,9 +323,17 @@ def is_laid_out(input: Tensor) -> bool:
 
 
 def linear(
-    input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str = "none"
+    input: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    index: Csr,
+    activation: str = "none",
+    listener: Listener | None = None,
 ) -> Tensor:
-    """Apply `sparse_linear`, the shortest way: dispatching an operator of Python's takes longer than a small layer."""
+    """Apply `sparse_linear`, the shortest way: dispatching an operator of Python's takes longer than a small layer.
+
+    The backward pass leaves its operands with `listener`; the operator finds it by itself.
+    """
     watched = torch.compiler.is_compiling() or dispatch_modes() > 0
     if watched or not use_kernel(LINEAR, values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
@@ -321,5 +343,5 @@ def linear(
     rows = input if is_flat else _flat(input)
     if values.requires_grad and not is_laid_out(rows):
         rows = apply(_LaidOut, rows) if rows.requires_grad else torch.ops.regrow_native.lay_out.default(rows)
-    found: Tensor = apply(_Direct, rows, values, bias, index, activation)
+    found: Tensor = apply(_Direct, rows, values, bias, index, activation, listener)
     return found if is_flat else found.reshape(*input.shape[:-1], len(index.crow) - 1)

@@ -15,7 +15,7 @@ ROOM = 1 << 18
 
 
 def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = False) -> Tensor:
-    """Indices of the `count` highest of `scores` [n], ascending, int64 [count]; ties go to the lower index.
+    """Find the `count` highest of `scores` [n]: indices, ascending, int64 [count]; ties go to the lower index.
 
     The same as a stable descending sort, in linear time. `what` is what messages call a score; `lowest` asks for the
     lowest instead.
@@ -39,6 +39,35 @@ def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = Fal
     return torch.cat([above, tied]).sort().values
 
 
+def top_of_rows(scores: Tensor, counts: Tensor, free: Tensor) -> Tensor:
+    """Find the `counts[i]` highest of each row i of `scores` [r, c]; ties go to the lower index.
+
+    Args:
+        scores: [r, c].
+        counts: how many of each row, int64 [r].
+        free: which may be chosen, boolean [r, c].
+
+    Returns:
+        Flat indices, ascending, int64 [counts.sum()].
+
+    Raises:
+        RegrowRuntimeError: a score that may be chosen is nan, or a row has too few.
+    """
+    if scores[free].isnan().any():
+        raise _nan("a score")
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    ranked = free.gather(1, order)
+    ranked &= ranked.cumsum(1) <= counts[:, None]
+    chosen = torch.zeros_like(free).scatter_(1, order, ranked)
+    if not torch.equal(chosen.sum(1), counts):
+        row = int((chosen.sum(1) != counts).nonzero()[0])
+        raise RegrowRuntimeError(
+            f"a row must have as many free positions as it grows connections: {int(counts[row])} are to come where "
+            f"{int(free[row].sum())} are free"
+        )
+    return chosen.view(-1).nonzero().view(-1)
+
+
 def _nan(what: str) -> RegrowRuntimeError:
     return RegrowRuntimeError(
         f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
@@ -46,7 +75,7 @@ def _nan(what: str) -> RegrowRuntimeError:
 
 
 def floor_of(sample: Tensor, rows: Tensor, excluded: Tensor, share: float) -> float:
-    """A magnitude that somewhat more than `share` of all free positions are likely to reach; -inf where none is known.
+    """Find a magnitude that somewhat more than `share` of all free positions are likely to reach, or -inf.
 
     Args:
         sample: some rows of the scores [n, columns], which is used up.
@@ -102,7 +131,9 @@ class Best:
             and (self._scores is None or scores.dtype == self._scores.dtype)
             and use_kernel(SELECT, scores)
         ):
-            if not self._scan(scores.contiguous(), excluded, offset, False):
+            # what is not free may be nan
+            free = scores.reshape(-1).index_fill(0, excluded - offset, -math.inf) if len(excluded) else scores
+            if not self._scan(free.contiguous(), excluded, offset, False):
                 raise _nan("a score")
             return
         scores = scores.reshape(-1)
@@ -111,8 +142,8 @@ class Best:
         positions = free.nonzero().view(-1)
         scores, positions = scores[positions], positions + offset
         if self._scores is not None:
-            found = self._scores[: self._filled], self._positions[: self._filled]
-            scores, positions = torch.cat([found[0], scores]), torch.cat([found[1], positions])
+            scores = torch.cat([self._scores[: self._filled], scores])
+            positions = torch.cat([self._positions[: self._filled], positions])
         chosen = top(scores, min(self.count, len(scores)))
         self._native, self._scores, self._positions = False, scores[chosen], positions[chosen]
         self._filled = len(chosen)
@@ -146,7 +177,7 @@ class Best:
         return True
 
     def positions(self) -> Tensor:
-        """The chosen ones, ascending, int64 [filled]."""
+        """Return the chosen ones, ascending, int64 [filled]."""
         positions = self._positions[: self._filled]
         if self._scores is None or self._filled <= self.count:
             return positions.clone()

@@ -8,8 +8,8 @@ it. These are attributes, not buffers: code that averages, broadcasts or swaps b
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -17,24 +17,12 @@ from torch import Tensor, nn
 
 from regrow._torch import dispatch_modes, is_flat
 from regrow.errors import RegrowRuntimeError
-from regrow.growth.among import Among
 from regrow.ops import sketch
 from regrow.weights import aside, stamp
+from regrow.weights.grown import GrownWeight
 from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import not_whole
-
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
-
-
-def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Growth score |dL/dw| of a tile of the dense gradient [r, c]: the largest come (RigL)."""
-    return gradient.abs()
-
-
-Reduce = Callable[[Tensor], Tensor]
-"""Averages a tensor over processes, in place."""
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -42,18 +30,7 @@ def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-class NonFiniteGradientError(RegrowRuntimeError):
-    """A dense gradient holds inf or nan: nothing may be grown by it."""
-
-
-def require_finite(gradient: Tensor) -> Tensor:
-    """`gradient`, or `NonFiniteGradientError` where it holds inf or nan."""
-    if not gradient.isfinite().all():
-        raise NonFiniteGradientError("the dense gradient is not finite")
-    return gradient
-
-
-class SparseWeight(ABC):
+class SparseWeight(GrownWeight):
     """One sparse weight of a module.
 
     Args:
@@ -106,7 +83,7 @@ class SparseWeight(ABC):
             return False
 
     def owned(self, name: str) -> nn.Parameter:
-        """The module's parameter `name`.
+        """Return the module's parameter `name`.
 
         Raises:
             RegrowRuntimeError: something has been put in its place.
@@ -160,11 +137,11 @@ class SparseWeight(ABC):
         return self.values().abs_()
 
     def to_dense(self) -> Tensor:
-        """The weight as a dense tensor of `shape`, zero where inactive (a copy)."""
+        """Return the weight as a dense tensor of `shape`, zero where inactive (a copy)."""
         return self.in_dense(self.positions(), self.values())
 
     def mask(self) -> Tensor:
-        """The topology as a boolean tensor of `shape` (a copy)."""
+        """Return the topology as a boolean tensor of `shape` (a copy)."""
         positions = self.positions()
         return self.in_dense(positions, torch.ones_like(positions, dtype=torch.bool))
 
@@ -187,72 +164,8 @@ class SparseWeight(ABC):
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
         """`restrict` in place, for what others have written there; where not known to be `edited`, after a look."""
 
-    @abstractmethod
-    def is_zero(self, noted: Any) -> bool:
-        """Whether a dense gradient as `note` gives it is zero everywhere."""
-
-    @abstractmethod
-    def note(self, gradient: Tensor) -> Any:
-        """The dense gradient of the backward pass that runs now, in the storage's own form.
-
-        Args:
-            gradient: of the parameter's shape, as autograd computed it.
-        """
-
-    @abstractmethod
-    def add(self, before: Any, noted: Any) -> Any:
-        """Two dense gradients as `note` gives them, added; may change `before`."""
-
-    @abstractmethod
-    def nothing(self) -> Any:
-        """A dense gradient of zero."""
-
-    def prepare(self) -> None:  # noqa: B027  (most storages have nothing to prepare)
-        """Called before each forward pass, once the hook is attached."""
-
-    @property
-    def stashed(self) -> Any:
-        """What the hook has stashed.
-
-        Raises:
-            RegrowRuntimeError: no backward pass has left a dense gradient.
-        """
-        hook = hook_of(self.parameter)
-        if hook is None or hook.stash is None:
-            raise RegrowRuntimeError(
-                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step.\nA gradient that is "
-                "put into .grad by hand says nothing of where connections could come: use a method that grows at "
-                "random, such as SET."
-            )
-        return hook.stash
-
-    @abstractmethod
-    def best(
-        self,
-        count: int,
-        survivors: Tensor,
-        score: Score,
-        reduce: Reduce | None = None,
-        gradient: Tensor | None = None,
-        among: Among | None = None,
-    ) -> Tensor:
-        """The `count` positions with the highest score of the dense gradient, `survivors` excluded.
-
-        Args:
-            count: how many, at most ``numel - len(survivors)``.
-            survivors: positions that may not be chosen, ascending, int64.
-            score: element-wise function ``(gradient, rows, columns) -> scores`` of a tile of the dense
-                gradient of shape [r, c], with row numbers [r, 1] and column numbers [1, c].
-            reduce: averages a gradient over processes.
-            gradient: a dense tensor of `shape` that takes the dense gradient's place; masked storage only.
-            among: the columns to search, with at least `count` positions to choose from; None is all.
-
-        Returns:
-            Positions, ascending, int64 [count]. Ties go to the lower position.
-
-        Raises:
-            NonFiniteGradientError: the dense gradient holds inf or nan.
-        """
+    def prepare(self) -> None:
+        """Make ready for a forward pass; called before each one, once the hook is attached."""
 
     @abstractmethod
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
@@ -272,7 +185,7 @@ class SparseWeight(ABC):
         """
 
     def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
-        """The connections that were ever active: those in `before`, which this returned, and more.
+        """Add connections to those that were ever active, `before`, which this returned.
 
         A sketch of fixed size (`regrow.ops.sketch`), since it lives in ``optimizer.state[p]``: there
         `load_state_dict` casts it to the parameter's dtype, and torch.distributed.checkpoint loads in place.
@@ -284,7 +197,7 @@ class SparseWeight(ABC):
         return sketch.add(self.positions() if positions is None else positions, self.numel, before)
 
     def explored_share(self, explored: Tensor) -> float:
-        """The share of all positions that `explored` holds."""
+        """Compute the share of all positions that `explored` holds."""
         return sketch.count(explored, self.numel) / self.numel
 
     @abstractmethod
@@ -305,7 +218,7 @@ class SparseWeight(ABC):
         """
 
     def fingerprint(self) -> int:
-        """A number that tells two topologies apart, the same in every storage."""
+        """Compute a number that tells two topologies apart, the same in every storage."""
         return int(sketch.mix(self.positions()).sum())
 
     def is_consistent(self) -> bool:
@@ -370,12 +283,16 @@ class SparseWeight(ABC):
     def _settle_values(self, thorough: bool) -> None:
         """`settle` for the values."""
 
-    def _check_given(self) -> None:  # noqa: B027  (masked values are cut, `cut_substituted`)
+    def _check_given(self) -> None:
         """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
 
     @abstractmethod
-    def takes_from(self, other: SparseWeight) -> bool:
-        """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
+    def take_from(self, other: SparseWeight) -> bool:
+        """Take over the topology of `other`, a copy, if other code has written its values into this one.
+
+        Returns:
+            Whether that was so.
+        """
 
     def is_overwritten(self) -> bool:
         """Whether the values may be those of one copy at one moment, rather than an average."""
@@ -410,7 +327,7 @@ class SparseWeight(ABC):
         return None
 
     def driver(self) -> Any:
-        """The method that drives the weight, or None."""
+        """Find the method that drives the weight, or None."""
         return driver_of(self.parameter)
 
 

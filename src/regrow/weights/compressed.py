@@ -7,7 +7,6 @@ are a stamp (`regrow.weights.stamp`), and the attributes ``weight_crow`` and ``w
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import cache
 from typing import ClassVar
@@ -17,25 +16,16 @@ from torch import Tensor, nn
 
 from regrow._torch import tracing_state, transforms_active
 from regrow.errors import RegrowRuntimeError
-from regrow.growth.among import Among
+from regrow.growth.gradient import Computed, Reduce
 from regrow.ops import csr
 from regrow.ops.csr import Csr
-from regrow.ops.listener import Operands, belongs_to, listen
-from regrow.ops.select import Best, floor_of
+from regrow.ops.listener import Operands, belongs_to
 from regrow.weights import stamp
-from regrow.weights.base import (
-    NonFiniteGradientError,
-    Reduce,
-    Score,
-    SparseWeight,
-    as_matrix,
-    gradient_magnitude,
-)
+from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.hook import hook_of
 from regrow.weights.stamped import StampedWeight
 
 INDEX = Csr._fields[:2]  # what is saved
-TILE = 1 << 19  # elements of the dense gradient that exist at a time; four times as many where rows are long
 
 
 @cache
@@ -103,41 +93,26 @@ class CompressedWeight(StampedWeight):
         gradient.detach()[self.nnz :] = 0
 
     def is_zero(self, noted: list[Operands]) -> bool:
-        found = [(each, those) for each in noted if len(those := each.rows())]
-        if not found:
-            return True
-        noted = [each for each, _ in found]
-        rows, columns = as_matrix(self.shape)
-        height = min(rows, max(16, TILE // columns))
-        exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        memory = torch.empty(height, columns, dtype=exact, device=self.parameter.device)
-        some = found[0][1][:16]
-        few = [each.in_rows(some) for each in noted]  # nearly always enough
-        if self._dense_gradient(few, 0, len(some), None, memory).any():
-            return False
-        return not any(
-            self._dense_gradient(noted, start, min(start + height, rows), None, memory).any()
-            for start in range(0, rows, height)
-        )
+        return self._computed(noted).is_zero()
 
     def prepare(self) -> None:
         if transforms_active() or tracing_state() is not None:
             raise unseen(self.name)
-        belongs_to(self._part("crow"), self.record)
+        record = self.record
+        belongs_to(self._part("crow"), record)
         hook = hook_of(self.parameter)
-        if hook is not None:
-            listen(self._part("crow"), hook)
+        if (
+            hook is not None
+        ):  # else something stands in for the parameter, whose hook is to see it all the same
+            record.listener = hook
 
-    def note(self, gradient: Tensor) -> list[Operands]:
-        hook = hook_of(self.parameter)
-        assert hook is not None
-        own = hook.left()
-        if not own:
+    def note(self, gradient: Tensor, left: list[Operands]) -> list[Operands]:
+        if not left:
             raise RegrowRuntimeError(
                 f"`{self.name}`: the backward operator has not left its operands. The model was moved in memory since "
                 "it was compiled.\nCall torch.compile on it anew."
             )
-        return own
+        return left
 
     def add(self, before: list[Operands], noted: list[Operands]) -> list[Operands]:
         return before + noted
@@ -145,100 +120,19 @@ class CompressedWeight(StampedWeight):
     def nothing(self) -> list[Operands]:
         return []
 
-    def best(
-        self,
-        count: int,
-        survivors: Tensor,
-        score: Score,
-        reduce: Reduce | None = None,
-        gradient: Tensor | None = None,
-        among: Among | None = None,
-    ) -> Tensor:
-        if gradient is not None:
+    def dense_gradient(self, reduce: Reduce | None = None, given: Tensor | None = None) -> Computed:
+        if given is not None:
             raise RegrowRuntimeError(
                 f"`{self.name}` is stored compressed: there is no dense tensor beside it"
             )
-        if among is None:
-            return self.best_of(self.stashed, count, survivors, score, reduce)
-        operands = [each.among(among.chosen) for each in self.stashed]
-        found = self.best_of(operands, count, among.narrow(survivors), score, reduce, among.chosen)
-        return among.widen(found)
+        return self._computed(self.stashed, reduce)
 
-    def best_of(
-        self,
-        operands: list[Operands],
-        count: int,
-        survivors: Tensor,
-        score: Score,
-        reduce: Reduce | None = None,
-        numbers: Tensor | None = None,
-    ) -> Tensor:
-        """`best` by the dense gradient that these operands have, whose columns have these `numbers` (None: all)."""
-        if numbers is None:
-            numbers = torch.arange(as_matrix(self.shape)[1], device=self.parameter.device)
-        floor = -math.inf
-        if count and score is gradient_magnitude and self.shape[0] * len(numbers) > TILE:
-            floor = self._floor(operands, count, survivors, len(numbers), reduce)
-        found = self._search(operands, count, survivors, score, reduce, numbers, floor)
-        if found.filled < count and floor > -math.inf:  # the sample was no good guide
-            found = self._search(operands, count, survivors, score, reduce, numbers, -math.inf)
-        return found.positions()
-
-    def _search(
-        self,
-        operands: list[Operands],
-        count: int,
-        survivors: Tensor,
-        score: Score,
-        reduce: Reduce | None,
-        numbers: Tensor,
-        floor: float,
-    ) -> Best:
-        """The best of what reaches `floor`, tile by tile."""
-        device = self.parameter.device
-        rows, columns = self.shape[0], len(numbers)
-        found = Best(count, device, floor)
-        height = max(1, TILE // columns, min(512, 4 * TILE // columns))  # few rows make a slow product
+    def _computed(self, operands: list[Operands], reduce: Reduce | None = None) -> Computed:
+        """Give the dense gradient of these operands."""
+        rows, columns = as_matrix(self.shape)
+        numbers = torch.arange(columns, device=self.parameter.device)
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        memory = torch.empty(min(height, rows), columns, dtype=exact, device=device)
-        for start in range(0, rows, height):
-            stop = min(start + height, rows)
-            tile = self._dense_gradient(operands, start, stop, reduce, memory)
-            excluded, offset = _between(survivors, start * columns, stop * columns), start * columns
-            if score is gradient_magnitude:
-                finite = found.add_magnitude(tile, excluded, offset)
-            else:
-                finite = bool(tile.isfinite().all())
-                if finite:
-                    row = torch.arange(start, stop, device=device)[:, None]
-                    found.add(score(tile, row, numbers[None, :]), excluded, offset)
-            if not finite:
-                raise NonFiniteGradientError("the dense gradient is not finite")
-        return found
-
-    def _floor(
-        self, operands: list[Operands], count: int, survivors: Tensor, columns: int, reduce: Reduce | None
-    ) -> float:
-        """A magnitude that more than `count` candidates are likely to reach, from a few of the rows."""
-        rows, device = self.shape[0], self.parameter.device
-        number = max(1, min(max(16, rows // 32), 64, rows, 8 * TILE // columns))
-        chosen = (torch.arange(number, device=device) * rows + rows // 2) // number
-        exact = torch.promote_types(self.parameter.dtype, torch.float32)
-        memory = torch.empty(number, columns, dtype=exact, device=device)
-        some = [each.in_rows(chosen) for each in operands]
-        sample = self._dense_gradient(some, 0, number, reduce, memory)
-        return floor_of(sample, chosen, survivors, count / (rows * columns - len(survivors)))
-
-    def _dense_gradient(
-        self, operands: list[Operands], start: int, stop: int, reduce: Reduce | None, memory: Tensor
-    ) -> Tensor:
-        """Rows `start` to `stop` of the dense gradient, in `memory` [rows, columns], of float32 or better."""
-        tile = memory[: stop - start]
-        if not operands:
-            tile.zero_()
-        for i, each in enumerate(operands):
-            each.put_rows(tile, start, add=i > 0)
-        return reduce(tile) if reduce else tile
+        return Computed(operands, rows, numbers, exact, reduce)
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         crow, col, source, new = csr.rewire(*self._matrix, drop, grow)
@@ -319,14 +213,8 @@ class CompressedWeight(StampedWeight):
 
 
 def unseen(name: str) -> RegrowRuntimeError:
-    """The error where `name` is to be run by what does not see through the kernels."""
+    """Make the error where `name` is to be run by what does not see through the kernels."""
     return RegrowRuntimeError(
         f"`{name}` is in compressed storage, which transforms of torch.func (grad, vmap, jvp), torch.jit and ONNX "
         "cannot run.\nUse sparsify(..., storage='masked'), or a dense copy: regrow.densify(copy.deepcopy(model))"
     )
-
-
-def _between(positions: Tensor, first: int, end: int) -> Tensor:
-    """Those of the ascending `positions` that are in [first, end)."""
-    low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
-    return positions[low:high]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
@@ -19,6 +21,20 @@ NO_PASS = -1
 """The number that torch gives where no backward pass runs."""
 
 
+@dataclass
+class Pass:
+    """What one backward pass has brought for one weight, until its gradient is accumulated."""
+
+    left: list[Any] = field(default_factory=list)
+    """What its operations have handed over: operands (`regrow.ops.listener`), or what was cut from a gradient."""
+    gradient: Any = None
+    """The dense gradient in the storage's own form, once autograd has computed the parameter's."""
+    continues: bool = False
+    """Whether that is a further micro-batch of the step, to be added to the stash."""
+    times: int = 0
+    """Gradients that had been accumulated before."""
+
+
 class Driver(Protocol):
     """What a hook asks of the method that drives its parameter."""
 
@@ -29,9 +45,13 @@ class Driver(Protocol):
 class GradientHook:
     """Sees each gradient of one sparse parameter before and after it is accumulated into ``.grad``.
 
-    It belongs to the parameter (`attach`) and is found there again by `hook_of`. Before: the gradient is noted, where
-    the step wants it dense, and restricted to the active connections. After: what was noted joins the stash; a pass
-    that accumulates nothing (`torch.autograd.grad`) therefore leaves no trace.
+    It belongs to the parameter (`attach`) and is found there again by `hook_of`. A step that wants the dense gradient
+    gets it in two stages::
+
+        operations of a backward pass --leave--> Pass.left --`__call__`--> Pass.gradient --`accumulated`--> stash
+
+    A pass keeps its own until ``.grad`` has the sparse gradient: one that accumulates nothing (`torch.autograd.grad`)
+    or never reaches the parameter (attacks) leaves no trace, and several may run in threads. The stash is the step's.
 
     Args:
         weight: the view of the parameter that the hook is for.
@@ -55,13 +75,12 @@ class GradientHook:
         """Gradients stay dense and are not stashed (see the function `paused`)."""
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
-        self.noted: dict[int, tuple[Any, bool, int]] = {}
-        """By backward pass, several of which may run in threads: its dense gradient, until that is accumulated, whether
-        it continues the stash, and `_times` before."""
+        self.passes: dict[int, Pass] = {}
+        """The backward passes that run now, by torch's number."""
+        self.unclaimed: Pass | None = None
+        """The last pass if it has accumulated nothing: its gradient may be put into ``.grad`` by hand."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
-        self.pending: dict[int, list[Any]] = {}
-        """What each running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
         self.overwritten: tuple[Tensor, bool] | None = None
         """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
 
@@ -77,36 +96,42 @@ class GradientHook:
         return driver is not None and not self.paused and driver.wants_dense_gradient()
 
     def attach(self, parameter: Tensor) -> None:
-        """Hook `parameter`."""
+        """Put the hook on `parameter`."""
         parameter.register_hook(self)
         parameter.register_post_accumulate_grad_hook(self.accumulated)
 
     def reset(self) -> None:
         """Forget the step so far."""
-        self.ran, self._passed, self.stash = False, False, None
-        self.noted.clear()
-        self.pending.clear()
+        self.ran, self._passed, self.stash, self.unclaimed = False, False, None, None
+        self.passes.clear()
 
     def leave(self, found: Any) -> None:
-        """Keep what the backward pass that runs now has `found` for `left`, until the pass ends."""
-        running = running_backward()
-        if running not in self.pending:
-            self.pending[running] = []
-            self._at_the_end_of(running)
-        self.pending[running].append(found)
+        """Keep what the backward pass that runs now has `found`, until its gradient is accumulated or it ends."""
+        self._running().left.append(found)
 
-    def left(self) -> list[Any]:
-        """Take what the backward pass that runs now has left so far; once."""
-        return self.pending.pop(running_backward(), [])
+    def _running(self) -> Pass:
+        """Find the backward pass that runs now."""
+        number = running_backward()
+        found = self.passes.get(number)
+        if found is None:
+            found = self.passes[number] = Pass()
+            if number != NO_PASS:
+                when_backward_ends(partial(self._end, number))
+        return found
 
-    def has_gradient(self, parameter: Tensor) -> bool:
-        """Whether a backward pass of this step has left a gradient in ``parameter.grad``."""
-        if self._passed and not self.ran:  # from torch.autograd.grad, and put there by hand
+    def _end(self, number: int) -> None:
+        """Forget a pass that ends, but for a gradient that it has computed and not accumulated."""
+        found = self.passes.pop(number, None)
+        if found is not None and found.gradient is not None:
+            self.unclaimed = found
+
+    def take_up(self, parameter: Tensor) -> None:
+        """Count a gradient that `torch.autograd.grad` has computed and somebody has put into ``parameter.grad``."""
+        if self._passed and not self.ran:
             self.accumulated(parameter)
-        return self.ran
 
     def consume(self) -> None:
-        """The step that the gradient was for has begun; the stash stays until it ends."""
+        """Begin the step that the gradient was for; the stash stays until it ends."""
         self.ran = self._passed = False
 
     def before_load(self, weight: SparseWeight) -> None:
@@ -123,31 +148,18 @@ class GradientHook:
         weight = self._view(module, self._parameter_name)
         self._mask = weight.mask_alone
         self._passed = True
-        self.noted.pop(NO_PASS, None)
+        self.unclaimed = None
         if self.recording:
-            running = running_backward()
-            times = self._times  # first: what another thread accumulates from here on shows in `accumulated`
-            continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
-            self.noted[running] = weight.note(gradient), continues, times
-            self._at_the_end_of(running)
+            running = self._running()
+            running.times = (
+                self._times
+            )  # first: what a thread accumulates from here on shows in `accumulated`
+            running.continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
+            running.gradient = weight.note(gradient, running.left)
         return weight.restrict(gradient)
 
-    def _at_the_end_of(self, running: int) -> None:
-        """Drop what a pass that never reaches the parameter (attacks) has left, when it ends.
-
-        Keep what it has not accumulated (`torch.autograd.grad`), for whoever puts it into ``.grad`` by hand.
-        """
-
-        def end() -> None:
-            self.pending.pop(running, None)
-            if running in self.noted:
-                self.noted[NO_PASS] = self.noted.pop(running)
-
-        if running != NO_PASS:
-            when_backward_ends(end)
-
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
-        """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
+        """Restrict a gradient whose module is gone: a layer that `prepare_qat` made has the parameter, say."""
         if self._mask is None:
             return None
         if not self._told:
@@ -160,17 +172,21 @@ class GradientHook:
         return gradient.where(self._mask.to(gradient.device), 0)
 
     def accumulated(self, parameter: Tensor) -> None:
-        """The gradient of the backward pass is in ``parameter.grad``."""
+        """Take in that the gradient of the backward pass is in ``parameter.grad``."""
         module = self._module()
         if module is None or self.paused or parameter.grad is None:
             return
         self.ran = True
-        noted = self.noted.pop(running_backward(), None)
-        if noted is not None:
-            gradient, continues, times = noted
-            continues |= self.stash is not None and times < self._times  # another thread was between
+        number = running_backward()
+        found = self.passes.pop(number, None)
+        if number == NO_PASS:
+            found, self.unclaimed = found or self.unclaimed, None
+        if found is not None and found.gradient is not None:
+            between = self.stash is not None and found.times < self._times  # another thread was
             weight = self._view(module, self._parameter_name)
-            self.stash = weight.add(self.stash, gradient) if continues else gradient
+            self.stash = (
+                weight.add(self.stash, found.gradient) if found.continues or between else found.gradient
+            )
         self._times += 1
         self._left = (parameter.grad.data_ptr(), parameter.grad._version)
 
@@ -186,7 +202,7 @@ class GradientHook:
 
 
 def hook_of(parameter: Tensor) -> GradientHook | None:
-    """The `GradientHook` attached to `parameter`, if there is one."""
+    """Find the `GradientHook` attached to `parameter`, if there is one."""
     for hook in (gradient_hooks(parameter) or {}).values():
         if isinstance(hook, GradientHook):
             return hook
@@ -194,7 +210,7 @@ def hook_of(parameter: Tensor) -> GradientHook | None:
 
 
 def driver_of(parameter: Tensor) -> Driver | None:
-    """The method that drives `parameter`, or None."""
+    """Find the method that drives `parameter`, or None."""
     hook = hook_of(parameter)
     return None if hook is None else hook.driving
 
