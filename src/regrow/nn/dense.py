@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from regrow._torch import transforms_active, without_modes
-from regrow.nn.conv import on_tiles
 from regrow.nn.tracing import is_traced, leaf
 from regrow.ops.backends import TILES, use_kernel
 from regrow.ops.csr import Csr
 from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
+from regrow.tiles.conv import on_tiles
 from regrow.tiles.tensor import to_tiles, without_dispatch
 
 
