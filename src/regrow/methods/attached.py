@@ -18,8 +18,9 @@ from regrow.methods.probe import Found, probe
 from regrow.methods.state import PREFIX, companions
 from regrow.methods.wrappers import unwrap
 from regrow.weights import GradientHook, SparseWeight, hook_of, sparse_weights
+from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import driver_of
-from regrow.weights.views import ensure_hooks, unwrapped
+from regrow.weights.views import unwrapped
 
 STEP = f"{PREFIX}step"
 

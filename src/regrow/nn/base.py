@@ -14,9 +14,10 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
 from regrow.weights.compressed import unseen
+from regrow.weights.forward import ensure_hooks
 from regrow.weights.loading import to_csr
 from regrow.weights.pretrained import wrap_savers
-from regrow.weights.views import ensure_hooks, views
+from regrow.weights.views import views
 
 LIMIT = 2**31 - 1
 INDEX = ("weight_crow", "weight_col", "weight_crow_t", "weight_row_t", "weight_order")

@@ -14,11 +14,11 @@ from torch.utils._pytree import tree_map
 from regrow.arguments import require_model, require_optimizer
 from regrow.errors import RegrowRuntimeError
 from regrow.nn import compressed_form
-from regrow.sparsity.core import register
 from regrow.sparsity.layers import Layer, why_not_compressed
 from regrow.weights import MaskedWeight, stamp, views
+from regrow.weights.attach import attach, attach_loading, detach
 from regrow.weights.replaced import note_replaced
-from regrow.weights.views import adopt, refuse_driven, release, settle
+from regrow.weights.views import refuse_driven, settle
 
 
 def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
@@ -62,7 +62,7 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
     for layer, weight in found:
         if reasons[layer.weight_name] is None:
             _compress(model, layer, weight, optimizer)
-    register(model)
+    attach_loading(model)
     return model
 
 
@@ -71,12 +71,11 @@ def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: O
     module = compressed_form(dense, weight.positions())
     state = optimizer.state.get(old, {}) if optimizer is not None else {}
     moved = tree_map(partial(_taken, weight), dict(state))  # through containers too
-    release(dense)
+    detach(dense)
     parent, _, child = layer.name.rpartition(".")
     model.get_submodule(parent).register_module(child, module)
     note_replaced(old, module.weight_values, record.name)
-    adopt(module, layer.parameter_name, replace(record, storage="compressed", reason=""))
-    register(module)
+    attach(module, layer.parameter_name, replace(record, storage="compressed", reason=""))
     if optimizer is None:
         return
     for group in optimizer.param_groups:

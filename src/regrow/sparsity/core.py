@@ -28,17 +28,10 @@ from regrow.sparsity.start import warn_of_flat_start
 from regrow.sparsity.storage import STORAGES, storages
 from regrow.sparsity.trained import looks_trained
 from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
-from regrow.weights.loading import after_load, before_load, save_topology
-from regrow.weights.record import RECORDS, module_records
+from regrow.weights.attach import attach, attach_loading, attach_reader, detach, note
+from regrow.weights.record import module_records
 from regrow.weights.replaced import note_replaced
-from regrow.weights.views import (
-    adopt,
-    before_forward_of_reader,
-    named_weights,
-    refuse_driven,
-    release,
-    settle,
-)
+from regrow.weights.views import named_weights, refuse_driven, settle
 
 
 @dataclass(frozen=True)
@@ -142,7 +135,7 @@ def sparsify(
     while plans:  # positions are given up one by one
         _apply(model, plans.pop(0), bool(scaled))
     _note_dense(layers, planned, dense_because)
-    register(model)
+    attach_loading(model)
     return model
 
 
@@ -173,10 +166,9 @@ def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
         mask.view(-1)[plan.positions] = True
         setattr(module, f"{layer.parameter_name}_mask", mask)
         weight.masked_fill_(~mask, 0)
-    adopt(module, layer.parameter_name, record)
-    if reads_weights(parent) and before_forward_of_reader not in parent._forward_pre_hooks.values():
-        parent.register_forward_pre_hook(before_forward_of_reader)
-    register(module)
+    attach(module, layer.parameter_name, record)
+    if reads_weights(parent):
+        attach_reader(parent)
 
 
 def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
@@ -186,16 +178,7 @@ def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str,
             record = Record(
                 layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
             )
-            layer.module.__dict__.setdefault(RECORDS, {})[layer.parameter_name] = record
-
-
-def register(module: nn.Module) -> None:
-    """What the model and each sparse module need once: state dicts with the topology, of either storage."""
-    if not any(getattr(h, "hook", h) is before_load for h in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(before_load)
-        module.register_load_state_dict_post_hook(after_load)
-    if module_records(module) and save_topology not in module._state_dict_hooks.values():
-        module.register_state_dict_post_hook(save_topology)
+            note(layer.module, layer.parameter_name, record)
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -229,19 +212,8 @@ def densify(model: nn.Module) -> nn.Module:
                 note_replaced(weight.parameter, dense.get_parameter(weight.parameter_name), weight.name)
             else:
                 raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
-        _unregister(module)
+        detach(module)
     return model
-
-
-def _unregister(module: nn.Module) -> None:
-    release(module)
-    for hooks, own in (
-        (module._load_state_dict_pre_hooks, before_load),
-        (module._load_state_dict_post_hooks, after_load),
-        (module._state_dict_hooks, save_topology),
-    ):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
-            del hooks[key]
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:

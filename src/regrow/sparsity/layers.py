@@ -16,8 +16,9 @@ from regrow.arguments import require_function, require_patterns
 from regrow.errors import RegrowValueError, closest, warn
 from regrow.sparsity import uses
 from regrow.weights import views
+from regrow.weights.forward import before_forward
 from regrow.weights.sharded import ONE, TWO, is_sharded, not_whole
-from regrow.weights.views import before_forward, named_weights
+from regrow.weights.views import named_weights
 
 Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
 

@@ -21,9 +21,10 @@ from regrow.ops import index
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX, CompressedWeight
+from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import hook_of
 from regrow.weights.masked import MaskedWeight
-from regrow.weights.views import ensure_hooks, views
+from regrow.weights.views import views
 
 State = MutableMapping[str, Any]
 
