@@ -13,9 +13,8 @@ from regrow.arguments import require_flag, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.index import are_positions, mirror
-from regrow.weights.compressed import unseen
+from regrow.weights.compressed import to_csr, unseen
 from regrow.weights.forward import ensure_hooks
-from regrow.weights.loading import to_csr
 from regrow.weights.pretrained import wrap_savers
 from regrow.weights.views import views
 

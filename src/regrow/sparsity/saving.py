@@ -17,7 +17,8 @@ from regrow.sparsity import modelfile
 from regrow.sparsity.core import sparsify
 from regrow.sparsity.layers import find_layers
 from regrow.weights import sparse_weights
-from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, to_csr
+from regrow.weights.compressed import to_csr
+from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read
 from regrow.weights.views import named_weights, unwrapped
 
 

@@ -1,13 +1,13 @@
 """One way on, and one way off, for what a sparse weight attaches to.
 
-=====================  ==============================================================================================
+=====================  ===============================================================================================
 a module's dictionary  the weight's `Record`, under `RECORDS`
 the parameter          a `GradientHook`
-the module             a forward pre-hook (`regrow.weights.forward`), unless its class does the same itself; a hook that
-                       saves the topology, and those that load it
+the module             a forward pre-hook (`regrow.weights.forward`), but for the forms of a storage, which do the same
+                       themselves; a hook that saves the topology, and those that load it
 the model              the hooks that load, which see a whole state dict before anything of it is written
 a reader               a forward pre-hook: a parent that reads its children's weights and never calls them
-=====================  ==============================================================================================
+=====================  ===============================================================================================
 
 The topology's tensors belong to the storage; an optimizer's hooks belong to the method that drives it
 (`regrow.methods.attached`), which is detached first. What a copy or a conversion loses of a parameter's hooks is put
@@ -22,12 +22,12 @@ from typing import Any
 from torch import nn
 
 from regrow.weights.base import SparseWeight
-from regrow.weights.compressed import CompressedWeight
 from regrow.weights.forward import after_forward, before_forward, before_forward_of_reader, ensure_hooks
 from regrow.weights.hook import remove_hook
 from regrow.weights.loading import after_load, before_load, save_topology
 from regrow.weights.record import RECORDS, Family, Record, module_records
-from regrow.weights.views import STORAGES, views
+from regrow.weights.storages import STORAGES
+from regrow.weights.views import views
 
 OWN = (before_forward, before_forward_of_reader, after_forward, before_load, after_load, save_topology)
 
@@ -49,7 +49,7 @@ def attach(module: nn.Module, parameter_name: str, record: Record) -> SparseWeig
     note(module, parameter_name, record)
     record.parameter_name, record.view, record.family = parameter_name, view, Family()
     record.belong_to(module)
-    if record.storage != CompressedWeight.storage and not _has(module._forward_pre_hooks, before_forward):
+    if view.forms is None and not _has(module._forward_pre_hooks, before_forward):
         module.register_forward_pre_hook(before_forward)
     if not _has(module._state_dict_hooks, save_topology):
         module.register_state_dict_post_hook(save_topology)

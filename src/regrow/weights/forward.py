@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch._jit_internal import is_scripting
 
-from regrow.weights.compressed import CompressedWeight, unseen
+from regrow.weights.compressed import unseen
 from regrow.weights.hook import GradientHook, hook_of
 from regrow.weights.masked import MaskedWeight
 from regrow.weights.record import module_records
@@ -20,13 +20,13 @@ def ensure_hooks(module: nn.Module) -> None:
     """Attach the gradient hooks that are missing, after checking that nobody has changed a topology."""
     if torch.compiler.is_exporting():
         for weight in views(module):
-            if weight.storage == CompressedWeight.storage and torch.onnx.is_in_onnx_export():
+            if not weight.is_dense and torch.onnx.is_in_onnx_export():
                 raise unseen(weight.name)
         return
     for weight in views(module):
         parameter = weight.parameter
         weight.prepare()
-        if weight.storage == MaskedWeight.storage and _stands_in(parameter):
+        if weight.is_dense and _stands_in(parameter):
             if is_flat(parameter):  # which no hook sees
                 raise not_whole(weight.name)
             continue  # `cut_substituted` sees to it
@@ -59,12 +59,12 @@ def cut_substituted(module: nn.Module, caller: nn.Module) -> None:
         given = module._parameters.get(name)
         if type(given) is nn.Parameter:  # as a rule
             continue
-        if given is None or record.storage != MaskedWeight.storage or not _stands_in(given):
+        view = record.view
+        if given is None or view is None or not issubclass(view, MaskedWeight) or not _stands_in(given):
             continue
         if torch.compiler.is_exporting():  # which has put its own tensors there, and knows no other values
             return
-        weight = MaskedWeight(module, name)
-        module._parameters[name] = weight.cut_of(given)  # type: ignore[assignment]
+        module._parameters[name] = view(module, name).cut_of(given)  # type: ignore[assignment]
         caller.__dict__.setdefault(GIVEN, []).append((module, name, given))
         if after_forward not in caller._forward_hooks.values():
             caller.register_forward_hook(after_forward, always_call=True)

@@ -8,12 +8,9 @@ from torch import nn
 
 from regrow.errors import RegrowRuntimeError
 from regrow.weights.base import SparseWeight
-from regrow.weights.compressed import CompressedWeight
 from regrow.weights.hook import driver_of
-from regrow.weights.masked import MaskedWeight
 from regrow.weights.record import Record, module_records
-
-STORAGES: dict[str, type[SparseWeight]] = {view.storage: view for view in (MaskedWeight, CompressedWeight)}
+from regrow.weights.storages import STORAGES
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
