@@ -18,7 +18,7 @@ from regrow.sparsity.core import sparsify
 from regrow.sparsity.layers import find_layers
 from regrow.weights import sparse_weights
 from regrow.weights.compressed import to_csr
-from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read
+from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, require_formats
 from regrow.weights.views import named_weights, unwrapped
 
 
@@ -159,6 +159,7 @@ def _without_prefix(state: Mapping[str, Any], into: nn.Module) -> dict[str, Any]
             f"`file` must be a state dict, whose keys are names, got the key {strange[0]!r}\n"
             'Take the model\'s part of a file: regrow.load(torch.load(path)["model"], into=model).'
         )
+    require_formats(state)
     own, found = into.state_dict(), dict(state)
     for prefix in WRAPPERS * 2:  # compiled and then wrapped, or the other way round
         if all(key.startswith(prefix) for key in found) and not any(key.startswith(prefix) for key in own):

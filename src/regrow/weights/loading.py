@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow._formats import STATE_DICT, require_format
 from regrow.errors import RegrowValueError, warn
 from regrow.ops import index
 from regrow.weights import stamp
@@ -23,6 +24,9 @@ from regrow.weights.compressed import INDEX
 from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import hook_of
 from regrow.weights.views import views
+
+KEY = "regrow"
+"""Key of the format's number in torch's metadata of a module."""
 
 State = MutableMapping[str, Any]
 
@@ -43,6 +47,7 @@ def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[
     Raises:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
+    require_formats(state, metadata)
     converted = []
     for base, weight in all_names(module, prefix):
         _leave_out_own(state, base, weight)
@@ -68,8 +73,22 @@ def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[
         )
 
 
-def save_topology(module: nn.Module, state: State, prefix: str, _: Any) -> None:
-    """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there."""
+def require_formats(state: Mapping[str, Any], *own: Mapping[str, Any]) -> None:
+    """Refuse a state dict that a newer regrow has written, by torch's metadata of its modules or of one module.
+
+    Raises:
+        RegrowValueError: naming its format.
+    """
+    for metadata in (*getattr(state, "_metadata", {}).values(), *own):
+        require_format("the state dict", metadata, KEY, STATE_DICT)
+
+
+def save_topology(module: nn.Module, state: State, prefix: str, metadata: MutableMapping[str, Any]) -> None:
+    """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there.
+
+    The format's number goes into torch's `metadata` of the module, since strict loading refuses a key more.
+    """
+    metadata[KEY] = STATE_DICT
     for weight in views(module):
         weight.settle(thorough=True)
         for name, tensor in weight.saved().items():
@@ -254,6 +273,8 @@ def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology
         topology: leave the topology beside the weight (its mask, or its row pointers and columns), so that
             `load_state_dict` of a sparse model gives exactly what it was.
     """
+    for metadata in () if topology else getattr(state, "_metadata", {}).values():
+        metadata.pop(KEY, None)
     dense = {}
     for base, weight in all_names(module, prefix):
         found = read(state, base, weight.shape, weight.positions)

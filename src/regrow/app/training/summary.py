@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import regrow
+from regrow._formats import RUN
 from regrow.app.training.build import Setup
 from regrow.app.training.cost import measure, tested
 from regrow.app.training.evaluation import Evaluation, differences, evaluate, mean, probabilities
@@ -77,6 +78,7 @@ def summarize(
         flops |= tested(outcome.parts, setup.batches.example())
         flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / status.step
     return {
+        "format": RUN,
         "recipe": recipe.name,
         "method": recipe.method.name,
         "seed": recipe.seed,
