@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow.arguments import require_count, require_instance, require_seed
-from regrow.ops.index import PIECE
+from regrow.ops.sketch import PIECE
 
 
 def generator(seed: int, *words: object) -> torch.Generator:

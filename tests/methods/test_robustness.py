@@ -229,7 +229,7 @@ def test_a_weight_that_is_unfrozen_later_evolves_then(storage: str) -> None:
     train(model, optimizer, 8, start=16)
     hook = hook_of(frozen)
     assert hook is not None
-    assert not hook.pending
+    assert not hook.passes
 
 
 @pytest.mark.parametrize("schedule", [lambda p: 5.0, lambda p: -1.0, lambda p: math.nan, 3])

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from regrow import SparseLinear
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops import index, native
+from regrow.ops import csr, native
+from regrow.ops.csr import Csr
 from regrow.ops.linear import linear, sparse_linear
 
 ROWS, COLUMNS, BATCH = 5, 7, 4
@@ -21,17 +22,12 @@ needs_kernels = pytest.mark.skipif(not native.available(), reason="the kernels w
 
 
 def operands(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    crow, col = index.from_positions(POSITIONS, ROWS, COLUMNS)
-    crow_t, row_t, order = index.mirror(crow, col, COLUMNS)
+    index = Csr.of(*csr.from_positions(POSITIONS, ROWS, COLUMNS), COLUMNS)
     return {
         "input": torch.randn(BATCH, COLUMNS).to(dtype),
         "values": torch.randn(len(POSITIONS), 1).to(dtype),
         "bias": torch.randn(ROWS).to(dtype),
-        "crow": crow,
-        "col": col,
-        "crow_t": crow_t,
-        "row_t": row_t,
-        "order": order,
+        **index._asdict(),
     }
 
 
@@ -160,7 +156,7 @@ def test_the_backward_kernel(name: str, change: Callable[[Tensor], Any], message
 def test_updates(drop: list[int], grow: list[int], message: str) -> None:
     given = operands()
     with pytest.raises(RuntimeError, match=message):
-        index.rewire(
+        csr.rewire(
             given["crow"], given["col"], COLUMNS, *(torch.tensor(t, dtype=torch.int64) for t in (drop, grow))
         )
 
@@ -169,16 +165,20 @@ def test_updates(drop: list[int], grow: list[int], message: str) -> None:
 def test_an_index_that_is_none() -> None:
     given = operands()
     with pytest.raises(RuntimeError, match=r"`col` must be in \[0, 7\)"):
-        index.mirror(given["crow"], given["col"] + 5, COLUMNS)
+        Csr.of(given["crow"], given["col"] + 5, COLUMNS)
     falling = given["crow"].clone()
     falling[2] = 0
     with pytest.raises(RuntimeError, match="`crow` must ascend from 0"):
-        index.positions(falling, given["col"], COLUMNS)
+        csr.positions(falling, given["col"], COLUMNS)
     with pytest.raises(RuntimeError, match="`source` must be in"):
-        index.move(torch.tensor([7], dtype=torch.int32), torch.zeros(5, 1))
+        csr.move(torch.tensor([7], dtype=torch.int32), torch.zeros(5, 1))
+
+
+def layer(input: Tensor, values: Tensor, bias: Tensor, **index: Tensor) -> Tensor:
+    return linear(input, values, bias, Csr(**index))
 
 
 def test_float16_has_no_kernel_and_is_right_all_the_same() -> None:
     given = operands(torch.float16)
     exact = {key: t.double() if t.is_floating_point() else t for key, t in given.items()}
-    torch.testing.assert_close(linear(**given).double(), linear(**exact), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(layer(**given).double(), layer(**exact), rtol=2e-3, atol=2e-3)

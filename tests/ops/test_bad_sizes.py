@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index, native
+from regrow.ops import csr, native
+from regrow.ops.csr import Csr
 from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import plane
 
@@ -37,7 +38,7 @@ def buffer(channels: int = 3, tiles: int = 1, dtype: torch.dtype = torch.float32
 
 
 def conv(**changes: Any) -> None:
-    crow, col = index.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27)
+    crow, col = csr.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27)
     given: dict[str, Any] = {
         "buffer": buffer(), "images": 2, "height": 4, "width": 4, "border": 1, "values": torch.ones(4, 1), "bias": None,
         "crow": crow, "col": col, "kernel": [3, 3], "stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1],
@@ -47,19 +48,18 @@ def conv(**changes: Any) -> None:
 
 
 def conv_backward(**changes: Any) -> None:
-    crow, col = index.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27)
-    crow_t, row_t, order = index.mirror(crow, col, 27)
+    index = Csr.of(*csr.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27), 27)
     given: dict[str, Any] = {
         "gradient": buffer(4), "out_border": 1, "buffer": buffer(), "images": 2, "height": 4, "width": 4, "border": 1,
-        "values": torch.ones(4, 1), "crow_t": crow_t, "row_t": row_t, "order": order, "kernel": [3, 3],
-        "stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1], "need_input": True, "need_values": True,
-        "need_bias": True, "passed": None,
+        "values": torch.ones(4, 1), "crow_t": index.crow_t, "row_t": index.row_t, "order": index.order,
+        "kernel": [3, 3], "stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1],
+        "need_input": True, "need_values": True, "need_bias": True, "passed": None,
     }  # fmt: skip
     ops().conv_backward(*{**given, **changes}.values())
 
 
 def linear(**changes: Any) -> None:
-    crow, col = index.from_positions(torch.tensor([0, 3, 9]), 3, 4)
+    crow, col = csr.from_positions(torch.tensor([0, 3, 9]), 3, 4)
     given: dict[str, Any] = {
         "input": torch.ones(2, 4), "values": torch.ones(3, 1), "bias": None, "crow": crow, "col": col,
         "activation": 0, "keep": False,
@@ -153,7 +153,7 @@ def test_nothing_is_nothing() -> None:
         assert ops().untile(tiles, shape[0], *shape[2:], 1, False).shape == shape
     assert ops().max_pool(buffer(3, 0), 0, 4, 4, 1, 2, 2, 1, 2, 2, 2, 2, 0, 0, False, 0).shape[0] == 0
     assert ops().image_means(buffer(3, 0), 0, 4, 4, 1).shape == (0, 3)
-    crow, col = index.from_positions(torch.tensor([0, 3, 9]), 3, 4)
+    crow, col = csr.from_positions(torch.tensor([0, 3, 9]), 3, 4)
     y, _ = ops().linear_forward(torch.ones(0, 4), torch.ones(3, 1), None, crow, col, 0, False)
     assert y.shape == (0, 3)
 
@@ -198,12 +198,10 @@ def test_an_unknown_instruction_set_is_named(threads: str) -> None:
     ],
 )
 def test_the_operator_of_convolutions(change: dict[str, Any], message: str) -> None:
-    crow, col = index.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27)
-    crow_t, row_t, order = index.mirror(crow, col, 27)
+    index = Csr.of(*csr.from_positions(torch.tensor([0, 30, 60, 100]), 4, 27), 27)
     given: dict[str, Any] = {
-        "input": torch.ones(2, 3, 4, 4), "values": torch.ones(4, 1), "bias": None, "crow": crow, "col": col,
-        "crow_t": crow_t, "row_t": row_t, "order": order, "kernel": [3, 3], "stride": [1, 1], "padding": [1] * 4,
-        "dilation": [1, 1],
+        "input": torch.ones(2, 3, 4, 4), "values": torch.ones(4, 1), "bias": None, **index._asdict(),
+        "kernel": [3, 3], "stride": [1, 1], "padding": [1] * 4, "dilation": [1, 1],
     }  # fmt: skip
     assert sparse_conv2d(**given).shape == (2, 4, 4, 4)
     with pytest.raises(RegrowRuntimeError, match=message):

@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from regrow._random import generator
-from regrow.ops import index, native
+from regrow.ops import csr, native
 from regrow.ops.conv import backward, forward
+from regrow.ops.csr import Csr
 from regrow.ops.images import sparse_conv2d
 from regrow.ops.tiles import Geometry, tile, untile
 from regrow.ops.window import Window
@@ -25,7 +26,7 @@ TOLERANCE = {torch.float64: 1e-13, torch.float32: 2e-6, torch.bfloat16: 0.01}
 
 def compressed(
     shape: tuple[int, int, int, int], density: float, dtype: torch.dtype, seed: int
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, Csr]:
     """A weight in float64 with some channels left empty, its positions, its values with padding, its index."""
     draw = generator(seed, "weight")
     mask = torch.rand(shape, generator=draw) < density
@@ -35,11 +36,11 @@ def compressed(
     weight = (torch.randn(shape, generator=draw) * mask).to(dtype)
     positions = mask.view(-1).nonzero().view(-1)
     columns = shape[1] * shape[2] * shape[3]
-    crow, col = index.from_positions(positions, shape[0], columns)
+    crow, col = csr.from_positions(positions, shape[0], columns)
     spare = seed % 3
     col = F.pad(col, (0, spare))
     values = F.pad(weight.view(-1)[positions], (0, spare), value=7)[:, None]
-    return weight.double(), positions, values, [crow, col, *index.mirror(crow, col, columns)]
+    return weight.double(), positions, values, Csr.of(crow, col, columns)
 
 
 def dense(x: Tensor, weight: Tensor, bias: Tensor | None, window: Window) -> Tensor:
@@ -91,7 +92,7 @@ def test_every_geometry(
     geometry = Geometry(images, *size, borders[0])
     output = window.output(geometry, borders[1])
     assume(min(output.height, output.width) >= 1)
-    weight, positions, values, parts = compressed((*channels, *window.kernel), density, dtype, seed)
+    weight, positions, values, index = compressed((*channels, *window.kernel), density, dtype, seed)
     draw = generator(seed, "activations")
 
     def drawn(*shape: int) -> Tensor:
@@ -102,8 +103,8 @@ def test_every_geometry(
     g = drawn(images, channels[0], output.height, output.width)
     with using(implementation):
         arguments = (tile(x, geometry.border), geometry, values)
-        y = forward(*arguments, b, *parts[:2], window, output.border)
-        found = backward(tile(g, output.border), output.border, *arguments, *parts, window, *needs)
+        y = forward(*arguments, b, index, window, output.border)
+        found = backward(tile(g, output.border), output, *arguments, index, window, needs)
 
     exact = [t.double().requires_grad_() for t in (x, weight)]
     reference = dense(exact[0], exact[1], None if b is None else b.double(), window)
@@ -150,7 +151,7 @@ def test_activations_larger_than_the_caches(
     around = kernel // 2
     window = Window((kernel, kernel), (stride, stride), (around,) * 4, (1, 1))
     geometry = Geometry(40, side, side, 1)
-    weight, positions, values, parts = compressed((*channels, kernel, kernel), density, torch.float32, 1)
+    weight, positions, values, index = compressed((*channels, kernel, kernel), density, torch.float32, 1)
     x = torch.randn(40, channels[1], side, side, generator=generator(0, "x"))
     exact = [x.requires_grad_(), weight.float().requires_grad_()]
     expected = dense(exact[0], exact[1], None, window)
@@ -158,8 +159,8 @@ def test_activations_larger_than_the_caches(
     wanted = torch.autograd.grad(expected, exact, g)
     with using(implementation):
         arguments = (tile(x.detach()), geometry, values)
-        y = forward(*arguments, None, *parts[:2], window, 1)
-        found = backward(tile(g), 1, *arguments, *parts, window, True, True, False)
+        y = forward(*arguments, None, index, window, 1)
+        found = backward(tile(g), window.output(geometry), *arguments, index, window, (True, True, False))
     torch.testing.assert_close(untile(y, window.output(geometry)), expected.detach(), rtol=1e-5, atol=1e-4)
     assert torch.equal(tile(untile(found[0], geometry)), found[0])
     torch.testing.assert_close(untile(found[0], geometry), wanted[0], rtol=1e-5, atol=1e-4)
@@ -170,11 +171,11 @@ def test_activations_larger_than_the_caches(
 def problem(window: Window, dtype: torch.dtype = torch.float64) -> tuple[Geometry, list[Any]]:
     """What the kernels are given, differentiable, with their index mirrored and not."""
     geometry = Geometry(2, 5, 6, 1)
-    _, _, values, parts = compressed((4, 3, *window.kernel), 0.4, dtype, 3)
+    _, _, values, index = compressed((4, 3, *window.kernel), 0.4, dtype, 3)
     x = torch.randn(2, 3, 5, 6, dtype=dtype, generator=generator(0, "x"))
     bias = torch.randn(4, dtype=dtype, generator=generator(0, "bias"))
     leaves = [t.requires_grad_() for t in (tile(x), values, bias)]
-    return geometry, [leaves[0], *geometry, *leaves[1:], *parts, *window, 1]
+    return geometry, [leaves[0], *geometry, *leaves[1:], *index, *window, 1]
 
 
 def images_problem(window: Window, dtype: torch.dtype = torch.float64) -> list[Any]:
@@ -213,13 +214,13 @@ def test_opcheck(dtype: torch.dtype) -> None:
 def test_the_number_of_threads_changes_nothing(images: int, density: float) -> None:
     window = Window((3, 3), (1, 1), (1, 1, 1, 1), (1, 1))
     geometry = Geometry(images, 9, 14, 1)
-    _, _, values, parts = compressed((70, 60, 3, 3), density, torch.float32, 0)
+    _, _, values, index = compressed((70, 60, 3, 3), density, torch.float32, 0)
     x, g = tile(torch.randn(images, 60, 9, 14)), tile(torch.randn(images, 70, 9, 14))
     results = []
     for number in (1, 2, 3):
         with threads(number):
-            y = forward(x, geometry, values, None, *parts[:2], window, 1)
-            gradients = backward(g, 1, x, geometry, values, *parts, window, True, True, True)
+            y = forward(x, geometry, values, None, index, window, 1)
+            gradients = backward(g, window.output(geometry), x, geometry, values, index, window, (True,) * 3)
             results.append((y, *gradients))
     for others in results[1:]:
         assert all(torch.equal(*both) for both in zip(results[0], others, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -16,7 +16,8 @@ from machine import ISAS, threads, using
 from torch import Tensor
 
 from regrow._random import generator, sample
-from regrow.ops import index, native
+from regrow.ops import csr, native
+from regrow.ops.csr import Csr
 from regrow.ops.linear import linear, sparse_linear
 from regrow.ops.reference import ACTIVATIONS, THROUGH, stride_of
 from regrow.ops.select import Best, top
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 0.02}
 
 
-def topology(rows: int, columns: int, density: float, seed: int) -> tuple[Tensor, list[Tensor]]:
+def topology(rows: int, columns: int, density: float, seed: int) -> tuple[Tensor, Csr]:
     """A mask with some rows and columns left empty, and its index, with padding."""
     mask = torch.rand(rows, columns, generator=generator(seed, "mask")) < density
     if 0 < density < 1:
@@ -35,7 +36,7 @@ def topology(rows: int, columns: int, density: float, seed: int) -> tuple[Tensor
     crow = torch.zeros(rows + 1, dtype=torch.int32)
     crow[1:] = mask.sum(1).cumsum(0)
     col = torch.cat([mask.nonzero()[:, 1], torch.zeros(seed % 3)]).int()
-    return mask, [crow, col, *index.mirror(crow, col, columns)]
+    return mask, Csr.of(crow, col, columns)
 
 
 def laid_out(x: Tensor, layout: str) -> Tensor:
@@ -78,7 +79,7 @@ def test_linear(
     needs: tuple[bool, bool, bool],
     seed: int,
 ) -> None:
-    mask, parts = topology(rows, columns, density, seed)
+    mask, index = topology(rows, columns, density, seed)
     draw = generator(seed, "values")
 
     def drawn(*shape: int) -> Tensor:
@@ -95,7 +96,7 @@ def test_linear(
         t if t is None else t.requires_grad_(need) for t, need in zip((x, values, b), needs, strict=True)
     ]
     with using(isa):
-        output = linear(laid_out(x, layouts[0]), leaves[1], leaves[2], *parts, activation)
+        output = linear(laid_out(x, layouts[0]), leaves[1], leaves[2], index, activation)
         if output.requires_grad:
             output.backward(laid_out(g, layouts[1]))
 
@@ -129,14 +130,14 @@ def test_large_layers_and_the_number_of_threads(
     isa: str, rows: int, columns: int, density: float, dtype: torch.dtype
 ) -> None:
     """Many blocks and parts; a number of threads changes no bit."""
-    mask, parts = topology(rows, columns, density, 0)
+    mask, index = topology(rows, columns, density, 0)
     values = torch.randn(int(mask.sum()), 1, dtype=dtype, requires_grad=True)
     x = torch.randn(300, columns, dtype=dtype, requires_grad=True)
     b = torch.randn(rows, dtype=dtype, requires_grad=True)
     results = []
     for number in (1, 2, 3):
         with threads(number), using(isa):
-            y = linear(x, values, b, *parts, "relu")
+            y = linear(x, values, b, index, "relu")
             results.append((y, *torch.autograd.grad(y.square().sum(), [x, values, b])))
     for several in results[1:]:
         assert all(torch.equal(one, other) for one, other in zip(results[0], several, strict=True))
@@ -150,29 +151,29 @@ def test_large_layers_and_the_number_of_threads(
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_gradcheck(isa: str, activation: str) -> None:
-    _, parts = topology(9, 14, 0.4, 1)
-    values = torch.randn(len(parts[1]), 1, dtype=torch.float64, requires_grad=True)
+    _, index = topology(9, 14, 0.4, 1)
+    values = torch.randn(len(index.col), 1, dtype=torch.float64, requires_grad=True)
     x = torch.randn(2, 3, 14, dtype=torch.float64, requires_grad=True)
     b = torch.randn(9, dtype=torch.float64, requires_grad=True)
     with using(isa):
-        for function in (linear, sparse_linear):
-            assert torch.autograd.gradcheck(lambda *t, f=function: f(*t, *parts, activation), (x, values, b))
+        assert torch.autograd.gradcheck(lambda *t: linear(*t, index, activation), (x, values, b))
+        assert torch.autograd.gradcheck(lambda *t: sparse_linear(*t, *index, activation), (x, values, b))
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 @pytest.mark.parametrize("shape", [(20, 14), (100, 14), (2, 3, 14), (14,)])
 def test_opcheck(shape: tuple[int, ...], activation: str) -> None:
-    _, parts = topology(9, 14, 0.4, 1)
-    values = torch.randn(len(parts[1]), 1, requires_grad=True)
+    _, index = topology(9, 14, 0.4, 1)
+    values = torch.randn(len(index.col), 1, requires_grad=True)
     x, b = torch.randn(shape, requires_grad=True), torch.randn(9, requires_grad=True)
-    torch.library.opcheck(sparse_linear, (x, values, b, *parts, activation))
+    torch.library.opcheck(sparse_linear, (x, values, b, *index, activation))
 
 
 def test_a_chain_never_changes_its_layout() -> None:
-    _, parts = topology(30, 30, 0.4, 1)
-    values = torch.randn(len(parts[1]), 1, requires_grad=True)
+    _, index = topology(30, 30, 0.4, 1)
+    values = torch.randn(len(index.col), 1, requires_grad=True)
     x = torch.randn(100, 30).t().contiguous().t()
-    y = linear(linear(x, values, None, *parts, "relu"), values, None, *parts)
+    y = linear(linear(x, values, None, index, "relu"), values, None, index)
     assert y.stride() == (1, 112)
 
 
@@ -235,31 +236,32 @@ def test_what_is_not_finite_is_found(bad: float) -> None:
 @settings(deadline=None)
 @given(rows=st.integers(1, 20), columns=st.integers(1, 20), seed=st.integers(0, 10**6), data=st.data())
 def test_rewire_and_mirror_as_the_reference(rows: int, columns: int, seed: int, data: st.DataObject) -> None:
-    mask, (crow, col, *mirrored) = topology(rows, columns, 0.3, seed)
+    mask, index = topology(rows, columns, 0.3, seed)
+    crow, col, *mirrored = index
     nnz = int(crow[-1])
     drop = torch.tensor(data.draw(st.permutations(range(nnz))), dtype=torch.int64)[
         : data.draw(st.integers(0, nnz))
     ]
     kept = mask.view(-1).clone()
-    kept[index.positions(crow, col, columns)[drop]] = False
+    kept[csr.positions(crow, col, columns)[drop]] = False
     free = (~kept).nonzero().view(-1)
     grow = free[sample(data.draw(st.integers(0, len(free))), len(free), generator(seed, "grow"))]
 
-    changed = index.rewire(crow, col, columns, drop, grow)
+    changed = csr.rewire(crow, col, columns, drop, grow)
     moved = torch.arange(1, len(col) + len(grow) + 1, dtype=torch.float32)[:, None]
     before = moved.clone()
-    index.move(changed[2], moved)
+    csr.move(changed[2], moved)
     with without_kernels():
-        expected = index.rewire(crow, col, columns, drop, grow)
+        expected = csr.rewire(crow, col, columns, drop, grow)
         reference = before.clone()
-        index.move(expected[2], reference)
-        mirror = index.mirror(crow, col, columns)
-        fingerprint = index.fingerprint(crow, col, columns)
+        csr.move(expected[2], reference)
+        mirror = Csr.of(crow, col, columns)[2:]
+        fingerprint = csr.fingerprint(crow, col, columns)
     assert all(torch.equal(*pair) for pair in zip(changed[:3], expected[:3], strict=True))
     assert changed[3] == expected[3] == int((changed[2] < 0).sum())
     assert all(torch.equal(*pair) for pair in zip(mirrored, mirror, strict=True))
     assert torch.equal(moved, reference)
-    assert index.fingerprint(crow, col, columns) == index.mirror_into(crow, col, *mirrored) == fingerprint
+    assert csr.fingerprint(crow, col, columns) == index.rebuild_mirror() == fingerprint
 
 
 @contextmanager
@@ -274,19 +276,15 @@ def without_kernels() -> Iterator[None]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p[1].fill_(99), "`col` must be in"),
-        (lambda p: p.__setitem__(1, p[1].long()), "`col` must be a contiguous int32 vector"),
-        (
-            lambda p: p.__setitem__(1, p[1][:2]),
-            "`col` must be a contiguous int32 vector on the CPU of at least",
-        ),
+        (lambda col: col.fill_(99), "`col` must be in"),
+        (lambda col: col.long(), "`col` must be a contiguous int32 vector"),
+        (lambda col: col[:2], "`col` must be a contiguous int32 vector on the CPU of at least"),
     ],
 )
-def test_an_index_that_does_not_fit(change: object, message: str) -> None:
-    _, parts = topology(9, 14, 0.4, 1)
-    change(parts)  # type: ignore[operator]
+def test_an_index_that_does_not_fit(change: Callable[[Tensor], Tensor], message: str) -> None:
+    _, index = topology(9, 14, 0.4, 1)
     with pytest.raises(RuntimeError, match=message):
-        index.mirror(parts[0], parts[1], 14)
+        Csr.of(index.crow, change(index.col), 14)
 
 
 def test_the_instruction_set_can_be_forced() -> None:

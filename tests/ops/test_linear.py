@@ -101,17 +101,10 @@ def test_forward_and_backward(
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck(bias: bool) -> None:
     sparse = layer(7, 9, 20, bias, torch.float64)
-    index = [
-        sparse.weight_crow,
-        sparse.weight_col,
-        sparse.weight_crow_t,
-        sparse.weight_row_t,
-        sparse.weight_order,
-    ]
     x = torch.randn(3, 2, 9, dtype=torch.float64, requires_grad=True)
 
     def function(x: Tensor, values: Tensor, b: Tensor | None) -> Tensor:
-        result: Tensor = sparse_linear(x, values, b, *index)[0]
+        result: Tensor = sparse_linear(x, values, b, *sparse._index)[0]
         return result
 
     assert torch.autograd.gradcheck(function, (x, sparse.weight_values, sparse.bias))
@@ -120,15 +113,8 @@ def test_gradcheck(bias: bool) -> None:
 @pytest.mark.parametrize("lead", [(4,), (2, 3)])
 def test_opcheck(lead: tuple[int, ...]) -> None:
     sparse = layer(7, 9, 20, True, torch.float32)
-    index = [
-        sparse.weight_crow,
-        sparse.weight_col,
-        sparse.weight_crow_t,
-        sparse.weight_row_t,
-        sparse.weight_order,
-    ]
     x = torch.randn(*lead, 9, requires_grad=True)
-    torch.library.opcheck(sparse_linear, (x, sparse.weight_values, sparse.bias, *index))
+    torch.library.opcheck(sparse_linear, (x, sparse.weight_values, sparse.bias, *sparse._index))
 
 
 def test_the_batch_is_innermost() -> None:

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from regrow import SparseLinear
 from regrow._random import generator
-from regrow.ops import index
+from regrow.ops import csr
 from regrow.ops.conv import backward, forward
+from regrow.ops.csr import Csr
 from regrow.ops.linear import linear
 from regrow.ops.reference import ACTIVATIONS, THROUGH
 from regrow.ops.tiles import Geometry, tile, untile
@@ -59,11 +60,11 @@ def test_linear(
         with_strange(torch.randn(shape, generator=draw).to(dtype), some)
         for shape, some in zip(shapes, drawn, strict=True)
     )
-    crow, columns_of = index.from_positions(positions, rows, columns)
-    parts = (crow, columns_of, *index.mirror(crow, columns_of, columns))
+    crow, columns_of = csr.from_positions(positions, rows, columns)
+    index = Csr.of(crow, columns_of, columns)
     leaves = [t.clone().requires_grad_() for t in (x, values, bias)]
     with using(implementation):
-        output = linear(*leaves, *parts, activation)
+        output = linear(*leaves, index, activation)
         output.backward(gradient)
 
     x, values, bias, gradient = (t.double() for t in (x, values, bias, gradient))
@@ -150,12 +151,12 @@ def test_convolutions(
     x = with_strange(torch.randn(images, channels[1], *size, generator=draw, dtype=dtype), drawn[0])
     above = torch.randn(images, channels[0], out.height, out.width, generator=draw, dtype=dtype)
     above = with_strange(above, drawn[1])
-    crow, columns_of = index.from_positions(positions, channels[0], columns)
-    parts = (crow, columns_of, *index.mirror(crow, columns_of, columns))
+    crow, columns_of = csr.from_positions(positions, channels[0], columns)
+    index = Csr.of(crow, columns_of, columns)
     with using(implementation):
         arguments = (tile(x), geometry, values)
-        y = forward(*arguments, None, *parts[:2], window, 1)
-        found = backward(tile(above), 1, *arguments, *parts, window, True, True, True)
+        y = forward(*arguments, None, index, window, 1)
+        found = backward(tile(above), out, *arguments, index, window, (True, True, True))
 
     x, values, above = (t.double() for t in (x, values, above))
     unfold = {"kernel_size": kernel, "stride": stride, "padding": padding}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regrow._random import generator, sample
-from regrow.ops import index, sketch
+from regrow.ops import csr, sketch
 
 
 @pytest.mark.parametrize("population", [1, 100, sketch.SIZE])
@@ -42,10 +42,10 @@ def test_a_cast_changes_nothing(dtype: torch.dtype) -> None:
 )
 def test_of_an_index_as_of_its_positions(rows: int, columns: int, count: int) -> None:
     positions = sample(count, rows * columns, generator(count))
-    crow, col = index.from_positions(positions, rows, columns)
+    crow, col = csr.from_positions(positions, rows, columns)
     before = sketch.add(sample(count // 2, rows * columns, generator(1)), rows * columns, None)
     kept = before.clone()
-    found = index.explored(crow, col, columns, before)
+    found = csr.explored(crow, col, columns, before)
     assert torch.equal(found, sketch.add(positions, rows * columns, before))
     assert torch.equal(before, kept)
-    assert torch.equal(index.explored(crow, col, columns, None), sketch.add(positions, rows * columns, None))
+    assert torch.equal(csr.explored(crow, col, columns, None), sketch.add(positions, rows * columns, None))

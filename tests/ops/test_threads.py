@@ -12,7 +12,8 @@ from machine import threads
 from torch import Tensor
 
 from regrow._random import generator, sample
-from regrow.ops import index, native
+from regrow.ops import csr, native
+from regrow.ops.csr import Csr
 from regrow.ops.linear import linear
 from regrow.ops.reference import ACTIVATIONS
 from regrow.ops.select import Best, top
@@ -57,15 +58,15 @@ def test_passes(
     if empty:
         mask[: rows // 2] = False
         mask[:, 3::2] = False
-    crow, col = index.from_positions(mask.view(-1).nonzero().view(-1), rows, columns)
-    parts = (crow, col, *index.mirror(crow, col, columns))
+    crow, col = csr.from_positions(mask.view(-1).nonzero().view(-1), rows, columns)
+    index = Csr.of(crow, col, columns)
     leaves = [
         torch.randn(*shape, generator=draw).to(dtype).requires_grad_()
         for shape in ((batch, columns), (len(col), 1), (rows,))
     ]
 
     def passes() -> list[Tensor]:
-        output = linear(*leaves, *parts, activation)
+        output = linear(*leaves, index, activation)
         return [output, *torch.autograd.grad(output.square().sum(), leaves)]
 
     alike(passes)
@@ -99,22 +100,22 @@ def test_updates(rows: int, columns: int, connections: int) -> None:
     after = torch.cat([survivors, before[drop[::7]]])
     free = torch.ones(rows * columns, dtype=torch.bool).index_fill(0, after, False).nonzero().view(-1)
     grow = torch.cat([before[drop[::7]], free[:: len(free) // 10_000]]).unique()
-    crow, col = index.from_positions(before, rows, columns)
+    crow, col = csr.from_positions(before, rows, columns)
     values = torch.randn(connections, 1)
 
     def update() -> list[Tensor]:
-        new_crow, new_col, source, _ = index.rewire(crow, col, columns, drop, grow)
+        new_crow, new_col, source, _ = csr.rewire(crow, col, columns, drop, grow)
         moved = torch.cat([values, torch.zeros(len(source), 1)])
-        index.move(source, moved)
-        known = torch.tensor(index.fingerprint(new_crow, new_col, columns))
-        kept = index.positions(crow, col, columns, drop)
-        return [new_crow, new_col, source, moved, known, kept, *index.mirror(new_crow, new_col, columns)]
+        csr.move(source, moved)
+        known = torch.tensor(csr.fingerprint(new_crow, new_col, columns))
+        kept = csr.positions(crow, col, columns, drop)
+        return [new_crow, new_col, source, moved, known, kept, *Csr.of(new_crow, new_col, columns)[2:]]
 
     found = alike(update)
     assert torch.equal(found[5], survivors)
-    assert torch.equal(index.positions(found[0], found[1], columns), torch.cat([survivors, grow]).unique())
+    assert torch.equal(csr.positions(found[0], found[1], columns), torch.cat([survivors, grow]).unique())
     dense = torch.zeros(rows * columns).index_put((before,), values[:, 0])
     stays = torch.ones(rows * columns, dtype=torch.bool).index_fill(0, before[drop], False)
     stays[grow] = True
-    expected = (dense * stays)[index.positions(found[0], found[1], columns)]
+    expected = (dense * stays)[csr.positions(found[0], found[1], columns)]
     assert torch.equal(found[3][: len(expected), 0], expected)

@@ -12,9 +12,10 @@ from torch.optim import SGD
 
 import regrow
 from regrow._random import generator, sample
+from regrow.growth import gradient as growth_gradient
 from regrow.methods.criteria import gradient_magnitude
 from regrow.testing import network
-from regrow.weights import compressed, hook_of, sparse_weights
+from regrow.weights import hook_of, sparse_weights
 
 
 def convolutional() -> nn.Sequential:
@@ -81,7 +82,7 @@ def test_methods_choose_the_same_topology(name: str) -> None:
 
 @pytest.mark.parametrize("tile", [1, 50, 1 << 18])
 def test_candidates_are_those_of_the_dense_gradient(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "TILE", tile)
+    monkeypatch.setattr(growth_gradient, "TILE", tile)
     model = regrow.sparsify(convolutional(), 0.6, storage="compressed")
     dense = regrow.densify(copy.deepcopy(model))
 

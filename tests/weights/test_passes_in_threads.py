@@ -93,8 +93,8 @@ def test_passes_that_are_interleaved(storage: str) -> None:
         for weight in method.weights:
             hook = hook_of(weight.parameter)
             assert hook is not None
-            assert not hook.pending
-            assert not hook.noted
+            assert not hook.passes
+            assert hook.unclaimed is None
         optimizer.step()
     for first, second in zip(one[2].weights, other[2].weights, strict=True):
         assert torch.equal(first.positions(), second.positions())
@@ -107,5 +107,6 @@ def test_passes_that_accumulate_nothing_leave_nothing(storage: str) -> None:
     torch.autograd.grad(model(x).sum(), x)
     hooks = [hook_of(weight.parameter) for weight in method.weights]
     assert all(
-        hook is not None and not hook.pending and not hook.noted and hook.stash is None for hook in hooks
+        hook is not None and not hook.passes and hook.unclaimed is None and hook.stash is None
+        for hook in hooks
     )

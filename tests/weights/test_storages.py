@@ -12,8 +12,9 @@ from torch import nn
 
 import regrow
 from regrow._random import generator, sample
+from regrow.growth import gradient as growth_gradient
 from regrow.methods.criteria import gradient_magnitude, random_positions
-from regrow.weights import NonFiniteGradientError, SparseWeight, compressed, hook_of, sparse_weights
+from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 
 storages = ["masked", "compressed"]
 
@@ -100,7 +101,9 @@ def test_update_swaps_connections(geometry: Any, data: st.DataObject, seed: int)
 
 @pytest.mark.parametrize("storage", storages)
 def test_no_candidates_in_a_full_weight(storage: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compressed, "TILE", 1)  # larger than a tile, so that the kernels take a sample first
+    monkeypatch.setattr(
+        growth_gradient, "TILE", 1
+    )  # larger than a tile, so that the kernels take a sample first
     model, view = weight(storage, 3, 4, 12, 0)
     stash(model, view, 0)
     assert len(view.best(0, view.positions(), gradient_magnitude)) == 0
@@ -114,7 +117,7 @@ def test_the_best_candidates_are_those_of_the_dense_gradient(
     (rows, columns), nnz = geometry
     kept = data.draw(st.integers(0, nnz))
     count = data.draw(st.integers(0, rows * columns - kept))
-    compressed.TILE, before = tile, compressed.TILE
+    growth_gradient.TILE, before = tile, growth_gradient.TILE
     try:
         for storage in storages:
             model, view = weight(storage, rows, columns, nnz, seed)
@@ -134,7 +137,7 @@ def test_the_best_candidates_are_those_of_the_dense_gradient(
             order = wanted[candidates].sort(descending=True, stable=True).indices[:count]
             assert torch.equal(view.best(count, survivors, farthest), candidates[order].sort().values)
     finally:
-        compressed.TILE = before
+        growth_gradient.TILE = before
 
 
 @pytest.mark.parametrize("storage", storages)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regrow.ops.index import PIECE
+from regrow.ops.sketch import PIECE
 
 
 class Among:

@@ -49,6 +49,7 @@ class Attached(ABC):
         checks.check_whole(model)
         self.weights = self._drivable(model)
         self._check(model)
+        self._aim()
         self._found = Found()
         self._take_up(self.weights)
         self._loaded_state = False  # the optimizer's state was loaded since the last step
@@ -57,6 +58,7 @@ class Attached(ABC):
         self._attach()
         self._group.setdefault(STEP, 0)
         self._group[FORMAT] = OPTIMIZER
+        self._note_start()
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
 
@@ -152,8 +154,9 @@ class Attached(ABC):
         before, self.weights = self.weights, [w for w in sparse_weights(self.model) if id(w.parameter) in ids]
         try:
             checks.check_names(self.weights)
-            self._check_late()
+            self._aim()
             self._take_up(late)
+            self._note_start()
         except Exception:
             self.weights = before
             raise
@@ -184,8 +187,11 @@ class Attached(ABC):
             return []
         return [w for w in weights if w.parameter.requires_grad or id(w.parameter) in held]
 
-    def _check_late(self) -> None:  # noqa: B027  (most methods have nothing to look at)
-        """Look at all weights anew where some have come later."""
+    def _aim(self) -> None:  # noqa: B027  (most methods have no aim)
+        """Work out what follows from `weights`, before anything is attached, and again where some come later."""
+
+    def _note_start(self) -> None:  # noqa: B027
+        """Keep with the optimizer what the weights start with, once all is attached."""
 
     def _check(self, model: nn.Module) -> None:
         if self.distributed:  # first, by all: parameters that were broadcast do not fit another topology
@@ -269,7 +275,7 @@ class Attached(ABC):
                 return driver
         return None
 
-    def _check_parameters(self) -> None:
+    def _settle_parameters(self) -> None:
         if (other := self._replacement()) is not None:
             raise RegrowRuntimeError(
                 f"`optimizer` makes a step with weights that another method drives by now: {other!r}\n"

@@ -168,10 +168,10 @@ class Method(Attached):
             late = self._adopt_late()
             self._settle_loads()
         hooks = [hook_of(weight.parameter) for weight in self.weights]
-        ran = [
-            hook is not None and hook.has_gradient(w.parameter)
-            for hook, w in zip(hooks, self.weights, strict=True)
-        ]
+        for hook, weight in zip(hooks, self.weights, strict=True):
+            if hook is not None:
+                hook.take_up(weight.parameter)
+        ran = [hook is not None and hook.ran for hook in hooks]
         by_hand = [
             not self._open and not passed and gradients.is_put_by_hand(w.parameter.grad)
             for w, passed in zip(self.weights, ran, strict=True)
@@ -179,7 +179,7 @@ class Method(Attached):
         if not any(ran + by_hand) and (self._open or not (self.distributed and self._reached_elsewhere())):
             return  # no step, or the inner one of two nested calls (an optimizer whose step calls super().step())
         self._restore()
-        self._check_parameters()
+        self._settle_parameters()
         self._told_of_zeros = self._told_of_zeros or gradients.warn_where_emptied(
             self.weights, hooks, self.model.parameters()
         )
@@ -224,7 +224,7 @@ class Method(Attached):
             return
         self._restore()
         if self.needs_gradient == "always":
-            for weight in self._reached():
+            for weight in self._with_gradients(self._reached()):
                 self.observe(weight, weight.stashed)
         if not self.skip_step:
             self._update()
@@ -258,7 +258,7 @@ class Method(Attached):
             if not weight.parameter.is_cpu:  # where a look at each pass would wait for the device
                 weight.settle(thorough=True)
         self._agree(self._plan())
-        weights = self._reached(self._goes_by)
+        weights = self._with_gradients(self._reached(self._goes_by))
         if not weights:
             warn(f"the dense gradient at step {step} is zero: the topology stays")
             return False
@@ -282,10 +282,13 @@ class Method(Attached):
         """Whether the dense gradient of a weight says anything: one that is zero moves nothing."""
         return self.needs_gradient == "never" or not weight.is_zero(weight.stashed)
 
-    def _reached(self, counts: Callable[[SparseWeight], bool] = lambda weight: True) -> list[SparseWeight]:
-        """The weights that a backward pass has reached in this step and that count, on any process.
+    def _reached(self, counts: Callable[[SparseWeight], bool] = lambda weight: True) -> list[int]:
+        """Ask all processes where the gradient of each weight comes from in this step; 0 where it has none.
 
         DistributedDataParallel puts the gradient of other processes into ``.grad``, as a hand would.
+
+        Args:
+            counts: whether a weight that a backward pass has reached counts.
         """
         counted = [
             0 if ran == PASSED and not counts(weight) else ran
@@ -294,12 +297,15 @@ class Method(Attached):
         ran = torch.tensor(counted, dtype=torch.float32, device=self._parameters[0].device)
         if self.distributed:
             dist.all_reduce(ran, dist.ReduceOp.MAX, group=self.process_group)
-        reached = [weight for weight, flag in zip(self.weights, ran, strict=True) if flag]
-        for weight, here, flag in zip(self.weights, self._ran, ran, strict=True):
+        return [int(flag) for flag in ran.tolist()]
+
+    def _with_gradients(self, reached: list[int]) -> list[SparseWeight]:
+        """Choose the weights that are `reached`; the dense gradient of those reached elsewhere is zero."""
+        for weight, here, anywhere in zip(self.weights, self._ran, reached, strict=True):
             hook = hook_of(weight.parameter)
-            if (not here or here < flag) and hook is not None:  # reached on another process only
+            if here < anywhere and hook is not None:
                 hook.stash = weight.nothing()
-        return reached
+        return [weight for weight, anywhere in zip(self.weights, reached, strict=True) if anywhere]
 
     # --- what methods use
 

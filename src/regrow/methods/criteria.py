@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from regrow._random import sample
-from regrow.weights.base import gradient_magnitude as gradient_magnitude
+from regrow.growth.scores import gradient_magnitude as gradient_magnitude
 
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight

@@ -37,7 +37,7 @@ def note_put_by_hand(weight: SparseWeight, hook: GradientHook) -> None:
     """Take the dense gradient out of one that was put there by hand, where it has one beyond the connections."""
     gradient = weight.parameter.grad
     if weight.is_dense and gradient is not None:
-        noted = weight.note(gradient)
+        noted = weight.note(gradient, [])
         if not weight.is_zero(noted - weight.restrict(noted)):
             hook.stash = noted
 

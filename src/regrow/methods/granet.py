@@ -95,22 +95,16 @@ class GraNet(RigL):
             schedule=schedule,
             **options,
         )
-        self.final.remember_start(self.optimizer)
 
-    def _check(self, model: nn.Module) -> None:
-        super()._check(model)
+    def _aim(self) -> None:
         self.descent = Descent.of_run(
             self.total_steps or 0, self.update_every, *self._between, end=self.stop_step, prefix="prune_"
         )
         self.start_step = self.descent.start
-        self._aim()
-
-    def _aim(self) -> None:
         self.final = Final(self.weights, self.final_sparsity)
         self.final.check(self._groups(self.weights))
 
-    def _check_late(self) -> None:
-        self._aim()
+    def _note_start(self) -> None:
         self.final.remember_start(self.optimizer)
 
     def _groups(self, weights: list[SparseWeight]) -> list[list[SparseWeight]]:

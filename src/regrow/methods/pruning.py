@@ -74,18 +74,12 @@ class Pruning(Periodic):
             seed=seed,
             process_group=process_group,
         )
-        self.final.remember_start(self.optimizer)
-
-    def _check(self, model: nn.Module) -> None:
-        super()._check(model)
-        self._aim()
 
     def _aim(self) -> None:
         self.final = Final(self.weights, self.final_sparsity)
         self.final.check([[weight] for weight in self.weights])
 
-    def _check_late(self) -> None:
-        self._aim()
+    def _note_start(self) -> None:
         self.final.remember_start(self.optimizer)
 
     def fraction(self, step: int) -> float:

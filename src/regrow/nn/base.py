@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from regrow.arguments import require_flag, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.nn.weight import WeightView, dense_weight
-from regrow.ops.index import are_positions, mirror
+from regrow.ops.csr import Csr, are_positions
+from regrow.ops.listener import Listener
 from regrow.weights.compressed import to_csr, unseen
 from regrow.weights.forward import ensure_hooks
 from regrow.weights.pretrained import wrap_savers
+from regrow.weights.record import module_records
 from regrow.weights.views import views
 
 LIMIT = 2**31 - 1
-INDEX = ("weight_crow", "weight_col", "weight_crow_t", "weight_row_t", "weight_order")
+INDEX = tuple(f"weight_{part}" for part in Csr._fields)
 
 
 class SparseModule(nn.Module):
@@ -66,8 +68,8 @@ class SparseModule(nn.Module):
             )
         tensors = to_csr("weight", shape, positions.to(values.device), values, len(positions))
         self.weight_values = nn.Parameter(tensors["weight_values"])
-        crow, col = tensors["weight_crow"], tensors["weight_col"]
-        for name, tensor in zip(INDEX, (crow, col, *mirror(crow, col, math.prod(shape[1:]))), strict=True):
+        index = Csr.of(tensors["weight_crow"], tensors["weight_col"], math.prod(shape[1:]))
+        for name, tensor in zip(INDEX, index, strict=True):
             setattr(self, name, tensor)  # no buffer: what averages or broadcasts buffers must not touch it
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
@@ -130,13 +132,22 @@ class SparseModule(nn.Module):
         raise unseen(next(views(self)).name)
 
     @property
-    def _index(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """``crow, col, crow_t, row_t, order`` as `regrow.ops.linear` describes them."""
-        return self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
+    def _index(self) -> Csr:
+        return Csr(
+            self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
+        )
+
+    @property
+    def _listener(self) -> Listener | None:
+        """Who wants the operands of backward passes, in eager mode; registered operators find it by themselves."""
+        if torch.compiler.is_compiling():
+            return None
+        record = module_records(self).get("weight")
+        return None if record is None else record.listener
 
     def _connections(self) -> str:
         """What `extra_repr` says of them; they cannot be counted on the meta device."""
-        crow = self._index[0]
+        crow = self.weight_crow
         return f"connections={'?' if crow.is_meta else int(crow[-1])}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:

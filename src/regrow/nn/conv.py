@@ -16,7 +16,9 @@ from regrow.nn.tracing import is_traced, is_watched, leaf
 from regrow.ops import native, twice
 from regrow.ops.apply import apply
 from regrow.ops.conv import backward, bilinear, forward
+from regrow.ops.csr import Csr
 from regrow.ops.images import sparse_conv2d
+from regrow.ops.listener import Listener
 from regrow.ops.tiles import BORDER
 from regrow.ops.window import Window
 from regrow.tiles.sums import gradient_left, is_reader, read
@@ -177,7 +179,7 @@ class SparseConv2d(SparseModule):
         if not torch.compiler.is_compiling() and native.serves(values):
             tiles = to_tiles(input, operation="SparseConv2d")
             later = self.summed and not is_watched(self)
-            return on_tiles(tiles, values, bias, self._index, window, later)
+            return on_tiles(tiles, values, bias, self._index, window, self._listener, later)
         output: Tensor = sparse_conv2d(plain_of(input, "SparseConv2d"), values, bias, *self._index, *window)
         return output
 
@@ -209,15 +211,16 @@ def on_tiles(
     tiles: BatchTiles,
     values: Tensor,
     bias: Tensor | None,
-    index_: tuple[Tensor, ...],
+    index: Csr,
     window: Window,
+    listener: Listener | None = None,
     later: bool = False,
 ) -> BatchTiles:
-    """The convolution of `tiles`; with `later`, pending tiles."""
+    """The convolution of `tiles`; with `later`, pending tiles. The backward pass's operands go to `listener`."""
     given = read(tiles)
 
     def run(residual: BatchTiles | None, pending: Any = None) -> BatchTiles:
-        output: BatchTiles = apply(_OnTiles, given, values, bias, residual, index_, window, pending)
+        output: BatchTiles = apply(_OnTiles, given, values, bias, residual, index, window, listener, pending)
         is_reader(output, tiles)
         return output
 
@@ -234,50 +237,51 @@ class _OnTiles(torch.autograd.Function):
         values: Tensor,
         bias: Tensor | None,
         residual: BatchTiles | None,
-        index_: tuple[Tensor, ...],
+        index: Csr,
         window: Window,
+        listener: Listener | None,
         pending: Callable[[Callable[[], Tensor]], Pending] | None,
     ) -> BatchTiles:
-        ctx.save_for_backward(tiles, values, *index_)
+        ctx.save_for_backward(tiles, values, *index)
         ctx.geometry, ctx.window, ctx.output = tiles.geometry, window, window.output(tiles.geometry)
+        ctx.listener = listener
         ctx.set_materialize_grads(False)
         added = None if residual is None else buffer_of(residual, ctx.output, "add")
-        crow, col, *_ = index_
 
         def compute() -> Tensor:
-            return forward(tiles.buffer, tiles.geometry, values, bias, crow, col, window, BORDER, added)
+            return forward(tiles.buffer, tiles.geometry, values, bias, index, window, BORDER, added)
 
         if pending is None:
             return BatchTiles(compute(), ctx.output)
-        return BatchTiles.later(pending(compute), len(crow) - 1, tiles.buffer, ctx.output)
+        return BatchTiles.later(pending(compute), len(index.crow) - 1, tiles.buffer, ctx.output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         gradient, passed = gradients[0], gradient_left(ctx)
         if gradient is None:
-            return passed, *[None] * 6
+            return passed, *[None] * 7
         if torch.is_grad_enabled():
             return _differentiable_gradients(ctx, gradient)
-        tiles, values, crow, col, crow_t, row_t, order = ctx.saved_tensors
+        tiles, values, *index = ctx.saved_tensors
         buffer = buffer_of(tiles, ctx.geometry, "input of SparseConv2d")
         above = buffer_of(gradient, ctx.output, "gradient of SparseConv2d")
         more = None if passed is None else buffer_of(passed, ctx.geometry, "gradient of SparseConv2d")
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
-        index_ = (crow, col, crow_t, row_t, order)
-        found = backward(above, BORDER, buffer, ctx.geometry, values, *index_, ctx.window, *needs, more)
-        input_gradient, *rest = (g if need else None for g, need in zip(found, needs, strict=True))
+        how = (values, Csr(*index), ctx.window, needs, more, ctx.listener)
+        found = backward(above, ctx.output, buffer, ctx.geometry, *how)
+        input_gradient, *rest = [g if need else None for g, need in zip(found, needs, strict=True)]
         into = None if input_gradient is None else BatchTiles(input_gradient, ctx.geometry)
         # itself, so that autograd sees who else has it
         residual = gradient if isinstance(gradient, BatchTiles) else BatchTiles(above, ctx.output)
-        return (into, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 3)
+        return (into, *rest, residual if ctx.needs_input_grad[3] else None, *[None] * 4)
 
 
 def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """What `_OnTiles.backward` finds, to be differentiated again."""
-    tiles, values, *index_ = ctx.saved_tensors
+    tiles, values, *index = ctx.saved_tensors
     geometry, output, needs = ctx.geometry, ctx.output, ctx.needs_input_grad
     buffer = buffer_of(tiles, geometry, "input of SparseConv2d")
-    inner = bilinear(buffer, geometry, BORDER, values, tuple(index_), ctx.window)
+    inner = bilinear(buffer, geometry, BORDER, values, Csr(*index), ctx.window, ctx.listener)
 
     def above(images: Tensor) -> Tensor:
         return buffer_of(images, output, "gradient of SparseConv2d")
@@ -293,5 +297,5 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
         twice.of_values(layer, gradient, tiles) if needs[1] else None,
         gradient.sum((0, 2, 3)) if needs[2] else None,
         gradient if needs[3] else None,
-        *[None] * 3,
+        *[None] * 4,
     )

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from regrow.nn.conv import on_tiles
 from regrow.nn.tracing import is_traced, leaf
-from regrow.ops.index import mirror
+from regrow.ops.csr import Csr
 from regrow.ops.tiles import BORDER, serves
 from regrow.ops.window import Window
 from regrow.tiles.tensor import to_tiles, without_dispatch
@@ -67,10 +67,10 @@ class TiledConv2d(nn.Conv2d):
 
 
 @lru_cache
-def _full_index(rows: int, columns: int) -> tuple[Tensor, ...]:
-    """``crow, col, crow_t, row_t, order`` of a matrix with all its connections."""
+def _full_index(rows: int, columns: int) -> Csr:
+    """Build the index of a matrix with all its connections."""
     # kept for all: not for inference alone, nor what modes make of tensors
     with torch.inference_mode(False), _disable_current_modes():
         crow = torch.arange(0, (rows + 1) * columns, columns, dtype=torch.int32, device="cpu")
         col = torch.arange(columns, dtype=torch.int32, device="cpu").repeat(rows)
-        return crow, col, *mirror(crow, col, columns)
+        return Csr.of(crow, col, columns)

@@ -81,13 +81,13 @@ class SparseLinear(SparseModule):
                 f"`input` must have {self.in_features} as its last dimension, got shape {tuple(input.shape)}"
             )
         input, values, bias = self._operands(input)
-        return linear(input, values, bias, *self._index, self.activation or "none")
+        return linear(input, values, bias, self._index, self.activation or "none", self._listener)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, live: bool) -> Tensor:
         """`torch.nn.functional.linear` of somebody who reads `weight`, a view; `live`: with its gradient."""
         input, values, _ = self._operands(input)
         bias = None if bias is None else bias.to(values.dtype)
-        return linear(input, values if live else values.detach(), bias, *self._index)
+        return linear(input, values if live else values.detach(), bias, self._index, listener=self._listener)
 
     def extra_repr(self) -> str:
         return (

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves, tree_map
 
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import index
+from regrow.ops.csr import positions
 from regrow.ops.listener import tell
 from regrow.tiles.functions import is_in_place, short_name
 
@@ -72,16 +72,18 @@ def dense_weight(module: SparseModule) -> Tensor:
     dense = _in_places(module, module.weight_values)
     if dense.requires_grad:
         # growth needs what the gather would leave out
-        crow, rows = module.weight_crow, module._weight_shape[0]
-        dense.register_hook(lambda g: tell(crow, lambda: Gradient(g.detach().reshape(rows, -1).clone())))
+        rows = module._weight_shape[0]
+        dense.register_hook(
+            lambda g: tell(module._listener, lambda: Gradient(g.detach().reshape(rows, -1).clone()))
+        )
     return dense.view(module._weight_shape)
 
 
 def _in_places(module: SparseModule, values: Tensor) -> Tensor:
     """`values` [n, 1] of the module's connections at their places in the flattened dense weight, zero elsewhere."""
     shape = module._weight_shape
-    positions = index.positions(module.weight_crow, module.weight_col, shape[1:].numel())
-    return values.new_zeros(shape.numel()).index_copy(0, positions, values[: len(positions), 0])
+    places = positions(module.weight_crow, module.weight_col, shape[1:].numel())
+    return values.new_zeros(shape.numel()).index_copy(0, places, values[: len(places), 0])
 
 
 class WeightView(Tensor):

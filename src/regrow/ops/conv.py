@@ -3,8 +3,8 @@
 Activations are buffers [T, C, P, 16] as `regrow.ops.tiles` describes them. The kernels (`regrow.ops.native`) do the
 work where there are some; elsewhere the reference does, torch's own convolution with the weight made dense.
 
-A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by `values`, `crow`, `col`, `crow_t`, `row_t` and
-`order` as in `regrow.ops.linear`.
+A weight [out, in, kh, kw] is the matrix [out, in * kh * kw], given by its `values` [capacity, 1] and their index
+(`regrow.ops.csr.Csr`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from regrow.ops import flops, index, native, twice
-from regrow.ops.listener import tell
+from regrow.ops import flops, native, twice
+from regrow.ops.csr import Csr, positions
+from regrow.ops.listener import Listener, tell
 from regrow.ops.products import rows_of
 from regrow.ops.tiles import Geometry, reborder, tile, untile
 from regrow.ops.window import Window, borders
@@ -56,12 +57,12 @@ class Correlation(NamedTuple):
         return self._replace(gradient=self.gradient[:, rows])
 
 
-def _dense_weight(values: Tensor, crow: Tensor, col: Tensor, channels: int, kernel: Sequence[int]) -> Tensor:
+def _dense_weight(values: Tensor, index: Csr, channels: int, kernel: Sequence[int]) -> Tensor:
     """The weight [out, in, kh, kw], in float32 or better."""
-    columns, rows = channels * kernel[0] * kernel[1], len(crow) - 1
+    columns, rows = channels * kernel[0] * kernel[1], len(index.crow) - 1
     exact = torch.promote_types(values.dtype, torch.float32)
     dense = values.new_zeros(rows * columns, dtype=exact)
-    dense[index.positions(crow, col, columns)] = values[: int(crow[-1]), 0].to(exact)
+    dense[positions(index.crow, index.col, columns)] = values[: int(index.crow[-1]), 0].to(exact)
     return dense.view(rows, channels, *kernel)
 
 
@@ -71,7 +72,7 @@ def _padded(images: Tensor, window: Window) -> Tensor:
 
 
 def _dense_backward(
-    gradient: Tensor, images: Tensor, weight: Tensor, window: Window, needs: tuple[bool, bool, bool]
+    gradient: Tensor, images: Tensor, weight: Tensor, window: Window, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of images, weight and bias, by torch."""
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
@@ -95,8 +96,7 @@ def forward(
     geometry: Geometry,
     values: Tensor,
     bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
+    index: Csr,
     window: Window,
     out_border: int,
     residual: Tensor | None = None,
@@ -113,14 +113,14 @@ def forward(
             *geometry._replace(border=border),
             values,
             bias,
-            crow,
-            col,
+            index.crow,
+            index.col,
             *map(list, window),
             out_border,
             residual,
         )
         return output
-    weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
+    weight = _dense_weight(values, index, buffer.shape[1], window.kernel)
     images = _padded(untile(buffer, geometry).to(weight.dtype), window)
     offset = None if bias is None else bias.to(weight.dtype)
     with torch.autocast(buffer.device.type, enabled=False):
@@ -131,62 +131,55 @@ def forward(
 
 def backward(
     gradient: Tensor,
-    out_border: int,
+    output: Geometry,
     buffer: Tensor,
     geometry: Geometry,
     values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
+    index: Csr,
     window: Window,
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
+    needs: Sequence[bool],
     passed: Tensor | None = None,
+    listener: Listener | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out], empty where not needed.
+    """Gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out], empty where `needs` has False.
 
+    `output` is the geometry of `gradient`, a buffer [T, out, P', 16], and `geometry` that of `buffer`.
     `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
+    The operands are left with `listener`.
     """
-    output = window.output(geometry, out_border)
-    if need_values:
-        tell(crow, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
+    if needs[1]:
+        tell(listener, lambda: Correlation(untile(buffer, geometry), untile(gradient, output), window))
     if native.serves(values):
-        border = max(out_border, borders(window, geometry)[1])
+        border = max(output.border, borders(window, geometry)[1])
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.conv_backward.default(
             reborder(gradient, output, border),
             border,
             buffer,
             *geometry,
             values,
-            crow_t,
-            row_t,
-            order,
+            index.crow_t,
+            index.row_t,
+            index.order,
             *map(list, window),
-            need_input,
-            need_values,
-            need_bias,
+            *needs,
             passed,
         )
         return found
-    weight = _dense_weight(values, crow, col, buffer.shape[1], window.kernel)
+    weight = _dense_weight(values, index, buffer.shape[1], window.kernel)
     images, above = (untile(*tiles).to(weight.dtype) for tiles in ((buffer, geometry), (gradient, output)))
-    needs = (need_input, need_values, need_bias)
     wide, dense_gradient, bias_gradient = _dense_backward(above, images, weight, window, needs)
-    values_gradient = torch.zeros_like(values) if need_values else values.new_empty(0, 1)
-    if need_values:
-        positions = index.positions(crow, col, weight[0].numel())
-        values_gradient[: len(positions), 0] = dense_gradient.view(-1)[positions].to(values.dtype)
+    values_gradient = torch.zeros_like(values) if needs[1] else values.new_empty(0, 1)
+    if needs[1]:
+        active = positions(index.crow, index.col, weight[0].numel())
+        values_gradient[: len(active), 0] = dense_gradient.view(-1)[active].to(values.dtype)
     input_gradient = buffer.new_empty(0)
-    if need_input:
+    if needs[0]:
         input_gradient = tile(_unpadded(wide, window, geometry).to(buffer.dtype), geometry.border)
         input_gradient = input_gradient if passed is None else input_gradient + passed
     return (
         input_gradient,
         values_gradient,
-        bias_gradient.to(buffer.dtype) if need_bias else buffer.new_empty(0),
+        bias_gradient.to(buffer.dtype) if needs[2] else buffer.new_empty(0),
     )
 
 
@@ -200,20 +193,21 @@ def bilinear(
     geometry: Geometry,
     out_border: int,
     values: Tensor,
-    index_: tuple[Tensor, ...],
+    index: Csr,
     window: Window,
+    listener: Listener | None = None,
 ) -> twice.Bilinear:
     """The convolution of `buffer` without a bias, from buffer to buffer."""
-    crow, col, crow_t, row_t, order = index_
+    output = window.output(geometry, out_border)
     some_buffer, some_values = buffer.detach(), values.detach()  # where only the shape is wanted
 
     def back(gradient: Tensor, buffer: Tensor, values: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
-        rest = (values, crow, col, crow_t, row_t, order, window, *needs)
-        return backward(gradient.contiguous(), out_border, buffer, geometry, *rest)  # type: ignore[arg-type]
+        above = gradient.contiguous()
+        return backward(above, output, buffer, geometry, values, index, window, needs, listener=listener)
 
     return twice.Bilinear(
-        lambda x, v: forward(x.contiguous(), geometry, v, None, crow, col, window, out_border),
+        lambda x, v: forward(x.contiguous(), geometry, v, None, index, window, out_border),
         lambda g, v: back(g, some_buffer, v, True, False, False)[0],
         lambda g, x: back(g, x.contiguous(), some_values, False, True, False)[1],
-        index_,
+        index,
     )

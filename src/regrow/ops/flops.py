@@ -33,8 +33,12 @@ def _linear(input: Tensor, values: Tensor, bias: Tensor | None, crow: Tensor, *_
 def _linear_backward(
     gradient: Tensor, input: Tensor, kept: Tensor | None, values: Tensor, crow: Tensor, *rest: Any, **__: Any
 ) -> int:
-    *_, need_input, need_values, _ = rest
+    need_input, need_values, _ = rest[-1]
     return int(need_input + need_values) * _product(input, values, crow)
+
+
+def _linear_backward_kernel(*args: Any, **rest: Any) -> int:
+    return _linear_backward(*args[:-3], args[-3:], **rest)
 
 
 def count_linear_operators() -> None:
@@ -48,7 +52,7 @@ def count_linear_kernels() -> None:
     """Register its kernels, where there are some."""
     if native.available():
         register_flop_formula(torch.ops.regrow_native.linear_forward, get_raw=True)(_linear)
-        register_flop_formula(torch.ops.regrow_native.linear_backward, get_raw=True)(_linear_backward)
+        register_flop_formula(torch.ops.regrow_native.linear_backward, get_raw=True)(_linear_backward_kernel)
 
 
 def _conv(connections: int, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
@@ -68,7 +72,7 @@ def count_conv_operators() -> None:
     @register_flop_formula(torch.ops.regrow.sparse_conv2d_backward, get_raw=True)
     def _(gradient: Tensor, input: Tensor, values: Tensor, crow: Tensor, *rest: Any, **_: Any) -> int:
         images, _channels, *size = input.shape
-        return _conv(_connections(values, crow), (images, *size, 0), rest[4:8], rest[8] + rest[9])
+        return _conv(_connections(values, crow), (images, *size, 0), rest[4:8], sum(rest[8][:2]))
 
 
 @cache

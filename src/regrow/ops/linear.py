@@ -5,14 +5,13 @@ them, and the batch is innermost in memory, each feature beginning a line of the
 (`regrow.ops.native`) do the work where there are some; elsewhere the reference on plain torch operators does, a CSR
 product each way and `torch.sparse.sampled_addmm` for the gradient of the values.
 
-A weight of shape [rows, columns] is given by `values` [capacity, 1] with `crow` [rows + 1] and `col` [capacity]
-(int32, CSR; entries past ``crow[-1]`` are padding) and its mirrored index: `crow_t` [columns + 1], `row_t`
-[capacity] (CSR of the transpose) and `order` [capacity], the place in `values` of each mirrored entry.
+A weight of shape [rows, columns] is given by its `values` [capacity, 1] and their index (`regrow.ops.csr.Csr`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,9 +20,12 @@ from torch import Tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.ops import flops, native, reference, twice
 from regrow.ops.apply import apply
-from regrow.ops.listener import settle, tell
+from regrow.ops.checks import check_weight
+from regrow.ops.csr import Csr
+from regrow.ops.listener import Listener, listener_of, settle, tell
 from regrow.ops.products import Products
 from regrow.ops.reference import ACTIVATIONS, ROUND, THROUGH
+from regrow.ops.schema import CSR, unflatten
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -40,21 +42,15 @@ def _keeps_input(activation: str) -> bool:
 
 
 def _forward(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    activation: str,
-    keep: bool,
+    input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
     if native.serves(values):
         found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
-            input, values, bias, crow, col, _NUMBERS[activation], keep
+            input, values, bias, index.crow, index.col, _NUMBERS[activation], keep
         )
         return found
-    return reference.forward(input, values, bias, crow, col, activation, keep)
+    return reference.forward(input, values, bias, index, activation, keep)
 
 
 def _backward(
@@ -62,48 +58,28 @@ def _backward(
     input: Tensor,
     kept: Tensor | None,
     values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
+    index: Csr,
     activation: str,
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
+    needs: Sequence[bool],
+    listener: Listener | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if need_values:
-        tell(crow, lambda: _products(gradient, input, kept, activation))
+    """Return the gradients of input, values and bias, empty where `needs` has False; the operands go to `listener`."""
+    if needs[1]:
+        tell(listener, lambda: _products(gradient, input, kept, activation))
     if native.serves(values):
         found: tuple[Tensor, Tensor, Tensor] = torch.ops.regrow_native.linear_backward.default(
             gradient,
             input,
             kept,
             values,
-            crow_t,
-            row_t,
-            order,
+            index.crow_t,
+            index.row_t,
+            index.order,
             _NUMBERS[activation],
-            need_input,
-            need_values,
-            need_bias,
+            *needs,
         )
         return found
-    return reference.backward(
-        gradient,
-        input,
-        kept,
-        values,
-        crow,
-        col,
-        crow_t,
-        row_t,
-        order,
-        activation,
-        need_input,
-        need_values,
-        need_bias,
-    )
+    return reference.backward(gradient, input, kept, values, index, activation, needs)
 
 
 def _differentiable_gradients(
@@ -112,22 +88,18 @@ def _differentiable_gradients(
     output: Tensor | None,
     values: Tensor,
     bias: Tensor | None,
-    index: tuple[Tensor, ...],
+    index: Csr,
     activation: str,
-    needs: tuple[bool, bool, bool],
+    needs: Sequence[bool],
+    listener: Listener | None,
 ) -> tuple[Tensor | None, ...]:
     """What `_backward` finds, to be differentiated again; `output` is wanted of a ReLU."""
     flops.count_linear_kernels()
-    crow, col, crow_t, row_t, order = index
-
-    def back(gradient: Tensor, input: Tensor, values: Tensor, *needs: bool) -> tuple[Tensor, Tensor, Tensor]:
-        rest = (values, crow, col, crow_t, row_t, order, "none", *needs)
-        return _backward(gradient, input, None, *rest)  # type: ignore[arg-type]
 
     layer = twice.Bilinear(
-        lambda x, v: _forward(x, v, None, crow, col, "none", False)[0],
-        lambda g, v: back(g, input.detach(), v, True, False, False)[0],
-        lambda g, x: back(g, x, values.detach(), False, True, False)[1],
+        lambda x, v: _forward(x, v, None, index, "none", False)[0],
+        lambda g, v: _backward(g, input.detach(), None, v, index, "none", (True, False, False), None)[0],
+        lambda g, x: _backward(g, x, None, values.detach(), index, "none", (False, True, False), listener)[1],
         index,
     )
     if _keeps_input(activation):
@@ -148,93 +120,41 @@ def _products(gradient: Tensor, input: Tensor, kept: Tensor | None, activation: 
     return Products(input.clone(), before)
 
 
-def _check(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    activation: str,
-) -> None:
-    """Refuse operands whose shapes or types do not fit; what the index holds, its maker has checked.
+def _check(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str) -> None:
+    """Refuse operands whose shapes or types do not fit.
 
     Raises:
         RegrowRuntimeError: naming the operand, what it is and what is allowed.
     """
-    columns = len(crow_t) - 1
+    columns = len(index.crow_t) - 1
     if input.dim() == 0 or input.shape[-1] != columns:
         raise RegrowRuntimeError(
             f"`input` must have {columns} as its last dimension, got shape {tuple(input.shape)}"
         )
-    check_weight(input, values, bias, crow, col, crow_t, row_t, order)
+    check_weight(input, values, bias, index)
     if activation not in ACTIVATIONS:
         raise RegrowValueError(f"`activation` must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
-def check_weight(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-) -> None:
-    """Refuse what does not fit in a layer of any kind; raises as `_check` does."""
-    if values.dim() != 2 or values.shape[1] != 1 or not values.is_floating_point():
-        raise RegrowRuntimeError(
-            f"`values` must be floating point of shape [capacity, 1], got {values.dtype} of {tuple(values.shape)}"
-        )
-    if input.dtype != values.dtype:
-        raise RegrowRuntimeError(f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}")
-    if bias is not None and bias.shape != (len(crow) - 1,):
-        raise RegrowRuntimeError(f"`bias` must have shape ({len(crow) - 1},), got {tuple(bias.shape)}")
-    if bias is not None and bias.dtype != values.dtype:
-        raise RegrowRuntimeError(f"`bias` must be of the weight's dtype {values.dtype}, got {bias.dtype}")
-    parts = {"bias": bias, "crow": crow, "col": col, "crow_t": crow_t, "row_t": row_t, "order": order}
-    for name, part in {"input": input, **parts}.items():
-        if part is not None and part.device != values.device:
-            raise RegrowRuntimeError(
-                f"`{name}` must be on the weight's device {values.device}, got {part.device}"
-            )
-    for name, part in (("col", col), ("row_t", row_t), ("order", order)):
-        if part.shape != (len(values),) or part.dtype != torch.int32:
-            raise RegrowRuntimeError(
-                f"`{name}` must be int32 of shape ({len(values)},), got {part.dtype} of {tuple(part.shape)}"
-            )
-    for name, part in (("crow", crow), ("crow_t", crow_t)):
-        if part.dim() != 1 or len(part) == 0 or part.dtype != torch.int32:
-            raise RegrowRuntimeError(
-                f"`{name}` must be an int32 vector, got {part.dtype} of {tuple(part.shape)}"
-            )
-
-
-@torch.library.custom_op("regrow::sparse_linear", mutates_args=())
+@torch.library.custom_op(
+    "regrow::sparse_linear",
+    mutates_args=(),
+    schema=f'(Tensor input, Tensor values, Tensor? bias, {CSR}, str activation="none") -> (Tensor, Tensor)',
+)
+@unflatten(3, Csr)
 def sparse_linear(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    activation: str = "none",
+    input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str = "none"
 ) -> tuple[Tensor, Tensor]:
-    """``activation(input @ W.T + bias)``: input [..., columns] -> [..., rows]; index as in the module's docstring.
+    """``activation(input @ W.T + bias)``: input [..., columns] -> [..., rows].
 
     Returns also what went into the activation, [..., rows], where its backward pass needs that (GELU, SiLU; not
     differentiable), else an empty tensor.
     """
-    settle(crow)
-    _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
+    settle(index.crow)
+    _check(input, values, bias, index, activation)
     keep = _keeps_input(activation)
-    output, kept = _forward(_flat(input), values, bias, crow, col, activation, keep)
-    shape = (*input.shape[:-1], len(crow) - 1)
+    output, kept = _forward(_flat(input), values, bias, index, activation, keep)
+    shape = (*input.shape[:-1], len(index.crow) - 1)
     return output.reshape(shape), kept.reshape(shape) if keep else kept
 
 
@@ -248,69 +168,48 @@ def _symbolic(like: Tensor, features: int) -> Tensor:
 
 
 @sparse_linear.register_fake
+@unflatten(3, Csr)
 def _(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    activation: str = "none",
+    input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str = "none"
 ) -> tuple[Tensor, Tensor]:
-    _check(input, values, bias, crow, col, crow_t, row_t, order, activation)
-    rows = len(crow) - 1
+    _check(input, values, bias, index, activation)
+    rows = len(index.crow) - 1
     return _symbolic(input, rows), _symbolic(input, rows) if _keeps_input(activation) else input.new_empty(0)
 
 
-@torch.library.custom_op("regrow::sparse_linear_backward", mutates_args=())
+@torch.library.custom_op(
+    "regrow::sparse_linear_backward",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor input, Tensor? kept, Tensor values, {CSR}, str activation, bool[3] needs)"
+    " -> (Tensor, Tensor, Tensor)",
+)
+@unflatten(4, Csr)
 def sparse_linear_backward(
     gradient: Tensor,
     input: Tensor,
     kept: Tensor | None,
     values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
+    index: Csr,
     activation: str,
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input [..., columns], values [capacity, 1] and bias [rows], empty where not needed.
+    """Gradients of input [..., columns], values [capacity, 1] and bias [rows], empty where `needs` has False.
 
     `kept` is the output of a fused ReLU, or what went into another activation. Opaque to compilers, so that it can hand
     its operands to a listener.
     """
-    _check(input, values, None, crow, col, crow_t, row_t, order, activation)
-    index = (crow, col, crow_t, row_t, order)
+    _check(input, values, None, index, activation)
     flat_kept = None if kept is None else _flat(kept)
-    needs = (need_input, need_values, need_bias)
+    listener = listener_of(index.crow)
     input_gradient, *rest = _backward(
-        _flat(gradient), _flat(input), flat_kept, values, *index, activation, *needs
+        _flat(gradient), _flat(input), flat_kept, values, index, activation, needs, listener
     )
-    return (input_gradient.reshape(input.shape) if need_input else input_gradient, *rest)  # type: ignore[return-value]
+    return (input_gradient.reshape(input.shape) if needs[0] else input_gradient, *rest)  # type: ignore[return-value]
 
 
 @sparse_linear_backward.register_fake
-def _(
-    gradient: Tensor,
-    input: Tensor,
-    kept: Tensor | None,
-    values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
-    activation: str,
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(gradient: Tensor, input: Tensor, kept: Tensor | None, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    need_input, need_values, need_bias = rest[-1]
     return (
         _symbolic(input, input.shape[-1]) if need_input else input.new_empty(0),
         torch.empty_like(values) if need_values else values.new_empty(0),
@@ -332,17 +231,17 @@ def _gradients(ctx: Any, gradient: Tensor, _before: Tensor | None) -> tuple[Tens
     need_input, need_values, need_bias, *_ = ctx.needs_input_grad
     needed = (need_input, need_values, need_bias and bias is not None)
     if torch.is_grad_enabled():
-        flat = (_flat(gradient), _flat(input), None if kept is None else _flat(kept))
-        again = _differentiable_gradients(*flat, values, bias, tuple(index), ctx.activation, needed)
+        operands = (_flat(gradient), _flat(input), None if kept is None else _flat(kept))
+        matrix = Csr(*index)
+        listener = listener_of(matrix.crow)
+        again = _differentiable_gradients(*operands, values, bias, matrix, ctx.activation, needed, listener)
         of_input = None if again[0] is None else again[0].reshape(input.shape)
         return (of_input, *again[1:], *[None] * 6)
-    found = sparse_linear_backward(gradient, input, kept, values, *index, ctx.activation, *needed)
-    return (*(g if need else None for g, need in zip(found, needed, strict=True)), *[None] * 6)
+    found = sparse_linear_backward(gradient, input, kept, values, *index, ctx.activation, needed)
+    return (*[g if need else None for g, need in zip(found, needed, strict=True)], *[None] * 6)
 
 
 sparse_linear.register_autograd(_gradients, setup_context=_save)
-
-
 flops.count_linear_operators()
 
 
@@ -359,59 +258,46 @@ class _Direct(torch.autograd.Function):
         input: Tensor,
         values: Tensor,
         bias: Tensor | None,
-        index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        index: Csr,
         activation: str,
+        listener: Listener | None,
     ) -> Tensor:
         needed = any(ctx.needs_input_grad)
         keep = _keeps_input(activation) and needed
-        output, before = _forward(input, values, bias, index[0], index[1], activation, keep)
+        output, before = _forward(input, values, bias, index, activation, keep)
         kept = before if keep else output if activation == "relu" else None
-        ctx.save_for_backward(input, kept, values, index[0], bias if keep else None)
-        ctx.index, ctx.activation = index, activation
+        ctx.save_for_backward(input, kept, values, index.crow, bias if keep else None)
+        ctx.index, ctx.activation, ctx.listener = index, activation, listener
         ctx.written = _written(index) if needed else 0
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        need_input, need_values, need_bias, *_ = ctx.needs_input_grad
-        input, kept, values, crow, bias = ctx.saved_tensors
+        needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
+        input, kept, values, _, bias = ctx.saved_tensors
         if _written(ctx.index) != ctx.written:
             raise RegrowRuntimeError(
                 "the index of a compressed weight was overwritten between the forward and the backward pass.\n"
                 "Call backward before anything writes to weight_col, weight_crow_t, weight_row_t or weight_order."
             )
+        how = (ctx.index, ctx.activation, needs, ctx.listener)
         if torch.is_grad_enabled():
-            needs = (need_input, need_values, need_bias)
-            again = _differentiable_gradients(
-                gradient, input, kept, values, bias, ctx.index, ctx.activation, needs
+            return (
+                *_differentiable_gradients(gradient, input, kept, values, bias, *how),
+                *[None] * 3,
             )
-            return (*again, None, None)
-        _, col, crow_t, row_t, order = ctx.index
-        of_input, of_values, of_bias = _backward(
-            gradient,
-            input,
-            kept,
-            values,
-            crow,
-            col,
-            crow_t,
-            row_t,
-            order,
-            ctx.activation,
-            need_input,
-            need_values,
-            need_bias,
-        )
+        of_input, of_values, of_bias = _backward(gradient, input, kept, values, *how)
         return (
-            of_input if need_input else None,
-            of_values if need_values else None,
-            of_bias if need_bias else None,
+            of_input if needs[0] else None,
+            of_values if needs[1] else None,
+            of_bias if needs[2] else None,
+            None,
             None,
             None,
         )
 
 
-def _written(index: tuple[Tensor, Tensor, Tensor, Tensor, Tensor]) -> int:
+def _written(index: Csr) -> int:
     """Count how often columns and mirrored index have been written to."""
     _, col, crow_t, row_t, order = index
     return col._version + crow_t._version + row_t._version + order._version
@@ -439,22 +325,22 @@ def linear(
     input: Tensor,
     values: Tensor,
     bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
+    index: Csr,
     activation: str = "none",
+    listener: Listener | None = None,
 ) -> Tensor:
-    """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer."""
-    index = (crow, col, crow_t, row_t, order)
+    """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer.
+
+    The backward pass leaves its operands with `listener`; the operator finds it by itself.
+    """
     watched = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
     if watched or not native.serves(values):
         output: Tensor = sparse_linear(input, values, bias, *index, activation)[0]
         # where the batch is innermost, a program that is exported for any batch could not be run on one of 1
         return output.contiguous() if torch.compiler.is_exporting() else output
-    flat = _flat(input)
-    if values.requires_grad and not is_laid_out(flat):
-        flat = apply(_LaidOut, flat) if flat.requires_grad else torch.ops.regrow_native.lay_out.default(flat)
-    found: Tensor = apply(_Direct, flat, values, bias, index, activation)
-    return found if input.dim() == 2 else found.reshape(*input.shape[:-1], len(crow) - 1)
+    is_flat = input.dim() == 2
+    rows = input if is_flat else _flat(input)
+    if values.requires_grad and not is_laid_out(rows):
+        rows = apply(_LaidOut, rows) if rows.requires_grad else torch.ops.regrow_native.lay_out.default(rows)
+    found: Tensor = apply(_Direct, rows, values, bias, index, activation, listener)
+    return found if is_flat else found.reshape(*input.shape[:-1], len(index.crow) - 1)

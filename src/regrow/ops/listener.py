@@ -1,4 +1,9 @@
-"""Operands of backward passes, kept for the growth search: from them any tile of the dense gradient can be computed."""
+"""How backward passes hand their operands to the growth search, which computes the dense gradient from them.
+
+In eager mode a layer gives its weight's `Listener` to the autograd function that calls the kernels, and the function's
+context keeps it for the backward pass. Operators registered with torch take tensors alone: they run under
+torch.compile, under a dispatch mode and on the reference, and find the `Owner` by the address of the row pointers.
+"""
 
 from __future__ import annotations
 
@@ -13,51 +18,58 @@ class Operands(Protocol):
     """What one backward pass through a compressed weight was given: the dense gradient, not yet computed."""
 
     def rows(self) -> Tensor:
-        """The rows of the dense gradient that may not be zero, int64 [n]."""
+        """Find the rows of the dense gradient that may not be zero, int64 [n]."""
 
     def put_rows(self, tile: Tensor, start: int, add: bool) -> None:
         """Put the dense gradient's rows from `start` on into `tile` [r, columns], float32 or better, or add them."""
 
     def among(self, columns: Tensor) -> Operands:
-        """The same for the dense gradient of some columns alone, int64 [n]."""
+        """Give the operands of some columns of the dense gradient alone, int64 [n]."""
 
     def in_rows(self, rows: Tensor) -> Operands:
-        """The same for the dense gradient of some rows alone, int64 [n]."""
+        """Give the operands of some rows of the dense gradient alone, int64 [n]."""
 
 
 class Listener(Protocol):
-    """Someone who wants the operands of backward passes."""
+    """Someone who wants the operands of backward passes through one weight."""
 
     @property
     def recording(self) -> bool:
         """Whether the backward pass that runs now is of interest."""
 
     def leave(self, operands: Operands) -> None:
-        """Take the operands of the backward pass that runs now."""
+        """Take operands of the backward pass that runs now."""
 
 
-_listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
+def tell(listener: Listener | None, operands: Callable[[], Operands]) -> None:
+    """Hand `operands` to the listener, if it wants them.
 
-
-def listen(crow: Tensor, listener: Listener) -> None:
-    """Let `listener` have the operands of backward passes through the weight whose row pointers are `crow`."""
-    address = crow.data_ptr()
-    if _listeners.get(address) is not listener:
-        _listeners[address] = listener
+    Args:
+        listener: of the weight; None where nobody asks.
+        operands: makes them, of copies: compilers reuse the memory of what a backward pass was given.
+    """
+    if listener is not None and listener.recording:
+        listener.leave(operands())
 
 
 class Owner(Protocol):
     """What looks after a weight."""
+
+    @property
+    def listener(self) -> Listener | None:
+        """Who wants the operands of backward passes through it."""
 
     def settle(self) -> None:
         """See that the index and the values belong together, in place."""
 
 
 _owners: WeakValueDictionary[int, Owner] = WeakValueDictionary()
+"""By the address of the row pointers, which no operator's schema, compiler or cast changes; each forward pass enters
+it again, since a model may have moved."""
 
 
 def belongs_to(crow: Tensor, owner: Owner) -> None:
-    """Note who looks after the weight whose row pointers are `crow`."""
+    """Note who looks after the weight whose row pointers are `crow`, for operators that are registered with torch."""
     address = crow.data_ptr()
     if _owners.get(address) is not owner:
         _owners[address] = owner
@@ -70,13 +82,7 @@ def settle(crow: Tensor) -> None:
         owner.settle()
 
 
-def tell(crow: Tensor, operands: Callable[[], Operands]) -> None:
-    """Leave `operands` with the weight's listener, where there is one that wants them.
-
-    Args:
-        crow: row pointers of the weight.
-        operands: makes them, of copies: compilers reuse the memory of what a backward pass was given.
-    """
-    listener = _listeners.get(crow.data_ptr())
-    if listener is not None and listener.recording:
-        listener.leave(operands())
+def listener_of(crow: Tensor) -> Listener | None:
+    """Find who wants the operands of backward passes through the weight whose row pointers are `crow`."""
+    owner = _owners.get(crow.data_ptr())
+    return None if owner is None else owner.listener

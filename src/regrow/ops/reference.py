@@ -1,17 +1,19 @@
 """Linear layers with a compressed weight on plain torch operators: what the kernels are checked against.
 
 Runs on any device. A CSR product each way and `torch.sparse.sampled_addmm` for the gradient of the values; products
-are accumulated in float32 or better. What the index holds, `regrow.ops.linear` says.
+are accumulated in float32 or better.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from regrow.ops.csr import Csr
 
 ROUND = 16
 """Batch elements that are stored together."""
@@ -40,7 +42,7 @@ def _accept_beta() -> None:
         torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), device="cpu")
 
 
-def csr(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
+def _matrix(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
     """A `torch.sparse_csr` tensor [rows, columns] over the memory of its arguments; `values` is [nnz]."""
     _accept_beta()
     size = (len(crow) - 1, columns)
@@ -55,7 +57,7 @@ def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor
         return dense.new_zeros(len(crow) - 1, dense.shape[1])
     exact = torch.promote_types(values.dtype, torch.float32)
     with torch.autocast(dense.device.type, enabled=False):
-        return (csr(crow, col, values.to(exact), dense.shape[0]) @ dense.to(exact)).to(dense.dtype)
+        return (_matrix(crow, col, values.to(exact), dense.shape[0]) @ dense.to(exact)).to(dense.dtype)
 
 
 def stride_of(batch: int) -> int:
@@ -71,19 +73,13 @@ def empty(like: Tensor, features: int) -> Tensor:
 
 
 def forward(
-    input: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    crow: Tensor,
-    col: Tensor,
-    activation: str,
-    keep: bool,
+    input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
     """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
-    product = _product(crow, col, values[: int(crow[-1]), 0], input.t())
+    product = _product(index.crow, index.col, values[: int(index.crow[-1]), 0], input.t())
     if bias is not None:
         product += bias[:, None]
-    output = empty(input, len(crow) - 1).copy_(ACTIVATIONS[activation](product).t())
+    output = empty(input, len(index.crow) - 1).copy_(ACTIVATIONS[activation](product).t())
     return output, torch.empty_like(output).copy_(product.t()) if keep else input.new_empty(0)
 
 
@@ -92,40 +88,34 @@ def backward(
     input: Tensor,
     kept: Tensor | None,
     values: Tensor,
-    crow: Tensor,
-    col: Tensor,
-    crow_t: Tensor,
-    row_t: Tensor,
-    order: Tensor,
+    index: Csr,
     activation: str,
-    need_input: bool,
-    need_values: bool,
-    need_bias: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of input, values and bias, empty where not needed."""
+    """Return the gradients of input, values and bias, empty where `needs` has False."""
     if kept is not None:
         gradient = THROUGH[activation](gradient, kept)
     return (
-        _input_gradient(gradient, input, values, crow_t, row_t, order) if need_input else input.new_empty(0),
-        _values_gradient(gradient, input, values, crow, col) if need_values else values.new_empty(0),
-        gradient.sum(0) if need_bias else input.new_empty(0),
+        _input_gradient(gradient, input, values, index) if needs[0] else input.new_empty(0),
+        _values_gradient(gradient, input, values, index) if needs[1] else values.new_empty(0),
+        gradient.sum(0) if needs[2] else input.new_empty(0),
     )
 
 
-def _input_gradient(
-    gradient: Tensor, input: Tensor, values: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor
-) -> Tensor:
-    nnz = int(crow_t[-1])
-    mirrored = values[:nnz, 0].index_select(0, order[:nnz])
-    return empty(input, input.shape[1]).copy_(_product(crow_t, row_t, mirrored, gradient.t()).t())
+def _input_gradient(gradient: Tensor, input: Tensor, values: Tensor, index: Csr) -> Tensor:
+    nnz = int(index.crow_t[-1])
+    mirrored = values[:nnz, 0].index_select(0, index.order[:nnz])
+    found = _product(index.crow_t, index.row_t, mirrored, gradient.t())
+    return empty(input, input.shape[1]).copy_(found.t())
 
 
-def _values_gradient(gradient: Tensor, input: Tensor, values: Tensor, crow: Tensor, col: Tensor) -> Tensor:
-    nnz = int(crow[-1])
+def _values_gradient(gradient: Tensor, input: Tensor, values: Tensor, index: Csr) -> Tensor:
+    nnz = int(index.crow[-1])
     values_gradient = torch.zeros_like(values)
     if nnz and len(input):
         exact = torch.promote_types(values.dtype, torch.float32)
-        pattern = csr(crow, col, torch.zeros(nnz, dtype=exact, device=values.device), input.shape[1])
+        zeros = torch.zeros(nnz, dtype=exact, device=values.device)
+        pattern = _matrix(index.crow, index.col, zeros, input.shape[1])
         sampled = torch.sparse.sampled_addmm(pattern, gradient.t().to(exact), input.to(exact), beta=0.0)
         values_gradient[:nnz, 0] = sampled.values()
     return values_gradient

@@ -40,6 +40,34 @@ def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = Fal
     return torch.cat([above, tied]).sort().values
 
 
+def top_of_rows(scores: Tensor, counts: Tensor, free: Tensor) -> Tensor:
+    """Flat indices of the `counts[i]` highest of each row i of `scores` [r, c], ascending, int64 [counts.sum()].
+
+    Ties go to the lower index.
+
+    Args:
+        scores: [r, c].
+        counts: how many of each row, int64 [r].
+        free: which may be chosen, boolean [r, c].
+
+    Raises:
+        RegrowRuntimeError: a score that may be chosen is nan, or a row has too few.
+    """
+    if scores[free].isnan().any():
+        raise _nan("a score")
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    ranked = free.gather(1, order)
+    ranked &= ranked.cumsum(1) <= counts[:, None]
+    chosen = torch.zeros_like(free).scatter_(1, order, ranked)
+    if not torch.equal(chosen.sum(1), counts):
+        row = int((chosen.sum(1) != counts).nonzero()[0])
+        raise RegrowRuntimeError(
+            f"a row must have as many free positions as it grows connections: {int(counts[row])} are to come where "
+            f"{int(free[row].sum())} are free"
+        )
+    return chosen.view(-1).nonzero().view(-1)
+
+
 def _nan(what: str) -> RegrowRuntimeError:
     return RegrowRuntimeError(
         f"{what} is nan, allowed are numbers and inf.\nThe weights have diverged? Train with a lower learning rate."
@@ -103,7 +131,9 @@ class Best:
             and (self._scores is None or scores.dtype == self._scores.dtype)
             and scores.dtype in EXACT
         ):
-            if not self._scan(scores.contiguous(), excluded, offset, False):
+            # what is not free may be nan
+            free = scores.reshape(-1).index_fill(0, excluded - offset, -math.inf) if len(excluded) else scores
+            if not self._scan(free.contiguous(), excluded, offset, False):
                 raise _nan("a score")
             return
         scores = scores.reshape(-1)
@@ -112,7 +142,8 @@ class Best:
         positions = free.nonzero().view(-1)
         scores, positions = scores[positions], positions + offset
         if self._scores is not None:
-            scores, positions = torch.cat([self._scores, scores]), torch.cat([self._positions, positions])
+            scores = torch.cat([self._scores[: self._filled], scores])
+            positions = torch.cat([self._positions[: self._filled], positions])
         chosen = top(scores, min(self.count, len(scores)))
         self._native, self._scores, self._positions = False, scores[chosen], positions[chosen]
         self._filled = len(chosen)

@@ -18,7 +18,7 @@ from regrow.arguments import (
     require_tensor,
 )
 from regrow.errors import RegrowValueError, warn
-from regrow.ops.index import are_positions
+from regrow.ops.csr import are_positions
 from regrow.ops.select import top
 from regrow.sparsity import distributions
 from regrow.sparsity.layers import Layer, Selector, choose, find_layers, in_distribution

@@ -1,6 +1,9 @@
 """Sparse weights: the protocol `SparseWeight` and its two storages, masked and compressed."""
 
-from regrow.weights.base import NonFiniteGradientError, Reduce, Score, SparseWeight
+from regrow.growth.gradient import Reduce
+from regrow.growth.scores import Score, ScoreFunction
+from regrow.growth.search import NonFiniteGradientError
+from regrow.weights.base import SparseWeight
 from regrow.weights.compressed import CompressedWeight
 from regrow.weights.hook import GradientHook, hook_of, paused
 from regrow.weights.masked import MaskedWeight
@@ -15,6 +18,7 @@ __all__ = [
     "Record",
     "Reduce",
     "Score",
+    "ScoreFunction",
     "SparseWeight",
     "hook_of",
     "paused",

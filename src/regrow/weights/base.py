@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowRuntimeError
+from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.growth import search
 from regrow.growth.among import Among
+from regrow.growth.gradient import DenseGradient, Reduce
+from regrow.growth.scores import Score, ScoreFunction, as_score
 from regrow.ops import sketch
 from regrow.weights import aside, stamp
 from regrow.weights.hook import driver_of, hook_of
@@ -26,33 +29,10 @@ from regrow.weights.sharded import is_flat, not_whole
 if TYPE_CHECKING:
     from regrow.weights.storages import Form
 
-Score = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Growth score ``(gradient_tile, rows, columns) -> tile``; see `SparseWeight.best`."""
-
-
-def gradient_magnitude(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Growth score |dL/dw| of a tile of the dense gradient [r, c]: the largest come (RigL)."""
-    return gradient.abs()
-
-
-Reduce = Callable[[Tensor], Tensor]
-"""Averages a tensor over processes, in place."""
-
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
     """Rows and columns of a weight of any shape: the first dimension, and all the others."""
     return shape[0], math.prod(shape[1:])
-
-
-class NonFiniteGradientError(RegrowRuntimeError):
-    """A dense gradient holds inf or nan: nothing may be grown by it."""
-
-
-def require_finite(gradient: Tensor) -> Tensor:
-    """`gradient`, or `NonFiniteGradientError` where it holds inf or nan."""
-    if not gradient.isfinite().all():
-        raise NonFiniteGradientError("the dense gradient is not finite")
-    return gradient
 
 
 class SparseWeight(ABC):
@@ -242,11 +222,12 @@ class SparseWeight(ABC):
         """Whether a dense gradient as `note` gives it is zero everywhere."""
 
     @abstractmethod
-    def note(self, gradient: Tensor) -> Any:
-        """The dense gradient of the backward pass that runs now, in the storage's own form.
+    def note(self, gradient: Tensor, left: list[Any]) -> Any:
+        """Give the dense gradient of one backward pass the storage's own form.
 
         Args:
             gradient: of the parameter's shape, as autograd computed it.
+            left: what operations of the pass have handed to the hook.
         """
 
     @abstractmethod
@@ -277,22 +258,31 @@ class SparseWeight(ABC):
         return hook.stash
 
     @abstractmethod
+    def dense_gradient(self, reduce: Reduce | None = None, given: Tensor | None = None) -> DenseGradient:
+        """Give the growth search the dense gradient that is stashed.
+
+        Args:
+            reduce: averages a gradient over processes.
+            given: a dense tensor of `shape` that takes its place; masked storage only.
+        """
+
     def best(
         self,
         count: int,
         survivors: Tensor,
-        score: Score,
+        score: Score | ScoreFunction,
         reduce: Reduce | None = None,
         gradient: Tensor | None = None,
         among: Among | None = None,
     ) -> Tensor:
-        """The `count` positions with the highest score of the dense gradient, `survivors` excluded.
+        """Find the `count` positions with the highest score of the dense gradient, `survivors` excluded.
 
         Args:
             count: how many, at most ``numel - len(survivors)``.
             survivors: positions that may not be chosen, ascending, int64.
-            score: element-wise function ``(gradient, rows, columns) -> scores`` of a tile of the dense
-                gradient of shape [r, c], with row numbers [r, 1] and column numbers [1, c].
+            score: what a position is worth: a `regrow.growth.scores.Score`, or an element-wise function ``(gradient,
+                rows, columns) -> scores`` of a tile of the dense gradient of shape [r, c], with row numbers [r, 1] and
+                column numbers [1, c].
             reduce: averages a gradient over processes.
             gradient: a dense tensor of `shape` that takes the dense gradient's place; masked storage only.
             among: the columns to search, with at least `count` positions to choose from; None is all.
@@ -303,6 +293,39 @@ class SparseWeight(ABC):
         Raises:
             NonFiniteGradientError: the dense gradient holds inf or nan.
         """
+        return search.best(self.dense_gradient(reduce, gradient), count, survivors, as_score(score), among)
+
+    def best_of_rows(
+        self,
+        counts: Tensor,
+        survivors: Tensor,
+        score: Score | ScoreFunction,
+        reduce: Reduce | None = None,
+        gradient: Tensor | None = None,
+        among: Among | None = None,
+    ) -> Tensor:
+        """Find the `counts[i]` positions of each row i with the highest score (a constant fan-in, say).
+
+        Args:
+            counts: how many of each row, int64 [rows].
+            survivors, score, reduce, gradient, among: as for `best`; each row has enough positions to choose from.
+
+        Returns:
+            Positions, ascending, int64 [counts.sum()]. Ties go to the lower position.
+
+        Raises:
+            NonFiniteGradientError: the dense gradient holds inf or nan.
+            RegrowRuntimeError: a row has fewer free positions than are to come.
+        """
+        rows = as_matrix(self.shape)[0]
+        if counts.shape != (rows,) or counts.is_floating_point() or (counts < 0).any():
+            raise RegrowValueError(
+                f"`counts` must hold a whole number of at least 0 for each of the {rows} rows of `{self.name}`, got "
+                f"{counts.dtype} of shape {tuple(counts.shape)}"
+            )
+        return search.best_of_rows(
+            self.dense_gradient(reduce, gradient), counts, survivors, as_score(score), among
+        )
 
     @abstractmethod
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
@@ -424,8 +447,12 @@ class SparseWeight(ABC):
         """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
 
     @abstractmethod
-    def takes_from(self, other: SparseWeight) -> bool:
-        """Whether other code has written values of `other`, a copy, into this one; then the topologies are equal."""
+    def take_from(self, other: SparseWeight) -> bool:
+        """Take over the topology of `other`, a copy, if other code has written its values into this one.
+
+        Returns:
+            Whether that was so.
+        """
 
     def is_overwritten(self) -> bool:
         """Whether the values may be those of one copy at one moment, rather than an average."""

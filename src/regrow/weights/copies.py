@@ -39,7 +39,7 @@ def followers(weight: SparseWeight, besides: Container[nn.Module] = ()) -> list[
         if is_trained(copy.parameter):
             record.follows = False
         elif (
-            copy.takes_from(weight) or (record.follows and record.fingerprint == weight.record.fingerprint)
+            copy.take_from(weight) or (record.follows and record.fingerprint == weight.record.fingerprint)
         ) and not _is_of_another(copy, weight):
             aside.keep(copy)
             record.follows = True

@@ -5,6 +5,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -19,6 +21,20 @@ NO_PASS = -1
 """The number that torch gives where no backward pass runs."""
 
 
+@dataclass
+class Pass:
+    """What one backward pass has brought for one weight, until its gradient is accumulated."""
+
+    left: list[Any] = field(default_factory=list)
+    """What its operations have handed over: operands (`regrow.ops.listener`), or what was cut from a gradient."""
+    gradient: Any = None
+    """The dense gradient in the storage's own form, once autograd has computed the parameter's."""
+    continues: bool = False
+    """Whether that is a further micro-batch of the step, to be added to the stash."""
+    times: int = 0
+    """Gradients that had been accumulated before."""
+
+
 class Driver(Protocol):
     """What a hook asks of the method that drives its parameter."""
 
@@ -29,9 +45,13 @@ class Driver(Protocol):
 class GradientHook:
     """Sees each gradient of one sparse parameter before and after it is accumulated into ``.grad``.
 
-    It belongs to the parameter (`attach`) and is found there again by `hook_of`. Before: the gradient is noted, where
-    the step wants it dense, and restricted to the active connections. After: what was noted joins the stash; a pass
-    that accumulates nothing (`torch.autograd.grad`) therefore leaves no trace.
+    It belongs to the parameter (`attach`) and is found there again by `hook_of`. A step that wants the dense gradient
+    gets it in two stages::
+
+        operations of a backward pass --leave--> Pass.left --`__call__`--> Pass.gradient --`accumulated`--> stash
+
+    A pass keeps its own until ``.grad`` has the sparse gradient: one that accumulates nothing (`torch.autograd.grad`)
+    or never reaches the parameter (attacks) leaves no trace, and several may run in threads. The stash is the step's.
 
     Args:
         weight: the view of the parameter that the hook is for.
@@ -55,13 +75,12 @@ class GradientHook:
         """Gradients stay dense and are not stashed (see the function `paused`)."""
         self.ran = False
         """A gradient has been accumulated since a method last counted a step."""
-        self.noted: dict[int, tuple[Any, bool, int]] = {}
-        """By backward pass, several of which may run in threads: its dense gradient, until that is accumulated, whether
-        it continues the stash, and `_times` before."""
+        self.passes: dict[int, Pass] = {}
+        """The backward passes that run now, by torch's number."""
+        self.unclaimed: Pass | None = None
+        """The last pass if it has accumulated nothing: its gradient may be put into ``.grad`` by hand."""
         self.stash: Any = None
         """The dense gradient of the step so far, in the storage's own form."""
-        self.pending: dict[int, list[Any]] = {}
-        """What each running backward pass has left for the stash: operands (`regrow.ops.listener`), or what was cut."""
         self.overwritten: tuple[Tensor, bool] | None = None
         """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
 
@@ -83,27 +102,33 @@ class GradientHook:
 
     def reset(self) -> None:
         """Forget the step so far."""
-        self.ran, self._passed, self.stash = False, False, None
-        self.noted.clear()
-        self.pending.clear()
+        self.ran, self._passed, self.stash, self.unclaimed = False, False, None, None
+        self.passes.clear()
 
     def leave(self, found: Any) -> None:
-        """Keep what the backward pass that runs now has `found` for `left`, until the pass ends."""
-        running = torch._C._current_graph_task_id()
-        if running not in self.pending:
-            self.pending[running] = []
-            self._at_the_end_of(running)
-        self.pending[running].append(found)
+        """Keep what the backward pass that runs now has `found`, until its gradient is accumulated or it ends."""
+        self._running().left.append(found)
 
-    def left(self) -> list[Any]:
-        """Take what the backward pass that runs now has left so far; once."""
-        return self.pending.pop(torch._C._current_graph_task_id(), [])
+    def _running(self) -> Pass:
+        """Find the backward pass that runs now."""
+        number = torch._C._current_graph_task_id()
+        found = self.passes.get(number)
+        if found is None:
+            found = self.passes[number] = Pass()
+            if number != NO_PASS:
+                torch.autograd.Variable._execution_engine.queue_callback(partial(self._end, number))
+        return found
 
-    def has_gradient(self, parameter: Tensor) -> bool:
-        """Whether a backward pass of this step has left a gradient in ``parameter.grad``."""
-        if self._passed and not self.ran:  # from torch.autograd.grad, and put there by hand
+    def _end(self, number: int) -> None:
+        """Forget a pass that ends, but for a gradient that it has computed and not accumulated."""
+        found = self.passes.pop(number, None)
+        if found is not None and found.gradient is not None:
+            self.unclaimed = found
+
+    def take_up(self, parameter: Tensor) -> None:
+        """Count a gradient that `torch.autograd.grad` has computed and somebody has put into ``parameter.grad``."""
+        if self._passed and not self.ran:
             self.accumulated(parameter)
-        return self.ran
 
     def consume(self) -> None:
         """The step that the gradient was for has begun; the stash stays until it ends."""
@@ -123,28 +148,15 @@ class GradientHook:
         weight = self._view(module, self._parameter_name)
         self._mask = weight.mask_alone
         self._passed = True
-        self.noted.pop(NO_PASS, None)
+        self.unclaimed = None
         if self.recording:
-            running = torch._C._current_graph_task_id()
-            times = self._times  # first: what another thread accumulates from here on shows in `accumulated`
-            continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
-            self.noted[running] = weight.note(gradient), continues, times
-            self._at_the_end_of(running)
+            running = self._running()
+            running.times = (
+                self._times
+            )  # first: what a thread accumulates from here on shows in `accumulated`
+            running.continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
+            running.gradient = weight.note(gradient, running.left)
         return weight.restrict(gradient)
-
-    def _at_the_end_of(self, running: int) -> None:
-        """Drop what a pass that never reaches the parameter (attacks) has left, when it ends.
-
-        Keep what it has not accumulated (`torch.autograd.grad`), for whoever puts it into ``.grad`` by hand.
-        """
-
-        def end() -> None:
-            self.pending.pop(running, None)
-            if running in self.noted:
-                self.noted[NO_PASS] = self.noted.pop(running)
-
-        if running != NO_PASS:
-            torch.autograd.Variable._execution_engine.queue_callback(end)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
         """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
@@ -165,12 +177,16 @@ class GradientHook:
         if module is None or self.paused or parameter.grad is None:
             return
         self.ran = True
-        noted = self.noted.pop(torch._C._current_graph_task_id(), None)
-        if noted is not None:
-            gradient, continues, times = noted
-            continues |= self.stash is not None and times < self._times  # another thread was between
+        number = torch._C._current_graph_task_id()
+        found = self.passes.pop(number, None)
+        if number == NO_PASS:
+            found, self.unclaimed = found or self.unclaimed, None
+        if found is not None and found.gradient is not None:
+            between = self.stash is not None and found.times < self._times  # another thread was
             weight = self._view(module, self._parameter_name)
-            self.stash = weight.add(self.stash, gradient) if continues else gradient
+            self.stash = (
+                weight.add(self.stash, found.gradient) if found.continues or between else found.gradient
+            )
         self._times += 1
         self._left = (parameter.grad.data_ptr(), parameter.grad._version)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from regrow._formats import STATE_DICT, require_format
 from regrow.errors import RegrowValueError, warn
-from regrow.ops import index
+from regrow.ops import csr
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.compressed import INDEX
@@ -306,7 +306,7 @@ def from_csr(
             f"got {tuple(values.shape)} and {tuple(col.shape)}{_WHOLE}"
         )
     mark = stamp.read(values) if len(values) - len(positions) >= stamp.SIZE else None
-    if mark is not None and not mark.is_of(index.fingerprint(crow.int(), col.int(), as_matrix(shape)[1])):
+    if mark is not None and not mark.is_of(csr.fingerprint(crow.int(), col.int(), as_matrix(shape)[1])):
         raise RegrowValueError(
             f"`{base}_values` does not belong to `{base}_crow` and `{base}_col`: it holds values of another topology, "
             "or of several, averaged.\n"
@@ -341,7 +341,7 @@ def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> 
         raise RegrowValueError(
             f"`{base}_col` must be in [0, {columns}), got {int(used.min())} to {int(used.max())}{_WHOLE}"
         )
-    found = index.positions(crow, used, columns)
+    found = csr.positions(crow, used, columns)
     if (found[1:] <= found[:-1]).any():
         raise RegrowValueError(f"`{base}_col` must ascend within each row, without repetition{_WHOLE}")
     return found

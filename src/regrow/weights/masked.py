@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from regrow.errors import warn
-from regrow.growth.among import Among
+from regrow.growth.gradient import Reduce, Whole
 from regrow.ops.outside import outside
-from regrow.ops.select import top
-from regrow.weights.base import Reduce, Score, SparseWeight, as_matrix, require_finite
+from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.copies import copies_of
 from regrow.weights.hook import hook_of
 
@@ -122,11 +121,10 @@ class MaskedWeight(SparseWeight):
     def is_zero(self, noted: Tensor) -> bool:
         return not noted.any()
 
-    def note(self, gradient: Tensor) -> Tensor:
+    def note(self, gradient: Tensor, left: Sequence[Tensor] = ()) -> Tensor:
         exact = gradient.detach().to(torch.promote_types(gradient.dtype, torch.float32))
         exact = exact.clone() if exact.data_ptr() == gradient.data_ptr() else exact
-        hook = hook_of(self.parameter)
-        for withheld in () if hook is None else hook.left():
+        for withheld in left:
             exact += withheld
         return exact
 
@@ -136,30 +134,9 @@ class MaskedWeight(SparseWeight):
     def nothing(self) -> Tensor:
         return self.note(torch.zeros_like(self.parameter))
 
-    def best(
-        self,
-        count: int,
-        survivors: Tensor,
-        score: Score,
-        reduce: Reduce | None = None,
-        gradient: Tensor | None = None,
-        among: Among | None = None,
-    ) -> Tensor:
-        rows, columns = as_matrix(self.shape)
-        if gradient is None:
-            gradient = self.stashed
-        assert gradient is not None
-        gradient = (reduce(gradient) if reduce else gradient).reshape(rows, columns)
-        row, column = (torch.arange(n, device=gradient.device) for n in (rows, columns))
-        if among is not None:
-            gradient, column, survivors = gradient[:, among.chosen], among.chosen, among.narrow(survivors)
-        require_finite(gradient)
-        free = torch.ones(gradient.numel(), dtype=torch.bool, device=gradient.device)
-        free[survivors] = False
-        candidates = free.nonzero().view(-1)
-        scores = score(gradient, row[:, None], column[None, :]).reshape(-1)[candidates]
-        best = candidates[top(scores, count)]
-        return best if among is None else among.widen(best)
+    def dense_gradient(self, reduce: Reduce | None = None, given: Tensor | None = None) -> Whole:
+        gradient: Tensor = self.stashed if given is None else given
+        return Whole((reduce(gradient) if reduce else gradient).reshape(as_matrix(self.shape)))
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
         mask, gone, come = self._mask.clone(), self._places(self.positions()[drop]), self._places(grow)
@@ -198,7 +175,7 @@ class MaskedWeight(SparseWeight):
             likely = sorted(
                 copies_of(self), key=lambda copy: int(values[~copy.mask().to(values.device)].count_nonzero())
             )
-            if any(self.takes_from(copy) for copy in likely):
+            if any(self.take_from(copy) for copy in likely):
                 self.record.follows = True
             elif self.cut():
                 self.record.warn_once(
@@ -207,7 +184,7 @@ class MaskedWeight(SparseWeight):
                     "or densify the model and sparsify it again with init='magnitude'."
                 )
 
-    def takes_from(self, other: SparseWeight) -> bool:
+    def take_from(self, other: SparseWeight) -> bool:
         mine, theirs, values = self._mask, other.mask().to(self._mask.device), self.parameter.detach()
         neither = ~(mine | theirs)
         strange = int(values[neither].count_nonzero())

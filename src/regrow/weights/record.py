@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from regrow.errors import warn
+from regrow.ops.listener import Listener
 from regrow.weights import stamp
 from regrow.weights.hook import GradientHook
 
@@ -81,6 +82,8 @@ class Record:
     """Whether other code takes the stamp off trained values (rounding, a proximal step), so that copies get none."""
     told: bool = False
     """Whether a warning of values that other code has written has been given."""
+    listener: Listener | None = field(default=None, repr=False, compare=False)
+    """The parameter's hook, which backward passes of compressed layers leave their operands with."""
     parameter_name: str = "weight"
     view: type[SparseWeight] | None = None
     """The storage's class; None where the weight is dense."""
@@ -113,7 +116,7 @@ class Record:
         made = replace(self)
         memo[id(self)] = made
         made.follows = made.averages = made.told = False
-        made.origin = self.owner
+        made.origin, made.listener = self.owner, None
         self.due = made.due = True
         if self.view is None or owner is None or not isinstance(module, nn.Module):
             return made
@@ -136,7 +139,7 @@ class Record:
         plain = {
             f.name: getattr(self, f.name)
             for f in fields(self)
-            if f.name not in ("family", "owner", "origin", "told")
+            if f.name not in ("family", "owner", "origin", "told", "listener")
         }
         owner = self.owner()
         weight = None if self.view is None or owner is None else self.view(owner, self.parameter_name)

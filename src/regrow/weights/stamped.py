@@ -68,7 +68,7 @@ class StampedWeight(SparseWeight):
                 found.is_coarse and found.distance(fingerprint) and is_trained(self.parameter)
             ):
                 stamp.write(self.parameter, fingerprint, found.clock)
-        elif not any(self.takes_from(copy) for copy in copies_of(self)):
+        elif not any(self.take_from(copy) for copy in copies_of(self)):
             raise self._mixed()
 
     def _is_surely_own(self) -> bool:
@@ -154,7 +154,7 @@ class StampedWeight(SparseWeight):
         found = stamp.read(self.parameter)
         return found is not None and found.is_unmixed
 
-    def takes_from(self, other: SparseWeight) -> bool:
+    def take_from(self, other: SparseWeight) -> bool:
         found = stamp.read(self.parameter)
         if found is None or not found.is_of(other.record.fingerprint):
             return False

@@ -1,44 +1,64 @@
-"""The index of a compressed weight: its mirror image, and how it changes with the topology.
+"""`Csr`: the index of a compressed weight, with its mirror image, and how it changes with the topology.
 
-What `crow`, `col`, `crow_t`, `row_t` and `order` hold, `regrow.ops.linear` says.
+Functions of the topology alone take its row pointers, columns and their number: what is read or changed has no mirror.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regrow.ops import native, sketch
-from regrow.ops.sketch import PIECE as PIECE
+from regrow.ops.sketch import PIECE
 
 
 def _native(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and native.available()
 
 
-def mirror(crow: Tensor, col: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The index of the transposed matrix: ``crow_t, row_t, order`` (int32), padded like `col`."""
-    crow_t, row_t, order = crow.new_empty(columns + 1), torch.empty_like(col), torch.empty_like(col)
-    mirror_into(crow, col, crow_t, row_t, order)
-    return crow_t, row_t, order
+class Csr(NamedTuple):
+    """Index of a weight [rows, columns], whose values are [capacity, 1]: a CSR matrix, and its transpose.
 
+    The weight has ``crow[-1]`` connections, in ascending order of their positions; what follows is padding. A weight of
+    more than two dimensions is the matrix of its first dimension and all the others.
+    """
 
-def mirror_into(crow: Tensor, col: Tensor, crow_t: Tensor, row_t: Tensor, order: Tensor) -> int:
-    """Write the index of the transposed matrix over `crow_t`, `row_t` and `order`; returns the `fingerprint`."""
-    if _native(crow):
-        return int(torch.ops.regrow_native.mirror.default(crow, col, crow_t, row_t, order))
-    nnz = int(crow[-1])
-    rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
-    used = col[:nnz].long()
-    by_column = used.argsort(stable=True)
-    for tensor in (crow_t, row_t, order):
-        tensor.zero_()
-    crow_t[1:] = used.bincount(minlength=len(crow_t) - 1).cumsum(0)
-    row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
-    return fingerprint(crow, col, len(crow_t) - 1)
+    crow: Tensor
+    """Row pointers, int32 [rows + 1]."""
+    col: Tensor
+    """Column of each connection, int32 [capacity]."""
+    crow_t: Tensor
+    """Row pointers of the transpose, int32 [columns + 1]."""
+    row_t: Tensor
+    """Row of each connection, in the order of the transpose, int32 [capacity]."""
+    order: Tensor
+    """Place in the values of each connection, in the order of the transpose, int32 [capacity]."""
+
+    @classmethod
+    def of(cls, crow: Tensor, col: Tensor, columns: int) -> Csr:
+        """Build the mirror image of the index of a matrix with so many `columns`."""
+        index = cls(crow, col, crow.new_empty(columns + 1), torch.empty_like(col), torch.empty_like(col))
+        index.rebuild_mirror()
+        return index
+
+    def rebuild_mirror(self) -> int:
+        """Write the mirror image of `crow` and `col` over `crow_t`, `row_t` and `order`; return the `fingerprint`."""
+        if _native(self.crow):
+            return int(torch.ops.regrow_native.mirror.default(*self))
+        crow, col, crow_t, row_t, order = self
+        nnz = int(crow[-1])
+        rows = torch.repeat_interleave(torch.arange(len(crow) - 1, device=crow.device), crow.diff())
+        used = col[:nnz].long()
+        by_column = used.argsort(stable=True)
+        for tensor in (crow_t, row_t, order):
+            tensor.zero_()
+        crow_t[1:] = used.bincount(minlength=len(crow_t) - 1).cumsum(0)
+        row_t[:nnz], order[:nnz] = rows[by_column].int(), by_column.int()
+        return fingerprint(crow, col, len(crow_t) - 1)
 
 
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
