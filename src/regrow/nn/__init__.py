@@ -6,11 +6,13 @@ from regrow.nn.conv import SparseConv2d
 from regrow.nn.dense import TiledConv2d
 from regrow.nn.linear import SparseLinear
 from regrow.nn.norm import FusedBatchNorm2d
+from regrow.nn.owner import CompressedModule
 from regrow.tiles import pool as pool  # what it answers to is known to BatchTiles from here on
 from regrow.tiles.tensor import BatchTiles
 
 __all__ = [
     "BatchTiles",
+    "CompressedModule",
     "FusedBatchNorm2d",
     "SparseConv2d",
     "SparseLinear",

@@ -188,7 +188,7 @@ def _apply(model: nn.Module, plans: list[Plan], rescale: bool) -> None:
 
 
 def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
-    """Records of the layers that stay dense, so that `summary` can say why."""
+    """Note the layers that stay dense, so that `summary` can say why."""
     for layer in layers:
         if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
             record = Record(
@@ -232,7 +232,7 @@ def densify(model: nn.Module) -> nn.Module:
 
 
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """The topology of each sparse weight, by its name in `model`: boolean tensors of its dense shape (copies)."""
+    """Return the topology of each sparse weight by name: boolean tensors of its dense shape (copies)."""
     settle(require_model("model", model))
     return {name: weight.mask() for name, weight in named_weights(model)}
 

@@ -380,7 +380,7 @@ def why_not_stored(storage: str, layer: Layer, model: nn.Module, beside: Mapping
         return "the model itself cannot be replaced in place"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized"
-    if uses.overrides(module):
+    if uses.is_replaced(module):
         return "its forward is not its class's"
     names = [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
     if len(names) > 1:

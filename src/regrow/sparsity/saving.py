@@ -63,7 +63,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The state dict that a plain dense model of the same architecture has: no key of regrow's, zeros where inactive.
+    """Return the state dict of a plain dense model: no key of regrow's, zeros where inactive.
 
     Any program that knows nothing of regrow loads it. The topology is not in it: to train on, save
     ``model.state_dict()`` or use `save`.
@@ -152,7 +152,7 @@ def _positions(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) ->
 
 
 def _without_prefix(state: Mapping[str, Any], into: nn.Module) -> dict[str, Any]:
-    """A state dict without what torch.compile and DistributedDataParallel put before each key."""
+    """Return a state dict without what torch.compile and DistributedDataParallel put before each key."""
     keys_: list[object] = list(state)
     if strange := [key for key in keys_ if not isinstance(key, str)]:
         raise RegrowValueError(

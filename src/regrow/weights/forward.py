@@ -81,7 +81,7 @@ def before_forward(self: nn.Module, args: tuple[Tensor]) -> None:
 
 
 def before_forward_of_reader(module: nn.Module, args: Any) -> None:
-    """The same for a module that reads its children's weights and never calls them: `nn.MultiheadAttention`."""
+    """Do the same for a module that reads its children's weights and never calls them: `nn.MultiheadAttention`."""
     for child in module.children():
         ensure_hooks(child)
         cut_substituted(child, module)

@@ -348,5 +348,5 @@ def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> 
 
 
 def _capacity(nnz: int, col: Tensor | None) -> int:
-    """Connections that optimizer state beside a weight with these columns has room for: a module's end with a stamp."""
+    """Count the connections that optimizer state beside these columns has room for: a module's end with a stamp."""
     return nnz if col is None or len(col) - nnz < stamp.SIZE else len(col) - stamp.SIZE

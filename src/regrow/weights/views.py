@@ -14,7 +14,7 @@ from regrow.weights.storages import STORAGES
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch: DistributedDataParallel, DataParallel, torch.compile."""
+    """Return the model inside the wrappers of torch: DistributedDataParallel, DataParallel, torch.compile."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -32,7 +32,7 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, SparseWeight]]:
 
 
 def named_records(model: nn.Module) -> dict[str, Record]:
-    """The records of all weights that `sparsify` has looked at, by the name they have in `model` now."""
+    """Return the records of all weights that `sparsify` has looked at, by the name they have in `model` now."""
     return {
         f"{name}.{parameter_name}" if name else parameter_name: record
         for name, module in unwrapped(model).named_modules()
@@ -41,7 +41,7 @@ def named_records(model: nn.Module) -> dict[str, Record]:
 
 
 def views(module: nn.Module) -> Iterator[SparseWeight]:
-    """The sparse weights that `module` itself owns."""
+    """Yield the sparse weights that `module` itself owns."""
     for parameter_name, record in module_records(module).items():
         if record.storage in STORAGES:
             yield STORAGES[record.storage](module, parameter_name)
