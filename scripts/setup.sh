@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Python environment ready for regrow and prints its interpreter (everything else goes to standard error).
 #
-#   scripts/setup.sh EXTRAS       for example `train` or `train,test`
+#   scripts/setup.sh EXTRAS       for example `train`, `train,test` or `docs`
 #
 # The environment: the active one, else the one that $PYTHON belongs to, else .venv (made here, with $PYTHON
 # or python3). torch: one that is there is never replaced; otherwise $TORCH, `torch==2.13.0` unless set.
@@ -71,7 +71,7 @@ done_before() {
     [ "$(cat "$prefix/.regrow-$1" 2>/dev/null)" = "$(stamp "$1")" ] &&
         { [ -f src/regrow/_kernels.abi3.so ] || ! command -v "${CXX:-c++}" >/dev/null; }
 }
-if torch_version >/dev/null && { done_before "$extras" || done_before train,test; }; then
+if torch_version >/dev/null && { done_before "$extras" || { [ "$extras" = train ] && done_before train,test; }; }; then
     echo "$python" >&3
     exit 0
 fi

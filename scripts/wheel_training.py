@@ -2,6 +2,7 @@
 
 import os
 import sys
+from importlib.metadata import version
 
 import torch
 
@@ -9,6 +10,7 @@ import regrow
 
 heavy = {"matplotlib", "PIL", "pydantic", "rich", "safetensors", "typer", "yaml"} & set(sys.modules)
 assert not heavy, f"`import regrow` imported {heavy}"
+assert version("regrow") == regrow.__version__
 place = os.path.realpath(regrow.__file__)
 assert place.startswith(os.path.realpath(sys.prefix)), f"regrow was imported from {place}"
 assert not place.startswith(os.path.realpath(os.environ["REGROW_REPOSITORY"]) + os.sep)

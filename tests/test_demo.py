@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tiny import ENVIRONMENT, NEEDS_FASHION_MNIST
 
-DEMO = Path(__file__).parents[1] / "examples" / "demo.py"
+DEMO = Path(__file__).parents[1] / "examples" / "studies" / "demo.py"
 
 pytestmark = NEEDS_FASHION_MNIST
 

@@ -1,4 +1,4 @@
-"""Every block of the README, CONTRIBUTING and docs/ is tried.
+"""Every block of the README, CONTRIBUTING, SECURITY and docs/ is tried.
 
 - A ```python block runs, those of one file one after the other in one namespace, in an empty folder.
 - A ```bash, ```sh or ```console block: each command must exist (targets of make, files, subcommands and
@@ -31,7 +31,8 @@ from regrow.app import recipes
 from regrow.methods import registry
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BESIDE = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [*BESIDE, *sorted((ROOT / "docs").rglob("*.md"))]
 MAKE_TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 PART = re.compile(
     r"^<!-- before\n(?P<before>.*?)^-->$"

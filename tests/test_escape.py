@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tiny import ENVIRONMENT, NEEDS_FASHION_MNIST
 
-ESCAPE = Path(__file__).parents[1] / "examples" / "escape.py"
+ESCAPE = Path(__file__).parents[1] / "examples" / "studies" / "escape.py"
 
 pytestmark = NEEDS_FASHION_MNIST
 

@@ -8,10 +8,10 @@
 #include <mutex>
 
 // torch has had it since 2.11; null in one that is older.
-extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError torch_from_blob(
-    void* data, int64_t dimensions, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t type,
-    int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
-    int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
+extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) AOTITorchError
+torch_from_blob(void* data, int64_t dimensions, const int64_t* sizes, const int64_t* strides, int64_t offset, int32_t type,
+                int32_t device_type, int32_t device_index, AtenTensorHandle* result, int32_t layout, const uint8_t* metadata,
+                int64_t metadata_size, void (*deleter)(void* data, void* context), void* context);
 
 namespace regrow {
 namespace {
@@ -148,8 +148,7 @@ Tensor empty_buffer(const Tensor& like, std::initializer_list<int64_t> shape, Sc
     AtenTensorHandle made;
     const AOTITorchError failed = torch_from_blob(
         region.data, int64_t(shape.size()), shape.begin(), contiguous_strides(shape).data(), 0, code_of(type),
-        aoti_torch_device_type_cpu(), -1, &made,
-        aoti_torch_layout_strided(), nullptr, 0,
+        aoti_torch_device_type_cpu(), -1, &made, aoti_torch_layout_strided(), nullptr, 0,
         [](void* data, void* size) { Pool::only().give({static_cast<char*>(data), reinterpret_cast<size_t>(size)}); },
         reinterpret_cast<void*>(region.size));
     if (failed) Pool::only().give(region);

@@ -21,8 +21,11 @@ using Sizes = std::vector<int64_t>;
 Window window_of(const Sizes& kernel, const Sizes& stride, const Sizes& padding, const Sizes& dilation) {
     STD_TORCH_CHECK(kernel.size() == 2 && stride.size() == 2 && padding.size() == 4 && dilation.size() == 2,
                     "`kernel`, `stride` and `dilation` must be two numbers, `padding` four");
-    const Window w{{kernel[0], kernel[1]}, {stride[0], stride[1]}, {padding[0], padding[2]},
-                   {padding[1], padding[3]}, {dilation[0], dilation[1]}};
+    const Window w{{kernel[0], kernel[1]},
+                   {stride[0], stride[1]},
+                   {padding[0], padding[2]},
+                   {padding[1], padding[3]},
+                   {dilation[0], dilation[1]}};
     for (int d = 0; d < 2; d++)
         STD_TORCH_CHECK(w.kernel[d] > 0 && w.stride[d] > 0 && w.dilation[d] > 0 && w.before[d] >= 0 && w.after[d] >= 0,
                         "`kernel`, `stride` and `dilation` must be positive, `padding` not negative");
@@ -98,10 +101,19 @@ Tensor forward(const Tensor& buffer, const Geometry& in, const Tensor& values, c
     const ForwardIndex index(read(crow), read(col), rows, channels, w, in, kernels.forward_pixels, large);
     const int64_t origin[2] = {0, 0};
     T* const to = write<T>(y);
-    const ConvForward<T> work{
-        index.start.data(), index.offset.data(), read<T>(v), b ? read<T>(*b) : nullptr,
-        r ? pixels_of(read<T>(*r), out, rows).data : nullptr, every(pixels_of(read<T>(x), in, channels), origin, w.stride),
-        pixels_of(to, out, rows), rows, index.blocks, out.width, large, index.used.read(), w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
+    const ConvForward<T> work{index.start.data(),
+                              index.offset.data(),
+                              read<T>(v),
+                              b ? read<T>(*b) : nullptr,
+                              r ? pixels_of(read<T>(*r), out, rows).data : nullptr,
+                              every(pixels_of(read<T>(x), in, channels), origin, w.stride),
+                              pixels_of(to, out, rows),
+                              rows,
+                              index.blocks,
+                              out.width,
+                              large,
+                              index.used.read(),
+                              w.origin(0, w.kernel[0] - 1) * in.row() * TILE};
     const int64_t bands = std::min(split(tiles), out.height);
     parallel_for(0, tiles * bands, 1, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; i++) {
@@ -122,16 +134,17 @@ Tensor bias_gradient(const Tensor& gradient, int64_t rows) {
     const auto finish = isa().kernels<T>().finish;
     parallel_for(0, rows, 1 + (1 << 15) / (size * tiles + 1), [&](int64_t begin, int64_t end) {
         for (int64_t t = 0; t < tiles; t++)
-            finish({read<T>(gradient) + t * rows * size, nullptr, nullptr, write<T>(sums), size, 0, 0, size, t > 0},
-                   begin, end);
+            finish({read<T>(gradient) + t * rows * size, nullptr, nullptr, write<T>(sums), size, 0, 0, size, t > 0}, begin,
+                   end);
     });
     return sums;
 }
 
 // Gradients of the input and of the values, either of them where it is given.
 template <class T>
-void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geometry& in, int64_t channels, const Tensor& values,
-           const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w, const T* passed, T* dx, T* dw) {
+void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geometry& in, int64_t channels,
+           const Tensor& values, const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w,
+           const T* passed, T* dx, T* dw) {
     const ConvKernels<T>& kernels = isa().kernels<T>().conv;
     const auto clear_borders = isa().kernels<T>().clear_borders;
     const int64_t rows = gradient.size(1), groups = std::min(in.tiles(), GROUPS);
@@ -156,18 +169,26 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
                 while (reinterpret_cast<uintptr_t>(products) % (kernels.vector * sizeof(T))) products++;
             }
             for (int64_t tile = group * in.tiles() / groups; tile < (group + 1) * in.tiles() / groups; tile++) {
-                if (dx)
-                    clear_borders(in, dx + (tile * channels + part.begin) * in.size(), part.end - part.begin, large);
+                if (dx) clear_borders(in, dx + (tile * channels + part.begin) * in.size(), part.end - part.begin, large);
                 for (const Sweep& each : part.sweeps) {
                     if (!dx && each.start.front() == each.start.back()) continue;
                     const int64_t skipped = part.begin * in.size();
-                    ConvBackward<T> work{
-                        each.start.data(), index.offset.data(), own.data(), sum,
-                        wait ? products - part.first * kernels.vector : nullptr,
-                        pixels_of(read<T>(gradient), out, rows),
-                        every(pixels_of(x + skipped, in, channels), each.first, w.stride), {}, nullptr,
-                        part.end - part.begin, index.blocks, each.size[0], each.size[1],
-                        large, index.used.read(), w.before[0] / w.stride[0] * out.row() * TILE};
+                    ConvBackward<T> work{each.start.data(),
+                                         index.offset.data(),
+                                         own.data(),
+                                         sum,
+                                         wait ? products - part.first * kernels.vector : nullptr,
+                                         pixels_of(read<T>(gradient), out, rows),
+                                         every(pixels_of(x + skipped, in, channels), each.first, w.stride),
+                                         {},
+                                         nullptr,
+                                         part.end - part.begin,
+                                         index.blocks,
+                                         each.size[0],
+                                         each.size[1],
+                                         large,
+                                         index.used.read(),
+                                         w.before[0] / w.stride[0] * out.row() * TILE};
                     if (dx) work.dx = every(pixels_of(dx + skipped, in, channels), each.first, w.stride);
                     if (passed) work.passed = every(pixels_of(passed + skipped, in, channels), each.first, w.stride).data;
                     kernels.backward(work, tile);
@@ -188,21 +209,22 @@ void sweep(const Tensor& gradient, const Geometry& out, const T* x, const Geomet
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& gradient, const Geometry& out, const Tensor& buffer, const Geometry& in, const Tensor& values,
-    const Tensor& crow_t, const Tensor& row_t, const Tensor& order, const Window& w,
-    bool need_input, bool need_values, bool need_bias, const std::optional<Tensor>& passed) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Geometry& out, const Tensor& buffer,
+                                            const Geometry& in, const Tensor& values, const Tensor& crow_t,
+                                            const Tensor& row_t, const Tensor& order, const Window& w, bool need_input,
+                                            bool need_values, bool need_bias, const std::optional<Tensor>& passed) {
     const ScalarType type = buffer.scalar_type();
     const int64_t channels = buffer.size(1);
-    const Tensor g = tiles_of<T>(gradient, out, gradient.size(1), "gradient"), x = tiles_of<T>(buffer, in, channels, "buffer");
+    const Tensor g = tiles_of<T>(gradient, out, gradient.size(1), "gradient"),
+                 x = tiles_of<T>(buffer, in, channels, "buffer");
     const std::optional<Tensor> p = passed ? std::optional(tiles_of<T>(*passed, in, channels, "passed")) : std::nullopt;
     Tensor dx = need_input ? empty_tiles(x, channels, in) : empty(buffer, {0}, TYPE<T>);
     Tensor dw = empty(values, {need_values ? values.size(0) : 0, 1}, TYPE<T>);
     Tensor db = need_bias ? bias_gradient<T>(g, g.size(1)) : empty(buffer, {0}, TYPE<T>);
     torch::stable::zero_(dw);
     if (need_input || need_values)
-        sweep<T>(g, out, read<T>(x), in, channels, as<T>(values), crow_t, row_t, order, w,
-                 p ? read<T>(*p) : nullptr, need_input ? write<T>(dx) : nullptr, need_values ? write<T>(dw) : nullptr);
+        sweep<T>(g, out, read<T>(x), in, channels, as<T>(values), crow_t, row_t, order, w, p ? read<T>(*p) : nullptr,
+                 need_input ? write<T>(dx) : nullptr, need_values ? write<T>(dw) : nullptr);
     const auto back = [&](const Tensor& t) { return type == TYPE<T> ? t : torch::stable::to(t, type); };
     return {back(dx), back(dw), back(db)};
 }
@@ -213,10 +235,9 @@ void check_conv(int64_t rows, const Tensor& buffer, const std::optional<Tensor>&
     STD_TORCH_CHECK(!other || other->scalar_type() == buffer.scalar_type(), "`", name, "` must be of the buffer's dtype");
 }
 
-Tensor conv_forward(
-    Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, Tensor values,
-    std::optional<Tensor> bias, Tensor crow, Tensor col, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-    int64_t out_border, std::optional<Tensor> residual) {
+Tensor conv_forward(Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border, Tensor values,
+                    std::optional<Tensor> bias, Tensor crow, Tensor col, Sizes kernel, Sizes stride, Sizes padding,
+                    Sizes dilation, int64_t out_border, std::optional<Tensor> residual) {
     STD_TORCH_CHECK(buffer.dim() == 4, "`buffer` must be of shape [T, C, P, 16]");
     const auto f = is_double(buffer) ? &forward<double> : &forward<float>;
     const Window w = window_of(kernel, stride, padding, dilation);
@@ -230,14 +251,15 @@ Tensor conv_forward(
     return f(buffer, in, values, bias, residual, crow, col, w, out);
 }
 
-std::tuple<Tensor, Tensor, Tensor> conv_backward(
-    Tensor gradient, int64_t out_border, Tensor buffer, int64_t images, int64_t height, int64_t width, int64_t border,
-    Tensor values, Tensor crow_t, Tensor row_t, Tensor order, Sizes kernel, Sizes stride, Sizes padding,
-    Sizes dilation, bool need_input, bool need_values, bool need_bias, std::optional<Tensor> passed) {
+std::tuple<Tensor, Tensor, Tensor> conv_backward(Tensor gradient, int64_t out_border, Tensor buffer, int64_t images,
+                                                 int64_t height, int64_t width, int64_t border, Tensor values, Tensor crow_t,
+                                                 Tensor row_t, Tensor order, Sizes kernel, Sizes stride, Sizes padding,
+                                                 Sizes dilation, bool need_input, bool need_values, bool need_bias,
+                                                 std::optional<Tensor> passed) {
     const Window w = window_of(kernel, stride, padding, dilation);
     const Geometry in{images, height, width, border}, out = output_of(w, in, out_border);
-    STD_TORCH_CHECK(w.gradient_border(in, out) <= out_border,
-                    "`out_border` must be at least ", w.gradient_border(in, out), ", got ", out_border);
+    STD_TORCH_CHECK(w.gradient_border(in, out) <= out_border, "`out_border` must be at least ", w.gradient_border(in, out),
+                    ", got ", out_border);
     STD_TORCH_CHECK(buffer.dim() == 4 && gradient.dim() == 4, "`buffer` and `gradient` must be of shape [T, C, P, 16]");
     const auto f = is_double(buffer) ? &backward<double> : &backward<float>;
     const int64_t nnz = check_pointers(crow_t, buffer.size(1) * w.taps(), "crow_t");

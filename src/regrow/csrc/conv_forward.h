@@ -47,9 +47,9 @@ inline void conv_forward_rows(const ConvForward<T>& a, int64_t tile, int64_t beg
     const T* const residual = a.residual ? a.residual + tile * a.y.tiles : nullptr;
     const auto patch = [&](auto r, auto w, const Place& place, int64_t block) {
         const int64_t at = place.p * a.y.rows + place.q * TILE;
-        conv_forward_patch<T, STRIDE, r.value, w.value>(
-            a, x + place.p * a.x.rows + place.q * a.x.pixels, y + at, residual && block == 0 ? residual + at : nullptr,
-            place.next_p - place.p, place.next_q - place.q, block);
+        conv_forward_patch<T, STRIDE, r.value, w.value>(a, x + place.p * a.x.rows + place.q * a.x.pixels, y + at,
+                                                        residual && block == 0 ? residual + at : nullptr,
+                                                        place.next_p - place.p, place.next_q - place.q, block);
     };
     patches<T, CONV_FORWARD_VECTORS>(begin, end, a.width, a.blocks, patch);
 }

@@ -52,9 +52,8 @@ void check_below(const int32_t* numbers, int64_t count, int64_t end, const char*
 } // namespace
 
 int64_t Window::border(const Geometry& in, const Geometry& out) const {
-    const int64_t past[2] = {
-        (out.height - 1) * stride[0] + origin(0, kernel[0] - 1) - (in.height - 1),
-        (out.width - 1) * stride[1] + origin(1, kernel[1] - 1) - (in.width - 1)};
+    const int64_t past[2] = {(out.height - 1) * stride[0] + origin(0, kernel[0] - 1) - (in.height - 1),
+                             (out.width - 1) * stride[1] + origin(1, kernel[1] - 1) - (in.width - 1)};
     return std::max({int64_t(0), before[0], before[1], past[0], past[1]});
 }
 
@@ -102,8 +101,8 @@ ForwardIndex::ForwardIndex(const int32_t* crow, const int32_t* col, int64_t rows
     }
 }
 
-BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t values,
-                             int64_t rows, int64_t channels, const Window& w, const Geometry& in, const Geometry& out, int64_t patch,
+BackwardIndex::BackwardIndex(const int32_t* crow_t, const int32_t* row_t, const int32_t* order, int64_t values, int64_t rows,
+                             int64_t channels, const Window& w, const Geometry& in, const Geometry& out, int64_t patch,
                              bool large, int64_t most) {
     const int64_t taps = w.taps(), nnz = crow_t[channels * taps];
     const double density = double(nnz) / std::max<double>(1, double(rows) * double(channels * taps));

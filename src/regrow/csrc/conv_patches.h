@@ -39,9 +39,7 @@ inline void patch_of_width(int64_t width, const F& f) {
 }
 
 // The first pixel of a patch, and of the next one.
-struct Place {
-    int64_t p, q, next_p, next_q;
-};
+struct Place { int64_t p, q, next_p, next_q; };
 
 // Calls f(height, width, place, block) for patches of at most `PIXELS` pixels that cover the rows [begin, end) of pixels:
 // one row high, or two or four where the image is narrow; each patch for one block after another.

@@ -179,7 +179,8 @@ struct Merge {
                 j = crow[row];
                 stop = crow[row + 1];
                 coming.clear();
-                for (k = 0; grow < last && *grow < (row + 1) * columns; grow++) coming.push_back(int32_t(*grow - row * columns));
+                for (k = 0; grow < last && *grow < (row + 1) * columns; grow++)
+                    coming.push_back(int32_t(*grow - row * columns));
             }
             if (both()) return true;
             for (; j < stop && n < end; n += stays[j++]) { // at the end, all others go
@@ -226,8 +227,7 @@ void merge(Merge& a, Merge& b) {
     }
     for (Merge* const rest : {&a, &b})
         while (rest->next())
-            while (rest->both())
-                step(a.col, a.stays, rest->coming.data(), a.new_col, a.source, rest->j, rest->k, rest->n);
+            while (rest->both()) step(a.col, a.stays, rest->coming.data(), a.new_col, a.source, rest->j, rest->k, rest->n);
 }
 
 // The index without the connections `drop` (indices) and with those at the positions `grow` (ascending, none that stays):
@@ -296,7 +296,8 @@ void sketch(Tensor positions_, Tensor registers_) {
     check_positions(positions_, "positions");
     const int64_t size = registers_.numel();
     STD_TORCH_CHECK(registers_.scalar_type() == ScalarType::Byte && registers_.is_contiguous() && size > 1 &&
-                        (size & (size - 1)) == 0, "the registers must be uint8, contiguous, a power of 2 of them");
+                        (size & (size - 1)) == 0,
+                    "the registers must be uint8, contiguous, a power of 2 of them");
     const int64_t* const positions = read<int64_t>(positions_);
     const int bits = __builtin_ctzll(uint64_t(size));
     const int64_t parts = parts_of(positions_.numel(), SHARE);
@@ -343,9 +344,11 @@ void move_as(const int32_t* source, int64_t count, void* data_, void* scratch, i
 void move(Tensor source, Tensor tensor, Tensor scratch) {
     const int64_t count = source.numel(), capacity = tensor.numel();
     check_index(source, 0, "source");
-    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu() && count <= capacity, "`tensor` must be contiguous, of the capacity");
+    STD_TORCH_CHECK(tensor.is_contiguous() && tensor.is_cpu() && count <= capacity,
+                    "`tensor` must be contiguous, of the capacity");
     STD_TORCH_CHECK(scratch.is_contiguous() && scratch.is_cpu() && scratch.scalar_type() == ScalarType::Byte &&
-                        scratch.numel() >= (capacity + 1) * int64_t(tensor.element_size()), "`scratch` is too small");
+                        scratch.numel() >= (capacity + 1) * int64_t(tensor.element_size()),
+                    "`scratch` is too small");
     const int32_t* const from = read(source);
     void *const data = tensor.mutable_data_ptr(), *const room = scratch.mutable_data_ptr();
     switch (tensor.element_size()) {

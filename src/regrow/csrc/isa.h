@@ -27,11 +27,17 @@ namespace REGROW_ISA {
 
 template <class T>
 constexpr Kernels<T> table{
-    FORWARD_VECTORS * LANES<T>, BACKWARD_VECTORS * LANES<T>, &forward<T, FORWARD_VECTORS>, &backward<T>, &finish<T>,
+    FORWARD_VECTORS * LANES<T>,
+    BACKWARD_VECTORS * LANES<T>,
+    &forward<T, FORWARD_VECTORS>,
+    &backward<T>,
+    &finish<T>,
     &lay_out<T>,
     {LANES<T>, PIXELS<T, CONV_FORWARD_VECTORS>, PIXELS<T, CONV_BACKWARD_VECTORS>, &conv_forward<T>, &conv_backward<T>,
      &conv_reduce<T>},
-    &copy_tiles<T, true>, &copy_tiles<T, false>, &clear_borders<T>,
+    &copy_tiles<T, true>,
+    &copy_tiles<T, false>,
+    &clear_borders<T>,
     {&norm_moments<T>, &norm_forward<T>, &norm_sums<T>, &norm_backward<T>},
     {&pool_max<T>, &pool_max_backward<T>, &pool_average<T>, &pool_average_backward<T>, &pool_mean<T>,
      &pool_mean_backward<T>},

@@ -39,13 +39,20 @@ struct Isa {
     Kernels<float> f32;
     Kernels<double> f64;
     template <class T> const Kernels<T>& kernels() const {
-        if constexpr (sizeof(T) == 4) return f32; else return f64;
+        if constexpr (sizeof(T) == 4) return f32;
+        else return f64;
     }
 };
 
-namespace avx512 { extern const Isa isa; }
-namespace avx2 { extern const Isa isa; }
-namespace baseline { extern const Isa isa; }
+namespace avx512 {
+extern const Isa isa;
+}
+namespace avx2 {
+extern const Isa isa;
+}
+namespace baseline {
+extern const Isa isa;
+}
 
 const Isa& isa(); // the best that the machine has, or the one that is forced
 

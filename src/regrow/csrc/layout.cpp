@@ -54,8 +54,7 @@ Input<T>::Input(const Tensor& given, Tiles tiles, Reading reading) : given_(give
     tile_stride_ = tiles.split ? features * stride_ : tiles.size;
     tensor_ = empty_buffer(given, {tiles.parts(batch), features, stride_}, TYPE<T>);
     data_ = copy_ = write<T>(tensor_);
-    if (reading != Reading::filled_later)
-        for_groups(features, batch, [&](int64_t begin, int64_t end) { fill(begin, end); });
+    if (reading != Reading::filled_later) for_groups(features, batch, [&](int64_t begin, int64_t end) { fill(begin, end); });
 }
 
 template <class T>
@@ -117,7 +116,8 @@ int64_t Parts::first(int64_t part) const {
     int64_t low = 0, high = rows_;
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        if (crow_[middle] + ROW * middle < wanted) low = middle + 1; else high = middle;
+        if (crow_[middle] + ROW * middle < wanted) low = middle + 1;
+        else high = middle;
     }
     return low;
 }
@@ -132,9 +132,7 @@ Tensor laid_out(const Tensor& input) {
     const int64_t batch = input.size(0), stride = rounded(batch);
     return batch_first(Input<T>(input, {stride, false}, Reading::copy).tensor(), batch, input.size(1), stride);
 }
-Tensor lay_out_op(Tensor input) {
-    return is_double(input) ? laid_out<double>(input) : laid_out<float>(input);
-}
+Tensor lay_out_op(Tensor input) { return is_double(input) ? laid_out<double>(input) : laid_out<float>(input); }
 
 } // namespace
 } // namespace regrow

@@ -86,9 +86,8 @@ Tensor as(const Tensor& given) {
 // Whether the kernels compute in float64; there are none for a type but these.
 inline bool is_double(const Tensor& t) {
     const ScalarType type = t.scalar_type();
-    STD_TORCH_CHECK(
-        type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
-        "kernels are for float32, float64 and bfloat16");
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16,
+                    "kernels are for float32, float64 and bfloat16");
     return type == ScalarType::Double;
 }
 

@@ -65,15 +65,16 @@ std::tuple<Tensor, Tensor> forward(const Tensor& input, const Tensor& values, co
     if (keep) sum.emplace(input, batch, rows, cut);
     run<T>({read(crow), read(col), read<T>(w), nullptr, b ? read<T>(*b) : nullptr, x.operand(), y.operand(),
             sum ? sum->operand() : Operand<T>{}, columns, forward_block(columns, density(crow, rows, columns), batch), 1024,
-            batch, activation}, rows);
+            batch, activation},
+           rows);
     return {y.finish(), sum ? sum->finish() : empty(input, {0}, input.scalar_type())};
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> backward(
-    const Tensor& gradient, const Tensor& input, const std::optional<Tensor>& kept, const Tensor& values,
-    const Tensor& crow_t, const Tensor& row_t, const Tensor& order, Activation activation, bool need_input,
-    bool need_values, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input, const std::optional<Tensor>& kept,
+                                            const Tensor& values, const Tensor& crow_t, const Tensor& row_t,
+                                            const Tensor& order, Activation activation, bool need_input, bool need_values,
+                                            bool need_bias) {
     const int64_t batch = input.size(0), columns = input.size(1), rows = gradient.size(1);
     const Kernels<T>& kernels = isa().kernels<T>();
     const ScalarType type = input.scalar_type();
@@ -91,8 +92,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(
         if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
         // the transposed matrix forward
         const Output<T> dx(input, batch, columns, cut);
-        run<T>({read(crow_t), read(row_t), read<T>(w), read(order), nullptr, before.gradient(), dx.operand(), Operand<T>{}, rows,
-                forward_block(rows, density(crow_t, columns, rows), batch), 1024, batch, Activation::none}, columns);
+        run<T>({read(crow_t), read(row_t), read<T>(w), read(order), nullptr, before.gradient(), dx.operand(), Operand<T>{},
+                rows, forward_block(rows, density(crow_t, columns, rows), batch), 1024, batch, Activation::none},
+               columns);
         return {dx.finish(), none, bias_gradient};
     }
 
@@ -104,10 +106,18 @@ std::tuple<Tensor, Tensor, Tensor> backward(
     const int64_t nnz = read(crow_t)[columns], used = batch > 0 ? nnz : 0;
     std::fill(dw + used, dw + values.size(0), T(0));
     const double dense = density(crow_t, columns, rows);
-    const Backward<T> work{
-        read(crow_t), read(row_t), read(order), read<T>(w), x.operand(), before.gradient(),
-        dx ? dx->operand() : Operand<T>{}, dw, rows, backward_block(rows, dense, batch), batch,
-        dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
+    const Backward<T> work{read(crow_t),
+                           read(row_t),
+                           read(order),
+                           read<T>(w),
+                           x.operand(),
+                           before.gradient(),
+                           dx ? dx->operand() : Operand<T>{},
+                           dw,
+                           rows,
+                           backward_block(rows, dense, batch),
+                           batch,
+                           dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
     const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
     const OfValues<T> own(values_gradient, used, rows, parts.count());
     parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
@@ -132,7 +142,8 @@ void check_activations(const Tensor& t, const Tensor& input, int64_t features, c
                     "`", name, "` must be of shape [", input.size(0), ", ", features, "] and the input's dtype, on the CPU");
 }
 void check_sizes(int64_t rows, int64_t columns) {
-    STD_TORCH_CHECK(rows > 0 && columns > 0, "a linear layer has at least one row and one column, got ", rows, " and ", columns);
+    STD_TORCH_CHECK(rows > 0 && columns > 0, "a linear layer has at least one row and one column, got ", rows, " and ",
+                    columns);
 }
 void check_activation(int64_t activation, bool kept) {
     STD_TORCH_CHECK(activation >= 0 && activation <= int64_t(Activation::silu), "`activation` must be in [0, 3], got ",
@@ -154,9 +165,9 @@ std::tuple<Tensor, Tensor> linear_forward(Tensor input, Tensor values, std::opti
     return f(input, values, bias, crow, col, Activation(activation), keep);
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward(
-    Tensor gradient, Tensor input, std::optional<Tensor> kept, Tensor values, Tensor crow_t, Tensor row_t, Tensor order,
-    int64_t activation, bool need_input, bool need_values, bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor gradient, Tensor input, std::optional<Tensor> kept, Tensor values,
+                                                   Tensor crow_t, Tensor row_t, Tensor order, int64_t activation,
+                                                   bool need_input, bool need_values, bool need_bias) {
     STD_TORCH_CHECK(input.dim() == 2 && gradient.dim() == 2, "`input` and `gradient` must be of shape [batch, features]");
     const auto f = is_double(input) ? &backward<double> : &backward<float>;
     const int64_t rows = gradient.size(1), columns = input.size(1);
@@ -169,7 +180,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(
     check_index(order, nnz, "order");
     check_vector(values, nnz, input, "values");
     check_activation(activation, kept.has_value());
-    return f(gradient, input, kept, values, crow_t, row_t, order, Activation(activation), need_input, need_values, need_bias);
+    return f(gradient, input, kept, values, crow_t, row_t, order, Activation(activation), need_input, need_values,
+             need_bias);
 }
 
 } // namespace

@@ -25,8 +25,8 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
     const T* const g = a.gradient.data + tile * a.gradient.tile_stride;
     T* const dx = INPUT ? a.input_gradient.data + tile * a.input_gradient.tile_stride : nullptr;
     // lines of the index that a column has in a block, on average
-    const int64_t lines = a.block < a.rows && begin < end
-        ? 1 + (a.crow_t[end] - a.crow_t[begin]) / (end - begin) * a.block / a.rows / 16 : 0;
+    const int64_t lines =
+        a.block < a.rows && begin < end ? 1 + (a.crow_t[end] - a.crow_t[begin]) / (end - begin) * a.block / a.rows / 16 : 0;
     const int64_t gs = a.gradient.row_stride;
     // products of connections, each lane a share of the batch, that wait to be summed a vector full at a time
     Vector<T> product[L];

@@ -13,7 +13,8 @@ inline void forward_tile(const Forward<T>& args, int64_t begin, int64_t end, int
     T* const before = a.sum.data + tile * a.sum.tile_stride;
     // lines of the index that a row has in a block, on average
     const int64_t lines = a.block < a.columns && begin < end
-        ? 1 + (a.crow[end] - a.crow[begin]) / (end - begin) * a.block / a.columns / 16 : 0;
+                              ? 1 + (a.crow[end] - a.crow[begin]) / (end - begin) * a.block / a.columns / 16
+                              : 0;
     const int64_t xs = a.x.row_stride, ys = a.y.row_stride;
     for (int64_t start = 0; start == 0 || start < a.columns; start += a.block) {
         const bool first = start == 0, last = start + a.block >= a.columns;
@@ -22,9 +23,7 @@ inline void forward_tile(const Forward<T>& args, int64_t begin, int64_t end, int
             int32_t j = first ? a.crow[r] : cursor[r - begin];
             const int32_t row_end = a.crow[r + 1];
             const bool some = j < row_end && a.col[j] < stop;
-            if (!some && !first && !(last && a.activation != Activation::none)) {
-                continue;
-            }
+            if (!some && !first && !(last && a.activation != Activation::none)) continue;
             T* const out = y + r * ys;
             Vector<T> sum[N];
             if (first) {

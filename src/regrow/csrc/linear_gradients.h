@@ -30,8 +30,10 @@ public:
             if (given_.copied()) given_.fill(begin, end);
             for (int64_t t = 0; (kept || bias) && t * cut.size < batch; t++)
                 isa().kernels<T>().finish({g.data + t * g.tile_stride, kept ? k.data + t * k.tile_stride : nullptr,
-                    kept ? out_.data + t * out_.tile_stride : nullptr, bias, g.row_stride, k.row_stride, out_.row_stride,
-                    std::min(cut.size, batch - t * cut.size), t > 0, activation}, begin, end);
+                                           kept ? out_.data + t * out_.tile_stride : nullptr, bias, g.row_stride,
+                                           k.row_stride, out_.row_stride, std::min(cut.size, batch - t * cut.size), t > 0,
+                                           activation},
+                                          begin, end);
         });
     }
     Operand<const T> gradient() const {

@@ -60,9 +60,13 @@ inline DoubleVector silu_slope(DoubleVector x) { return each_of(x, regrow::silu_
 
 // A ReLU, and its gradient from that of its output y. Nan passes both ways, as in torch: it is not below 0.
 template <class V>
-inline V rectify(V x) { return x < 0 ? V{} : x; }
+inline V rectify(V x) {
+    return x < 0 ? V{} : x;
+}
 template <class V>
-inline V through_relu(V g, V y) { return y <= 0 ? V{} : g; }
+inline V through_relu(V g, V y) {
+    return y <= 0 ? V{} : g;
+}
 
 template <class V>
 inline V activate(V x, Activation activation) {

@@ -99,9 +99,9 @@ void statistics(const Channels<const T>& x, int64_t begin, int64_t end, Moments<
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor> forward(
-    const Tensor& input, Given residual, Given weight, Given bias, Given running_mean, Given running_var,
-    const Geometry& g, bool training, double momentum, double eps, bool relu) {
+std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& input, Given residual, Given weight, Given bias, Given running_mean,
+                                           Given running_var, const Geometry& g, bool training, double momentum, double eps,
+                                           bool relu) {
     const auto& kernels = isa().kernels<T>().norm;
     const int64_t channels = input.size(1);
     const double count = double(g.images * g.pixels());
@@ -110,8 +110,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
     const Channels<const T> x{read<T>(input), channels, g}, r{maybe<T>(residual), channels, g};
     const Channels<T> y{write<T>(output), channels, g};
     T *const means = write<T>(mean), *const scales = write<T>(invstd);
-    T *const old_mean = running_mean ? write<T>(*running_mean) : nullptr;
-    T *const old_var = running_var ? write<T>(*running_var) : nullptr;
+    T* const old_mean = running_mean ? write<T>(*running_mean) : nullptr;
+    T* const old_var = running_var ? write<T>(*running_var) : nullptr;
     const T *const w = maybe<T>(weight), *const b = maybe<T>(bias);
     some_channels(x, residual ? 2 : 1, [&](int64_t begin, int64_t end, int64_t last) {
         Moments<T> of[MOST];
@@ -133,7 +133,8 @@ std::tuple<Tensor, Tensor, Tensor> forward(
                 const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
                 const int64_t next = c + end - begin;
                 kernels.forward({x.at(t, c), r.at(t, c), y.at(t, c), next < last ? x.at(t, next) : nullptr, scale, shift,
-                                 relu, past_caches(y, t)}, g);
+                                 relu, past_caches(y, t)},
+                                g);
                 clear_absent(g, y.at(t, c), t);
             }
     });
@@ -141,9 +142,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
-    const Tensor& gradient, const Tensor& input, Given output, Given passed, Given weight, Given bias,
-    const Tensor& mean, const Tensor& invstd, const Geometry& g, bool training, bool relu) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor& input, Given output, Given passed,
+                                                    Given weight, Given bias, const Tensor& mean, const Tensor& invstd,
+                                                    const Geometry& g, bool training, bool relu) {
     const auto& kernels = isa().kernels<T>().norm;
     const int64_t channels = input.size(1);
     const double count = double(g.images * g.pixels());
@@ -151,19 +152,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
     Tensor residual_gradient = output ? empty_tiles(input, channels, g) : empty(input, {0}, TYPE<T>);
     Tensor weight_gradient = empty(input, {channels}, TYPE<T>), bias_gradient = empty(input, {channels}, TYPE<T>);
     const auto given = [&](const T* data) { return Channels<const T>{data, channels, g}; };
-    const Channels<const T> dy = given(read<T>(gradient)), x = given(read<T>(input)),
-                            y = given(maybe<T>(output)), past = given(maybe<T>(passed));
+    const Channels<const T> dy = given(read<T>(gradient)), x = given(read<T>(input)), y = given(maybe<T>(output)),
+                            past = given(maybe<T>(passed));
     const Channels<T> dx{write<T>(input_gradient), channels, g},
         dr{output ? write<T>(residual_gradient) : nullptr, channels, g};
-    const T *const w = maybe<T>(weight), *const b = maybe<T>(bias), *const means = read<T>(mean), *const scales = read<T>(invstd);
+    const T *const w = maybe<T>(weight), *const b = maybe<T>(bias), *const means = read<T>(mean),
+                   *const scales = read<T>(invstd);
     T *const dw = write<T>(weight_gradient), *const db = write<T>(bias_gradient);
-    some_channels(x, output ? 4 : passed ? 3 : 2, [&](int64_t begin, int64_t end, int64_t last) {
+    const int64_t operands = output ? 4 : passed ? 3 : 2;
+    some_channels(x, operands, [&](int64_t begin, int64_t end, int64_t last) {
         const auto work = [&](int64_t t, int64_t c) {
             const int64_t next = c + end - begin;
             const auto soon = [&](const Channels<const T>& from) { return next < last ? from.at(t, next) : nullptr; };
             const T scale = scales[c] * (w ? w[c] : T(1)), shift = (b ? b[c] : T(0)) - means[c] * scale;
-            return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), past.at(t, c), dr.at(t, c),
-                                   dx.at(t, c), soon(dy), soon(x), scale, shift, means[c], scale, 0, 0, !training, relu, past_caches(dx, t)};
+            return NormBackward<T>{dy.at(t, c), x.at(t, c), y.at(t, c), past.at(t, c), dr.at(t, c),       dx.at(t, c),
+                                   soon(dy),    soon(x),    scale,      shift,         means[c],          scale,
+                                   0,           0,          !training,  relu,          past_caches(dx, t)};
         };
         Sums sums[MOST] = {};
         for (int64_t t = 0; t < g.tiles(); t++)
@@ -196,10 +200,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(
 }
 
 void check(const Tensor& given, const Tensor& like, bool vector) {
-    STD_TORCH_CHECK(
-        given.is_cpu() && given.is_contiguous() && given.scalar_type() == like.scalar_type() &&
-            given.numel() == (vector ? like.size(1) : like.numel()),
-        "operands of batch norm must be contiguous, of one dtype and fit each other");
+    STD_TORCH_CHECK(given.is_cpu() && given.is_contiguous() && given.scalar_type() == like.scalar_type() &&
+                        given.numel() == (vector ? like.size(1) : like.numel()),
+                    "operands of batch norm must be contiguous, of one dtype and fit each other");
 }
 void check_images(const Geometry& g) {
     STD_TORCH_CHECK(g.images * g.pixels() > 0, "batch norm needs at least one image and one pixel");
@@ -208,10 +211,11 @@ void check(Given given, const Tensor& like, bool vector) {
     if (given) check(*given, like, vector);
 }
 
-std::tuple<Tensor, Tensor, Tensor> norm_forward(
-    Tensor input, std::optional<Tensor> residual, std::optional<Tensor> weight, std::optional<Tensor> bias,
-    std::optional<Tensor> running_mean, std::optional<Tensor> running_var, int64_t images, int64_t height, int64_t width,
-    int64_t border, bool training, double momentum, double eps, bool relu) {
+std::tuple<Tensor, Tensor, Tensor> norm_forward(Tensor input, std::optional<Tensor> residual, std::optional<Tensor> weight,
+                                                std::optional<Tensor> bias, std::optional<Tensor> running_mean,
+                                                std::optional<Tensor> running_var, int64_t images, int64_t height,
+                                                int64_t width, int64_t border, bool training, double momentum, double eps,
+                                                bool relu) {
     const Geometry g{images, height, width, border};
     check_tiles(input, g);
     check_images(g);
@@ -219,15 +223,16 @@ std::tuple<Tensor, Tensor, Tensor> norm_forward(
     for (Given each : {weight, bias, running_mean, running_var}) check(each, input, true);
     STD_TORCH_CHECK(training || (running_mean && running_var), "evaluation needs running statistics");
     return by_type(input, [&](auto type) {
-        return forward<decltype(type)>(aligned(input), aligned(residual), weight, bias, running_mean, running_var, g, training,
-                                       momentum, eps, relu);
+        return forward<decltype(type)>(aligned(input), aligned(residual), weight, bias, running_mean, running_var, g,
+                                       training, momentum, eps, relu);
     });
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
-    Tensor gradient, Tensor input, std::optional<Tensor> output, std::optional<Tensor> passed,
-    std::optional<Tensor> weight, std::optional<Tensor> bias, Tensor mean, Tensor invstd, int64_t images, int64_t height,
-    int64_t width, int64_t border, bool training, bool relu) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(Tensor gradient, Tensor input, std::optional<Tensor> output,
+                                                         std::optional<Tensor> passed, std::optional<Tensor> weight,
+                                                         std::optional<Tensor> bias, Tensor mean, Tensor invstd,
+                                                         int64_t images, int64_t height, int64_t width, int64_t border,
+                                                         bool training, bool relu) {
     const Geometry g{images, height, width, border};
     check_tiles(input, g);
     check_images(g);
@@ -237,8 +242,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_backward(
     check(mean, input, true);
     check(invstd, input, true);
     return by_type(input, [&](auto type) {
-        return backward<decltype(type)>(aligned(gradient), aligned(input), aligned(output), aligned(passed), weight, bias, mean,
-                                        invstd, g, training, relu);
+        return backward<decltype(type)>(aligned(gradient), aligned(input), aligned(output), aligned(passed), weight, bias,
+                                        mean, invstd, g, training, relu);
     });
 }
 

@@ -34,9 +34,7 @@ struct NormBackward {
     bool large; // as above
 };
 
-struct Sums {
-    double first, second;
-};
+struct Sums { double first, second; };
 
 template <class T>
 struct NormKernels {

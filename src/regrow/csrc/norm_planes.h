@@ -70,14 +70,17 @@ inline Sums norm_sums_of(const NormBackward<T>& args, const Geometry& g, int64_t
     const NormBackward<T> a = args;
     const Vector<T> mean = splat(a.mean);
     Vector<T> first[STEP<T>] = {}, second[STEP<T>] = {};
-    each_vector<T>(g, [&](int64_t i, int u) {
-        const Vector<T> x = load_ahead(a.x + i), through = let_through<T, GATE>(a, i, x);
-        if (GATE == Gate::by_output) store(a.residual + i, through);
-        first[u] += through;
-        second[u] += through * (x - mean);
-    }, [&](int64_t i, int64_t end) {
-        for (; GATE == Gate::by_output && i < end; i += LANES<T>) store(a.residual + i, Vector<T>{});
-    });
+    each_vector<T>(
+        g,
+        [&](int64_t i, int u) {
+            const Vector<T> x = load_ahead(a.x + i), through = let_through<T, GATE>(a, i, x);
+            if (GATE == Gate::by_output) store(a.residual + i, through);
+            first[u] += through;
+            second[u] += through * (x - mean);
+        },
+        [&](int64_t i, int64_t end) {
+            for (; GATE == Gate::by_output && i < end; i += LANES<T>) store(a.residual + i, Vector<T>{});
+        });
     return {total<T>(first, g.present(t)), total<T>(second, g.present(t))};
 }
 

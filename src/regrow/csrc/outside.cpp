@@ -35,7 +35,8 @@ bool outside(Tensor values, Tensor mask) {
         alike = values.size(d) == mask.size(d) && (values.size(d) == 1 || values.stride(d) == mask.stride(d));
         reach += (values.size(d) - 1) * values.stride(d);
     }
-    STD_TORCH_CHECK(alike && (count == 0 || reach == count), "`values` and `mask` must be laid out alike, without gaps, on the CPU");
+    STD_TORCH_CHECK(alike && (count == 0 || reach == count),
+                    "`values` and `mask` must be laid out alike, without gaps, on the CPU");
     STD_TORCH_CHECK(mask.is_cpu() && mask.scalar_type() == ScalarType::Bool && mask.numel() == count,
                     "`mask` must be boolean, of the values' shape, on the CPU");
     const auto* const active = static_cast<const uint8_t*>(mask.const_data_ptr());
@@ -50,9 +51,5 @@ bool outside(Tensor values, Tensor mask) {
 } // namespace
 } // namespace regrow
 
-STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
-    m.def("outside(Tensor values, Tensor mask) -> bool");
-}
-STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) {
-    m.impl("outside", TORCH_BOX(&regrow::outside));
-}
+STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) { m.def("outside(Tensor values, Tensor mask) -> bool"); }
+STABLE_TORCH_LIBRARY_IMPL(regrow_native, CPU, m) { m.impl("outside", TORCH_BOX(&regrow::outside)); }

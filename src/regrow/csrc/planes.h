@@ -29,7 +29,9 @@ inline void each_vector(const Geometry& g, Step step) {
 }
 
 template <class T>
-inline void put(T* to, Vector<T> v, bool large) { large ? store_past_caches(to, v) : store(to, v); }
+inline void put(T* to, Vector<T> v, bool large) {
+    large ? store_past_caches(to, v) : store(to, v);
+}
 
 template <class T>
 inline void put_zeros(T* to, int64_t i, int64_t end, bool large) {
@@ -39,8 +41,9 @@ inline void put_zeros(T* to, int64_t i, int64_t end, bool large) {
 // Writes value(i) to each vector of pixels and zeros around them; past the caches where they are too small to hold it.
 template <class T, class Value>
 inline void write_plane(T* to, bool large, const Geometry& g, Value value) {
-    each_vector<T>(g, [&](int64_t i, int) { put(to + i, value(i), large); },
-                   [&](int64_t i, int64_t end) { put_zeros(to, i, end, large); });
+    each_vector<T>(
+        g, [&](int64_t i, int) { put(to + i, value(i), large); },
+        [&](int64_t i, int64_t end) { put_zeros(to, i, end, large); });
     if (large) fence();
 }
 

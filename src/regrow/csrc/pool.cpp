@@ -21,14 +21,23 @@ Pool pool_of(int64_t images, int64_t height, int64_t width, int64_t border, int6
              int64_t out_border, int64_t kernel_height, int64_t kernel_width, int64_t stride_height, int64_t stride_width,
              int64_t pad_height, int64_t pad_width, bool count_pad, int64_t divisor) {
     STD_TORCH_CHECK(std::min({kernel_height, kernel_width, stride_height, stride_width}) > 0 &&
-                        std::min({pad_height, pad_width, divisor}) >= 0 &&
-                        2 * pad_height <= kernel_height && 2 * pad_width <= kernel_width,
+                        std::min({pad_height, pad_width, divisor}) >= 0 && 2 * pad_height <= kernel_height &&
+                        2 * pad_width <= kernel_width,
                     "kernel and stride must be positive, `pad` at most half the kernel, neither it nor `divisor` negative");
-    const Pool p{{images, height, width, border}, {images, out_height, out_width, out_border},
-                 kernel_height, kernel_width, stride_height, stride_width, pad_height, pad_width, count_pad, divisor};
+    const Pool p{{images, height, width, border},
+                 {images, out_height, out_width, out_border},
+                 kernel_height,
+                 kernel_width,
+                 stride_height,
+                 stride_width,
+                 pad_height,
+                 pad_width,
+                 count_pad,
+                 divisor};
     check_geometry(p.input);
     check_geometry(p.output);
-    STD_TORCH_CHECK((out_height - 1) * stride_height - pad_height < height && (out_width - 1) * stride_width - pad_width < width,
+    STD_TORCH_CHECK((out_height - 1) * stride_height - pad_height < height &&
+                        (out_width - 1) * stride_width - pad_width < width,
                     "`out_height` or `out_width` is too large: windows would begin behind the image");
     return p;
 }
@@ -66,7 +75,9 @@ Tensor backward(const Tensor& gradient, const Tensor* input, const Tensor* outpu
             T* const to = dx + i * p.input.size();
             const T* const from = dy + i * p.output.size();
             std::fill(to, to + p.input.size(), T(0));
-            if (input) kernels.max_backward(read<T>(*input) + i * p.input.size(), read<T>(*output) + i * p.output.size(), from, to, p);
+            if (input)
+                kernels.max_backward(read<T>(*input) + i * p.input.size(), read<T>(*output) + i * p.output.size(), from, to,
+                                     p);
             else kernels.average_backward(from, to, p);
         });
         return 0;
@@ -76,23 +87,24 @@ Tensor backward(const Tensor& gradient, const Tensor* input, const Tensor* outpu
 
 #define POOL_PARAMETERS \
     int64_t images, int64_t height, int64_t width, int64_t border, int64_t out_height, int64_t out_width, \
-    int64_t out_border, int64_t kernel_height, int64_t kernel_width, int64_t stride_height, int64_t stride_width, \
-    int64_t pad_height, int64_t pad_width, bool count_pad, int64_t divisor
+        int64_t out_border, int64_t kernel_height, int64_t kernel_width, int64_t stride_height, int64_t stride_width, \
+        int64_t pad_height, int64_t pad_width, bool count_pad, int64_t divisor
 #define POOL \
-    pool_of(images, height, width, border, out_height, out_width, out_border, kernel_height, kernel_width, \
-            stride_height, stride_width, pad_height, pad_width, count_pad, divisor)
+    pool_of(images, height, width, border, out_height, out_width, out_border, kernel_height, kernel_width, stride_height, \
+            stride_width, pad_height, pad_width, count_pad, divisor)
 
 Tensor max_pool(Tensor input, POOL_PARAMETERS) { return forward(aligned(input), POOL, true); }
 Tensor average_pool(Tensor input, POOL_PARAMETERS) { return forward(aligned(input), POOL, false); }
-Tensor average_pool_backward(Tensor gradient, POOL_PARAMETERS) { return backward(aligned(gradient), nullptr, nullptr, POOL); }
+Tensor average_pool_backward(Tensor gradient, POOL_PARAMETERS) {
+    return backward(aligned(gradient), nullptr, nullptr, POOL);
+}
 Tensor max_pool_backward(Tensor gradient, Tensor input, Tensor output, POOL_PARAMETERS) {
     const Pool p = POOL;
     check_tiles(input, p.input);
     check_tiles(output, p.output);
-    STD_TORCH_CHECK(
-        input.scalar_type() == gradient.scalar_type() && output.scalar_type() == gradient.scalar_type() &&
-            input.size(1) == gradient.size(1) && output.size(1) == gradient.size(1),
-        "`gradient`, `input` and `output` must be of one dtype and have the same channels");
+    STD_TORCH_CHECK(input.scalar_type() == gradient.scalar_type() && output.scalar_type() == gradient.scalar_type() &&
+                        input.size(1) == gradient.size(1) && output.size(1) == gradient.size(1),
+                    "`gradient`, `input` and `output` must be of one dtype and have the same channels");
     input = aligned(input);
     output = aligned(output);
     return backward(aligned(gradient), &input, &output, p);
@@ -121,9 +133,8 @@ Tensor image_means(Tensor input, int64_t images, int64_t height, int64_t width, 
 Tensor image_means_backward(Tensor gradient, int64_t images, int64_t height, int64_t width, int64_t border) {
     const Geometry g{images, height, width, border};
     check_geometry(g);
-    STD_TORCH_CHECK(
-        gradient.dim() == 2 && gradient.is_contiguous() && gradient.is_cpu() && gradient.size(0) == images,
-        "`gradient` must be contiguous [", images, ", channels] on the CPU");
+    STD_TORCH_CHECK(gradient.dim() == 2 && gradient.is_contiguous() && gradient.is_cpu() && gradient.size(0) == images,
+                    "`gradient` must be contiguous [", images, ", channels] on the CPU");
     const int64_t channels = gradient.size(1);
     Tensor output = empty_tiles(gradient, channels, g);
     by_type(gradient, [&](auto type) {
@@ -148,7 +159,7 @@ Tensor image_means_backward(Tensor gradient, int64_t images, int64_t height, int
 #define GEOMETRY "int images, int height, int width, int border"
 #define WINDOWS \
     GEOMETRY ", int out_height, int out_width, int out_border, int kernel_height, int kernel_width, " \
-    "int stride_height, int stride_width, int pad_height, int pad_width, bool count_pad, int divisor"
+             "int stride_height, int stride_width, int pad_height, int pad_width, bool count_pad, int divisor"
 
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("max_pool(Tensor input, " WINDOWS ") -> Tensor");

@@ -16,12 +16,12 @@ inline void each_window(const Pool& pool, Run run) {
             const int64_t left = w * p.stride_width - p.pad_width;
             const int64_t right = least(left + p.kernel_width, p.input.width + p.pad_width);
             const int64_t first = most(left, 0), last = least(right, p.input.width);
-            const int64_t count = p.divisor ? p.divisor
-                : p.count_pad ? (bottom - top) * (right - left) : (last_row - first_row) * (last - first);
+            const int64_t count = p.divisor     ? p.divisor
+                                  : p.count_pad ? (bottom - top) * (right - left)
+                                                : (last_row - first_row) * (last - first);
             const auto window = [&](auto each) {
                 for (int64_t r = first_row; r < last_row; r++)
-                    for (int64_t c = first; c < last; c++)
-                        each((p.input.first() + r * p.input.row() + c) * TILE);
+                    for (int64_t c = first; c < last; c++) each((p.input.first() + r * p.input.row() + c) * TILE);
             };
             run((p.output.first() + h * p.output.row() + w) * TILE, window, T(count));
         }

@@ -37,8 +37,10 @@ inline uint64_t key(uint64_t k) { return k; }
 template <class F>
 inline uint64_t which(int64_t n, const F& passes) {
     uint8_t flags[RUN]; // 0 or 1
-    if (n == RUN) for (int64_t i = 0; i < RUN; i++) flags[i] = passes(i);
-    else for (int64_t i = 0; i < RUN; i++) flags[i] = i < n && passes(i);
+    if (n == RUN)
+        for (int64_t i = 0; i < RUN; i++) flags[i] = passes(i);
+    else
+        for (int64_t i = 0; i < RUN; i++) flags[i] = i < n && passes(i);
     uint64_t bits = 0;
     for (int64_t i = 0; i < RUN; i += 8) {
         uint64_t eight;
@@ -208,7 +210,8 @@ bool is_double(const Tensor& scores) {
 void check_candidates(const Tensor& scores, const Tensor& positions, int64_t filled, int64_t least) {
     is_double(scores);
     check_positions(positions, "positions");
-    STD_TORCH_CHECK(positions.numel() >= least && scores.numel() == positions.numel(), "`positions` must have room for ", least);
+    STD_TORCH_CHECK(positions.numel() >= least && scores.numel() == positions.numel(), "`positions` must have room for ",
+                    least);
     STD_TORCH_CHECK(filled >= 0 && filled <= positions.numel(), "`filled` must be in [0, ", positions.numel(), "]");
 }
 

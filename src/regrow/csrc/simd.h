@@ -72,7 +72,6 @@ inline V pairs(V a, V b, std::integer_sequence<int, I...>) {
 template <class T>
 inline Vector<T> sums(Vector<T>* v) {
     for (int n = LANES<T>; n > 1; n /= 2)
-        for (int i = 0; i < n / 2; i++)
-            v[i] = pairs(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, LANES<T>>{});
+        for (int i = 0; i < n / 2; i++) v[i] = pairs(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, LANES<T>>{});
     return v[0];
 }

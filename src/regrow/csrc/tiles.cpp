@@ -49,9 +49,15 @@ Tensor tile(Tensor input, int64_t border) {
     STD_TORCH_CHECK(by_channel || by_pixel, "`input` must be contiguous, or channels-last");
     by_type(input, [&](auto type) {
         using T = decltype(type);
-        const Tiling<T> work{
-            const_cast<T*>(read<T>(input)), write<T>(buffer), channels, input.stride(0), input.stride(1),
-            input.stride(2), input.stride(3), by_channel && (!by_pixel || channels > g.pixels()), g};
+        const Tiling<T> work{const_cast<T*>(read<T>(input)),
+                             write<T>(buffer),
+                             channels,
+                             input.stride(0),
+                             input.stride(1),
+                             input.stride(2),
+                             input.stride(3),
+                             by_channel && (!by_pixel || channels > g.pixels()),
+                             g};
         for_groups(g, channels, [&](int64_t t, int64_t begin, int64_t end) {
             const auto& kernels = isa().kernels<T>();
             kernels.clear_borders(g, work.buffer + (t * channels + begin) * g.size(), end - begin, is_large<T>(channels, g));
@@ -74,12 +80,17 @@ Tensor untile(Tensor buffer, int64_t images, int64_t height, int64_t width, int6
     by_type(buffer, [&](auto type) {
         using T = decltype(type);
         const int64_t pixel = channels_last ? channels : 1;
-        const Tiling<T> work{
-            write<T>(output), const_cast<T*>(read<T>(buffer)), channels, channels * g.pixels(),
-            channels_last ? 1 : g.pixels(), width * pixel, pixel, channels_last || g.pixels() == 1, g};
-        for_groups(g, channels, [&](int64_t t, int64_t begin, int64_t end) {
-            isa().kernels<T>().untile(work, t, begin, end);
-        });
+        const Tiling<T> work{write<T>(output),
+                             const_cast<T*>(read<T>(buffer)),
+                             channels,
+                             channels * g.pixels(),
+                             channels_last ? 1 : g.pixels(),
+                             width * pixel,
+                             pixel,
+                             channels_last || g.pixels() == 1,
+                             g};
+        for_groups(g, channels,
+                   [&](int64_t t, int64_t begin, int64_t end) { isa().kernels<T>().untile(work, t, begin, end); });
         return 0;
     });
     return output;

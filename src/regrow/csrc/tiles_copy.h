@@ -23,8 +23,7 @@ inline void copy_run(T* images, int64_t batch_stride, int64_t present, int64_t c
             Vector<T> v[L];
             if (TO_TILES) {
 #pragma GCC unroll 16
-                for (int i = 0; i < L; i++)
-                    v[i] = n + i < present ? load_unaligned(from + i * batch_stride) : Vector<T>{};
+                for (int i = 0; i < L; i++) v[i] = n + i < present ? load_unaligned(from + i * batch_stride) : Vector<T>{};
                 transpose<T>(v);
 #pragma GCC unroll 16
                 for (int i = 0; i < L; i++) store(at[i] + n, v[i]);
@@ -51,13 +50,12 @@ inline void copy_tiles(const Tiling<T>& args, int64_t t, int64_t begin, int64_t 
     if (a.by_channel) {
         for (int64_t h = 0; h < g.height; h++)
             for (int64_t w = 0; w < g.width; w++)
-                copy_run<T, TO_TILES>(
-                    images + h * a.row_stride + w * a.pixel_stride, a.batch_stride, present, end - begin,
-                    tile + (g.first() + h * g.row() + w) * TILE, [&](int64_t channel) { return channel * size; });
+                copy_run<T, TO_TILES>(images + h * a.row_stride + w * a.pixel_stride, a.batch_stride, present, end - begin,
+                                      tile + (g.first() + h * g.row() + w) * TILE,
+                                      [&](int64_t channel) { return channel * size; });
     } else {
         for (int64_t c = 0; c < end - begin; c++)
-            copy_run<T, TO_TILES>(
-                images + c * a.channel_stride, a.batch_stride, present, g.pixels(), tile + c * size,
-                [&](int64_t pixel) { return g.line(pixel) * TILE; });
+            copy_run<T, TO_TILES>(images + c * a.channel_stride, a.batch_stride, present, g.pixels(), tile + c * size,
+                                  [&](int64_t pixel) { return g.line(pixel) * TILE; });
     }
 }

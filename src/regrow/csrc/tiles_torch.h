@@ -15,7 +15,9 @@ inline Tensor empty_tiles(const Tensor& like, int64_t channels, const Geometry& 
 constexpr int64_t CACHED = 4 << 20; // bytes of activations beyond which they come from memory
 
 template <class T>
-bool is_large(int64_t channels, const Geometry& g) { return g.tiles() * channels * g.size() * int64_t(sizeof(T)) > CACHED; }
+bool is_large(int64_t channels, const Geometry& g) {
+    return g.tiles() * channels * g.size() * int64_t(sizeof(T)) > CACHED;
+}
 
 // Whether kernels can read it where it is; memory that torch has not made itself may begin anywhere.
 inline bool is_aligned(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 64 == 0; }
@@ -34,10 +36,9 @@ inline void check_geometry(const Geometry& g) {
 
 inline void check_tiles(const Tensor& buffer, const Geometry& g, const char* name = "buffer") {
     check_geometry(g);
-    STD_TORCH_CHECK(
-        buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
-            buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
-        "`", name, "` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
+    STD_TORCH_CHECK(buffer.dim() == 4 && buffer.is_contiguous() && buffer.is_cpu() && buffer.size(0) == g.tiles() &&
+                        buffer.size(2) * TILE == g.size() && buffer.size(3) == TILE,
+                    "`", name, "` must be contiguous [", g.tiles(), ", channels, ", g.size() / TILE, ", 16] on the CPU");
 }
 
 // run(T()) for the tensor's type.

@@ -17,7 +17,8 @@ extern "C" AOTI_TORCH_EXPORT __attribute__((weak)) const char* torch_exception_g
 namespace regrow {
 // What torch says of a call of its C interface that has failed, which its own check leaves out.
 [[noreturn]] inline void throw_error_of_torch(const char* call) {
-    const char* const what = torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : nullptr;
+    const char* const what =
+        torch_exception_get_what_without_backtrace ? torch_exception_get_what_without_backtrace() : nullptr;
     throw std::runtime_error(what && *what ? what : std::string("torch failed, for lack of memory perhaps, in ") + call);
 }
 } // namespace regrow
@@ -61,9 +62,13 @@ template <class T> constexpr ScalarType TYPE = ScalarType::Float;
 template <> constexpr ScalarType TYPE<double> = ScalarType::Double;
 
 template <class T = int32_t>
-const T* read(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
+const T* read(const Tensor& t) {
+    return static_cast<const T*>(t.const_data_ptr());
+}
 template <class T = int32_t>
-T* write(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+T* write(const Tensor& t) {
+    return static_cast<T*>(t.mutable_data_ptr());
+}
 
 // As torch's C interface calls it.
 inline int32_t code_of(ScalarType type) { return torch::stable::detail::to<int32_t>(torch::stable::detail::from(type)); }
@@ -98,10 +103,9 @@ inline Tensor as_matrix(const Tensor& memory, int64_t rows, int64_t columns, int
 }
 
 inline void check_index(const Tensor& index, int64_t least, const char* name) {
-    STD_TORCH_CHECK(
-        index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.is_contiguous() && index.is_cpu() &&
-            index.numel() >= least,
-        "`", name, "` must be a contiguous int32 vector on the CPU of at least ", least, " entries");
+    STD_TORCH_CHECK(index.scalar_type() == ScalarType::Int && index.dim() == 1 && index.is_contiguous() && index.is_cpu() &&
+                        index.numel() >= least,
+                    "`", name, "` must be a contiguous int32 vector on the CPU of at least ", least, " entries");
 }
 
 inline void check_positions(const Tensor& positions, const char* name) {

@@ -58,7 +58,7 @@ class Correlation(NamedTuple):
 
 
 def _dense_weight(values: Tensor, index: Csr, channels: int, kernel: Sequence[int]) -> Tensor:
-    """The weight [out, in, kh, kw], in float32 or better."""
+    """Return the weight [out, in, kh, kw], in float32 or better."""
     columns, rows = channels * kernel[0] * kernel[1], len(index.crow) - 1
     exact = torch.promote_types(values.dtype, torch.float32)
     dense = values.new_zeros(rows * columns, dtype=exact)
@@ -74,7 +74,7 @@ def _padded(images: Tensor, window: Window) -> Tensor:
 def _dense_backward(
     gradient: Tensor, images: Tensor, weight: Tensor, window: Window, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of images, weight and bias, by torch."""
+    """Return the gradients of images, weight and bias, by torch."""
     found: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
         gradient,
         _padded(images, window),
@@ -101,7 +101,7 @@ def forward(
     out_border: int,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """The convolution of a buffer [T, in, P, 16]: a buffer [T, out, P', 16] with `out_border`.
+    """Convolve a buffer [T, in, P, 16]: return a buffer [T, out, P', 16] with `out_border`.
 
     `residual`, a buffer as the output, is added to it.
     """
@@ -141,7 +141,7 @@ def backward(
     passed: Tensor | None = None,
     listener: Listener | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out], empty where `needs` has False.
+    """Return the gradients of buffer [T, in, P, 16], values [capacity, 1] and bias [out]; empty where `needs` is False.
 
     `output` is the geometry of `gradient`, a buffer [T, out, P', 16], and `geometry` that of `buffer`.
     `passed`, a buffer as the input, is added to the gradient of the input: that of another use.
@@ -197,7 +197,7 @@ def bilinear(
     window: Window,
     listener: Listener | None = None,
 ) -> twice.Bilinear:
-    """The convolution of `buffer` without a bias, from buffer to buffer."""
+    """Describe the convolution of `buffer` without a bias, from buffer to buffer."""
     output = window.output(geometry, out_border)
     some_buffer, some_values = buffer.detach(), values.detach()  # where only the shape is wanted
 

@@ -62,7 +62,7 @@ class Csr(NamedTuple):
 
 
 def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = None) -> Tensor:
-    """Flat positions of the connections, ascending, int64 [nnz]; without those of the indices `drop`, if given."""
+    """Return the flat positions of the connections, ascending, int64 [nnz], without those of `drop`, indices."""
     if _native(crow) and col.dtype == torch.int32:
         none = torch.empty(0, dtype=torch.int64, device="cpu")
         found: Tensor = torch.ops.regrow_native.positions.default(
@@ -79,7 +79,7 @@ def positions(crow: Tensor, col: Tensor, columns: int, drop: Tensor | None = Non
 
 
 def pieces(crow: Tensor, col: Tensor, columns: int) -> Iterator[Tensor]:
-    """The same positions, those of some rows at a time: about `PIECE` of them, or a row's."""
+    """Yield the same positions, those of some rows at a time: about `PIECE` of them, or a row's."""
     first = torch.arange(0, int(crow[-1]), PIECE, dtype=crow.dtype, device=crow.device)
     rows = torch.searchsorted(crow[1:].contiguous(), first, right=True).unique().tolist()
     for row, end in pairwise([*rows, len(crow) - 1]):
@@ -88,7 +88,7 @@ def pieces(crow: Tensor, col: Tensor, columns: int) -> Iterator[Tensor]:
 
 
 def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """The index ``crow, col`` (int32, without padding) of flat `positions`, ascending, int64 [nnz]."""
+    """Return the index ``crow, col`` (int32, without padding) of flat `positions`, ascending, int64 [nnz]."""
     starts = torch.arange(rows + 1, device=positions.device) * columns
     crow = torch.searchsorted(positions, starts, out_int32=True)
     col = torch.empty(len(positions), dtype=torch.int32, device=positions.device)
@@ -98,7 +98,7 @@ def from_positions(positions: Tensor, rows: int, columns: int) -> tuple[Tensor, 
 
 
 def are_positions(positions: Tensor, size: int) -> bool:
-    """Whether these are positions below `size`, int64 [n], ascending without repetition."""
+    """Check whether these are positions below `size`, int64 [n], ascending without repetition."""
     if (
         positions.dtype != torch.int64
         or positions.dim() != 1
@@ -109,14 +109,14 @@ def are_positions(positions: Tensor, size: int) -> bool:
 
 
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
-    """A number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
+    """Return a number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
     if _native(crow):
         return int(torch.ops.regrow_native.fingerprint.default(crow, col, columns))
     return int(sketch.mix(positions(crow, col, columns)).sum())
 
 
 def explored(crow: Tensor, col: Tensor, columns: int, before: Tensor | None) -> Tensor:
-    """The sketch `before` with the positions of the connections added (`regrow.ops.sketch.add`)."""
+    """Return the sketch `before` with the positions of the connections added (`regrow.ops.sketch.add`)."""
     population = (len(crow) - 1) * columns
     entries = sketch.add(torch.empty(0, dtype=torch.int64, device=crow.device), population, before)
     for some in pieces(crow, col, columns):
@@ -127,7 +127,7 @@ def explored(crow: Tensor, col: Tensor, columns: int, before: Tensor | None) -> 
 def rewire(
     crow: Tensor, col: Tensor, columns: int, drop: Tensor, grow: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """The index after an update, and what moves where.
+    """Return the index after an update, and what moves where.
 
     Args:
         crow: row pointers [rows + 1].

@@ -17,12 +17,12 @@ from regrow.ops.window import Window
 
 
 def _connections(values: Tensor, crow: Tensor) -> int:
-    """How many there are; where `crow`, of the matrix or its transpose, has no data, the places for them."""
+    """Count them; where `crow`, of the matrix or its transpose, has no data, the places for them."""
     return len(values) if isinstance(crow, FakeTensor) or crow.is_meta else int(crow[-1])
 
 
 def _product(input: Tensor, values: Tensor, crow: Tensor) -> int:
-    """A multiplication and an addition for each connection and example."""
+    """Count a multiplication and an addition for each connection and example."""
     return int(2 * _connections(values, crow) * input.shape[:-1].numel())
 
 
@@ -56,7 +56,7 @@ def count_linear_kernels() -> None:
 
 
 def _conv(connections: int, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
-    """Two for each connection, image and pixel of the output, in each product."""
+    """Count two for each connection, image and pixel of the output, in each product."""
     output = Window(*window).output(Geometry(*geometry))
     return 2 * connections * output.images * output.height * output.width * products
 

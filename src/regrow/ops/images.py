@@ -63,7 +63,7 @@ def _check(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, windo
 )
 @unflatten(3, Csr, Window)
 def sparse_conv2d(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, window: Window) -> Tensor:
-    """A convolution: input [N, in, H, W] -> [N, out, H', W']."""
+    """Convolve: input [N, in, H, W] -> [N, out, H', W']."""
     settle(index.crow)
     window, geometry = _hashable(window), geometry_of(input, BORDER)
     _check(input, values, bias, index, window)
@@ -88,7 +88,7 @@ def _(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, window: Wi
 def sparse_conv2d_backward(
     gradient: Tensor, input: Tensor, values: Tensor, index: Csr, window: Window, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input [N, in, H, W], values [capacity, 1] and bias [out], empty where `needs` has False.
+    """Return the gradients of input [N, in, H, W], values [capacity, 1] and bias [out]; empty where `needs` is False.
 
     Opaque to compilers, so that it can hand its operands to a listener.
     """
@@ -132,7 +132,7 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
 def _differentiable_gradients(
     ctx: Any, gradient: Tensor, needs: tuple[bool, bool, bool]
 ) -> tuple[Tensor | None, ...]:
-    """What `sparse_conv2d_backward` finds, to be differentiated again."""
+    """Return what `sparse_conv2d_backward` does, but differentiable."""
     input, values, *parts = ctx.saved_tensors
     window, geometry, index = ctx.window, geometry_of(input, BORDER), Csr(*parts)
     listener = listener_of(index.crow)

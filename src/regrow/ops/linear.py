@@ -37,14 +37,14 @@ _NUMBERS = {activation: number for number, activation in enumerate(ACTIVATIONS)}
 
 
 def _keeps_input(activation: str) -> bool:
-    """Whether the backward pass needs what went into the activation; that of a ReLU needs its output."""
+    """Check whether the backward pass needs what went into the activation; that of a ReLU needs its output."""
     return activation not in ("none", "relu")
 
 
 def _forward(
     input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
+    """Map an input [batch, columns] to [batch, rows], with what went into the activation, empty unless to `keep`."""
     if native.serves(values):
         found: tuple[Tensor, Tensor] = torch.ops.regrow_native.linear_forward.default(
             input, values, bias, index.crow, index.col, _NUMBERS[activation], keep
@@ -63,7 +63,7 @@ def _backward(
     needs: Sequence[bool],
     listener: Listener | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of input, values and bias, empty where `needs` has False; the operands go to `listener`."""
+    """Return the gradients of input, values and bias, empty where `needs` is False; the operands go to `listener`."""
     if needs[1]:
         tell(listener, lambda: _products(gradient, input, kept, activation))
     if native.serves(values):
@@ -93,7 +93,7 @@ def _differentiable_gradients(
     needs: Sequence[bool],
     listener: Listener | None,
 ) -> tuple[Tensor | None, ...]:
-    """What `_backward` finds, to be differentiated again; `output` is wanted of a ReLU."""
+    """Return what `_backward` does, but differentiable; `output` is needed for a ReLU."""
     flops.count_linear_kernels()
 
     layer = twice.Bilinear(
@@ -145,7 +145,7 @@ def _check(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activ
 def sparse_linear(
     input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str = "none"
 ) -> tuple[Tensor, Tensor]:
-    """``activation(input @ W.T + bias)``: input [..., columns] -> [..., rows].
+    """Compute ``activation(input @ W.T + bias)``: input [..., columns] -> [..., rows].
 
     Returns also what went into the activation, [..., rows], where its backward pass needs that (GELU, SiLU; not
     differentiable), else an empty tensor.
@@ -159,7 +159,7 @@ def sparse_linear(
 
 
 def _symbolic(like: Tensor, features: int) -> Tensor:
-    """`empty` for a compiler: nothing is asked about the batch that would hold for some batches only."""
+    """Make what `reference.empty` does for a compiler, asking nothing that would hold for some batches only."""
     *lead, _ = like.shape
     strides = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
     batch = math.prod(lead)
@@ -193,7 +193,7 @@ def sparse_linear_backward(
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input [..., columns], values [capacity, 1] and bias [rows], empty where `needs` has False.
+    """Return the gradients of input [..., columns], values [capacity, 1] and bias [rows]; empty where `needs` is False.
 
     `kept` is the output of a fused ReLU, or what went into another activation. Opaque to compilers, so that it can hand
     its operands to a listener.
@@ -317,7 +317,7 @@ class _LaidOut(torch.autograd.Function):
 
 
 def is_laid_out(input: Tensor) -> bool:
-    """Whether the kernels read an input [batch, columns] where it is."""
+    """Check whether the kernels read an input [batch, columns] where it is."""
     return (input.stride(0) == 1 and input.stride(1) % ROUND == 0) or input.dtype == torch.bfloat16
 
 
@@ -329,7 +329,7 @@ def linear(
     activation: str = "none",
     listener: Listener | None = None,
 ) -> Tensor:
-    """`sparse_linear`, by the shortest way: dispatching an operator of Python's takes longer than a small layer.
+    """Apply `sparse_linear`, the shortest way: dispatching an operator of Python's takes longer than a small layer.
 
     The backward pass leaves its operands with `listener`; the operator finds it by itself.
     """

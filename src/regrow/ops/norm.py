@@ -26,7 +26,7 @@ def norm_forward(
     eps: float,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output buffer, and the mean and 1 / sqrt(var + eps) [C] that were used.
+    """Return the output buffer, and the mean and 1 / sqrt(var + eps) [C] that were used.
 
     In training those are of the batch (more than one value to a channel), and the running statistics are updated in
     place, with the unbiased variance; else they are the running ones.
@@ -50,7 +50,7 @@ def norm_backward(
     training: bool,
     relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input, residual (empty without `output`), weight and bias.
+    """Return the gradients of input, residual (empty without `output`), weight and bias.
 
     `output` is wanted where a residual went through the ReLU with the rest; else the input says what came through.
     `passed`, a buffer as the input, is added to the gradient of the input: that of another use.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def rows_of(input: Tensor, gradient: Tensor) -> Tensor:
-    """The rows of a product that may not be zero: of an input [batch, ...] and a gradient [batch, rows, ...]."""
+    """Find the rows of a product that may not be zero: of an input [batch, ...] and a gradient [batch, rows, ...]."""
     reached = gradient.transpose(0, 1).flatten(1).any(1).nonzero().view(-1)
     return reached if input.any() else reached[:0]
 

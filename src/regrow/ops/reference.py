@@ -36,14 +36,14 @@ THROUGH: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @cache
 def _accept_beta() -> None:
-    """CSR tensors warn once that they are beta: take that warning here, where it tells nobody anything."""
+    """Take the warning that CSR tensors are beta, which comes once, here, where it tells nobody anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.sparse_csr_tensor([0, 1], [0], [1.0], (1, 1), device="cpu")
 
 
 def _matrix(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
-    """A `torch.sparse_csr` tensor [rows, columns] over the memory of its arguments; `values` is [nnz]."""
+    """Make a `torch.sparse_csr` tensor [rows, columns] over the memory of its arguments; `values` is [nnz]."""
     _accept_beta()
     size = (len(crow) - 1, columns)
     return torch.sparse_csr_tensor(
@@ -52,7 +52,7 @@ def _matrix(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
 
 
 def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor:
-    """Sparse [rows, columns] times dense [columns, batch], accumulated in float32 or better."""
+    """Multiply sparse [rows, columns] by dense [columns, batch], accumulated in float32 or better."""
     if len(values) == 0 or dense.shape[1] == 0:
         return dense.new_zeros(len(crow) - 1, dense.shape[1])
     exact = torch.promote_types(values.dtype, torch.float32)
@@ -61,12 +61,12 @@ def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor
 
 
 def stride_of(batch: int) -> int:
-    """The distance of two features in an output: whole lines of the cache, but for small batches."""
+    """Return the distance of two features in an output: whole lines of the cache, but for small batches."""
     return batch if batch < ROUND else (batch + ROUND - 1) // ROUND * ROUND
 
 
 def empty(like: Tensor, features: int) -> Tensor:
-    """Uninitialised activations [..., features] with the leading dimensions of `like`, in the layout of outputs."""
+    """Allocate activations [..., features] with the leading dimensions of `like`, in the layout of outputs."""
     batch = like.shape[:-1].numel()
     laid_out = like.new_empty(features, stride_of(batch))[:, :batch].t()
     return laid_out.reshape(*like.shape[:-1], features)
@@ -75,7 +75,7 @@ def empty(like: Tensor, features: int) -> Tensor:
 def forward(
     input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, activation: str, keep: bool
 ) -> tuple[Tensor, Tensor]:
-    """Input [batch, columns] -> [batch, rows], and what went into the activation, empty unless to `keep`."""
+    """Map an input [batch, columns] to [batch, rows], with what went into the activation, empty unless to `keep`."""
     product = _product(index.crow, index.col, values[: int(index.crow[-1]), 0], input.t())
     if bias is not None:
         product += bias[:, None]
@@ -92,7 +92,7 @@ def backward(
     activation: str,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of input, values and bias, empty where `needs` has False."""
+    """Return the gradients of input, values and bias, empty where `needs` is False."""
     if kept is not None:
         gradient = THROUGH[activation](gradient, kept)
     return (

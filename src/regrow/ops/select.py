@@ -16,7 +16,7 @@ ROOM = 1 << 18
 
 
 def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = False) -> Tensor:
-    """Indices of the `count` highest of `scores` [n], ascending, int64 [count]; ties go to the lower index.
+    """Find the `count` highest of `scores` [n]: indices, ascending, int64 [count]; ties go to the lower index.
 
     The same as a stable descending sort, in linear time. `what` is what messages call a score; `lowest` asks for the
     lowest instead.
@@ -41,14 +41,15 @@ def top(scores: Tensor, count: int, what: str = "a score", *, lowest: bool = Fal
 
 
 def top_of_rows(scores: Tensor, counts: Tensor, free: Tensor) -> Tensor:
-    """Flat indices of the `counts[i]` highest of each row i of `scores` [r, c], ascending, int64 [counts.sum()].
-
-    Ties go to the lower index.
+    """Find the `counts[i]` highest of each row i of `scores` [r, c]; ties go to the lower index.
 
     Args:
         scores: [r, c].
         counts: how many of each row, int64 [r].
         free: which may be chosen, boolean [r, c].
+
+    Returns:
+        Flat indices, ascending, int64 [counts.sum()].
 
     Raises:
         RegrowRuntimeError: a score that may be chosen is nan, or a row has too few.
@@ -75,7 +76,7 @@ def _nan(what: str) -> RegrowRuntimeError:
 
 
 def floor_of(sample: Tensor, rows: Tensor, excluded: Tensor, share: float) -> float:
-    """A magnitude that somewhat more than `share` of all free positions are likely to reach; -inf where none is known.
+    """Find a magnitude that somewhat more than `share` of all free positions are likely to reach, or -inf.
 
     Args:
         sample: some rows of the scores [n, columns], which is used up.
@@ -177,7 +178,7 @@ class Best:
         return True
 
     def positions(self) -> Tensor:
-        """The chosen ones, ascending, int64 [filled]."""
+        """Return the chosen ones, ascending, int64 [filled]."""
         positions = self._positions[: self._filled]
         if self._scores is None or self._filled <= self.count:
             return positions.clone()

@@ -79,19 +79,19 @@ class _OfValues(torch.autograd.Function):
 
 
 def output(layer: Bilinear, input: Tensor, values: Tensor) -> Tensor:
-    """`Bilinear.output`, as often differentiable as is asked for."""
+    """Compute `Bilinear.output`, as often differentiable as is asked for."""
     found: Tensor = _Output.apply(input, values, layer)  # type: ignore[no-untyped-call]
     return found
 
 
 def of_input(layer: Bilinear, gradient: Tensor, values: Tensor) -> Tensor:
-    """`Bilinear.of_input`, likewise."""
+    """Compute `Bilinear.of_input`, likewise."""
     found: Tensor = _OfInput.apply(gradient, values, layer)  # type: ignore[no-untyped-call]
     return found
 
 
 def of_values(layer: Bilinear, gradient: Tensor, input: Tensor) -> Tensor:
-    """`Bilinear.of_values`, likewise."""
+    """Compute `Bilinear.of_values`, likewise."""
     found: Tensor = _OfValues.apply(gradient, input, layer)  # type: ignore[no-untyped-call]
     return found
 
@@ -99,7 +99,7 @@ def of_values(layer: Bilinear, gradient: Tensor, input: Tensor) -> Tensor:
 def gradients_of(
     function: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor
 ) -> tuple[Tensor, ...]:
-    """Gradients of `inputs`, from that of the output of a `function` made of torch's own operations."""
+    """Return the gradients of `inputs`, from that of the output of a `function` made of torch's own operations."""
     # views, since the inputs' own hooks are not for this pass
     own = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in inputs]
     return torch.autograd.grad(function(*own), own, gradient, create_graph=True)

@@ -20,20 +20,20 @@ class Window(NamedTuple):
     dilation: Sequence[int]
 
     def span(self, dimension: int) -> int:
-        """Pixels from the first tap to the last, both included."""
+        """Count the pixels from the first tap to the last, both included."""
         return self.dilation[dimension] * (self.kernel[dimension] - 1) + 1
 
     def size(self, dimension: int, size: int) -> int:
-        """Pixels of the output for so many of the input; below 1 where the kernel is larger than the padded image."""
+        """Count the pixels of the output for so many of the input; below 1 if the kernel exceeds the padded image."""
         padded = size + self.padding[2 * dimension] + self.padding[2 * dimension + 1]
         return (padded - self.span(dimension)) // self.stride[dimension] + 1
 
     def output(self, geometry: Geometry, border: int = BORDER) -> Geometry:
-        """Geometry of the output."""
+        """Return the geometry of the output."""
         return Geometry(geometry.images, self.size(0, geometry.height), self.size(1, geometry.width), border)
 
     def border(self, geometry: Geometry) -> int:
-        """The border that the kernels read of the input."""
+        """Return the border that the kernels read of the input."""
         return max(
             border
             for d, size in enumerate((geometry.height, geometry.width))
@@ -44,7 +44,7 @@ class Window(NamedTuple):
         )
 
     def gradient_border(self, geometry: Geometry) -> int:
-        """The border that the kernels read of the output's gradient, by the geometry of the input."""
+        """Return the border that the kernels read of the output's gradient, by the geometry of the input."""
         return max(
             border
             for d, size in enumerate((geometry.height, geometry.width))
@@ -57,5 +57,5 @@ class Window(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def borders(window: Window, geometry: Geometry) -> tuple[int, int]:
-    """`Window.border` and `Window.gradient_border`, worked out once for the layers of a network."""
+    """Return `Window.border` and `Window.gradient_border`, computed once for the layers of a network."""
     return window.border(geometry), window.gradient_border(geometry)

@@ -8,20 +8,17 @@ it. These are attributes, not buffers: code that averages, broadcasts or swaps b
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.growth import search
-from regrow.growth.among import Among
-from regrow.growth.gradient import DenseGradient, Reduce
-from regrow.growth.scores import Score, ScoreFunction, as_score
+from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
 from regrow.weights import aside, stamp
+from regrow.weights.grown import GrownWeight
 from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import is_flat, not_whole
@@ -35,7 +32,7 @@ def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
     return shape[0], math.prod(shape[1:])
 
 
-class SparseWeight(ABC):
+class SparseWeight(GrownWeight):
     """One sparse weight of a module.
 
     Args:
@@ -112,7 +109,7 @@ class SparseWeight(ABC):
             return False
 
     def owned(self, name: str) -> nn.Parameter:
-        """The module's parameter `name`.
+        """Return the module's parameter `name`.
 
         Raises:
             RegrowRuntimeError: something has been put in its place.
@@ -190,11 +187,11 @@ class SparseWeight(ABC):
         return self.values().abs_()
 
     def to_dense(self) -> Tensor:
-        """The weight as a dense tensor of `shape`, zero where inactive (a copy)."""
+        """Return the weight as a dense tensor of `shape`, zero where inactive (a copy)."""
         return self.in_dense(self.positions(), self.values())
 
     def mask(self) -> Tensor:
-        """The topology as a boolean tensor of `shape` (a copy)."""
+        """Return the topology as a boolean tensor of `shape` (a copy)."""
         positions = self.positions()
         return self.in_dense(positions, torch.ones_like(positions, dtype=torch.bool))
 
@@ -217,115 +214,8 @@ class SparseWeight(ABC):
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
         """`restrict` in place, for what others have written there; where not known to be `edited`, after a look."""
 
-    @abstractmethod
-    def is_zero(self, noted: Any) -> bool:
-        """Whether a dense gradient as `note` gives it is zero everywhere."""
-
-    @abstractmethod
-    def note(self, gradient: Tensor, left: list[Any]) -> Any:
-        """Give the dense gradient of one backward pass the storage's own form.
-
-        Args:
-            gradient: of the parameter's shape, as autograd computed it.
-            left: what operations of the pass have handed to the hook.
-        """
-
-    @abstractmethod
-    def add(self, before: Any, noted: Any) -> Any:
-        """Two dense gradients as `note` gives them, added; may change `before`."""
-
-    @abstractmethod
-    def nothing(self) -> Any:
-        """A dense gradient of zero."""
-
-    def prepare(self) -> None:  # noqa: B027  (most storages have nothing to prepare)
-        """Called before each forward pass, once the hook is attached."""
-
-    @property
-    def stashed(self) -> Any:
-        """What the hook has stashed.
-
-        Raises:
-            RegrowRuntimeError: no backward pass has left a dense gradient.
-        """
-        hook = hook_of(self.parameter)
-        if hook is None or hook.stash is None:
-            raise RegrowRuntimeError(
-                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step.\nA gradient that is "
-                "put into .grad by hand says nothing of where connections could come: use a method that grows at "
-                "random, such as SET."
-            )
-        return hook.stash
-
-    @abstractmethod
-    def dense_gradient(self, reduce: Reduce | None = None, given: Tensor | None = None) -> DenseGradient:
-        """Give the growth search the dense gradient that is stashed.
-
-        Args:
-            reduce: averages a gradient over processes.
-            given: a dense tensor of `shape` that takes its place; masked storage only.
-        """
-
-    def best(
-        self,
-        count: int,
-        survivors: Tensor,
-        score: Score | ScoreFunction,
-        reduce: Reduce | None = None,
-        gradient: Tensor | None = None,
-        among: Among | None = None,
-    ) -> Tensor:
-        """Find the `count` positions with the highest score of the dense gradient, `survivors` excluded.
-
-        Args:
-            count: how many, at most ``numel - len(survivors)``.
-            survivors: positions that may not be chosen, ascending, int64.
-            score: what a position is worth: a `regrow.growth.scores.Score`, or an element-wise function ``(gradient,
-                rows, columns) -> scores`` of a tile of the dense gradient of shape [r, c], with row numbers [r, 1] and
-                column numbers [1, c].
-            reduce: averages a gradient over processes.
-            gradient: a dense tensor of `shape` that takes the dense gradient's place; masked storage only.
-            among: the columns to search, with at least `count` positions to choose from; None is all.
-
-        Returns:
-            Positions, ascending, int64 [count]. Ties go to the lower position.
-
-        Raises:
-            NonFiniteGradientError: the dense gradient holds inf or nan.
-        """
-        return search.best(self.dense_gradient(reduce, gradient), count, survivors, as_score(score), among)
-
-    def best_of_rows(
-        self,
-        counts: Tensor,
-        survivors: Tensor,
-        score: Score | ScoreFunction,
-        reduce: Reduce | None = None,
-        gradient: Tensor | None = None,
-        among: Among | None = None,
-    ) -> Tensor:
-        """Find the `counts[i]` positions of each row i with the highest score (a constant fan-in, say).
-
-        Args:
-            counts: how many of each row, int64 [rows].
-            survivors, score, reduce, gradient, among: as for `best`; each row has enough positions to choose from.
-
-        Returns:
-            Positions, ascending, int64 [counts.sum()]. Ties go to the lower position.
-
-        Raises:
-            NonFiniteGradientError: the dense gradient holds inf or nan.
-            RegrowRuntimeError: a row has fewer free positions than are to come.
-        """
-        rows = as_matrix(self.shape)[0]
-        if counts.shape != (rows,) or counts.is_floating_point() or (counts < 0).any():
-            raise RegrowValueError(
-                f"`counts` must hold a whole number of at least 0 for each of the {rows} rows of `{self.name}`, got "
-                f"{counts.dtype} of shape {tuple(counts.shape)}"
-            )
-        return search.best_of_rows(
-            self.dense_gradient(reduce, gradient), counts, survivors, as_score(score), among
-        )
+    def prepare(self) -> None:
+        """Make ready for a forward pass; called before each one, once the hook is attached."""
 
     @abstractmethod
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
@@ -345,7 +235,7 @@ class SparseWeight(ABC):
         """
 
     def explored(self, before: Tensor | None, positions: Tensor | None = None) -> Tensor:
-        """The connections that were ever active: those in `before`, which this returned, and more.
+        """Add connections to those that were ever active, `before`, which this returned.
 
         A sketch of fixed size (`regrow.ops.sketch`), since it lives in ``optimizer.state[p]``: there
         `load_state_dict` casts it to the parameter's dtype, and torch.distributed.checkpoint loads in place.
@@ -357,7 +247,7 @@ class SparseWeight(ABC):
         return sketch.add(self.positions() if positions is None else positions, self.numel, before)
 
     def explored_share(self, explored: Tensor) -> float:
-        """The share of all positions that `explored` holds."""
+        """Compute the share of all positions that `explored` holds."""
         return sketch.count(explored, self.numel) / self.numel
 
     @abstractmethod
@@ -378,7 +268,7 @@ class SparseWeight(ABC):
         """
 
     def fingerprint(self) -> int:
-        """A number that tells two topologies apart, the same in every storage."""
+        """Compute a number that tells two topologies apart, the same in every storage."""
         return int(sketch.mix(self.positions()).sum())
 
     def is_consistent(self) -> bool:
@@ -443,7 +333,7 @@ class SparseWeight(ABC):
     def _settle_values(self, thorough: bool) -> None:
         """`settle` for the values."""
 
-    def _check_given(self) -> None:  # noqa: B027  (masked values are cut, `cut_substituted`)
+    def _check_given(self) -> None:
         """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
 
     @abstractmethod
@@ -487,7 +377,7 @@ class SparseWeight(ABC):
         return None
 
     def driver(self) -> Any:
-        """The method that drives the weight, or None."""
+        """Find the method that drives the weight, or None."""
         return driver_of(self.parameter)
 
 

@@ -142,7 +142,7 @@ class CompressedWeight(StampedWeight):
         return self._computed(self.stashed, reduce)
 
     def _computed(self, operands: list[Operands], reduce: Reduce | None = None) -> Computed:
-        """The dense gradient that these operands have."""
+        """Give the dense gradient of these operands."""
         rows, columns = as_matrix(self.shape)
         numbers = torch.arange(columns, device=self.parameter.device)
         exact = torch.promote_types(self.parameter.dtype, torch.float32)
@@ -243,7 +243,7 @@ def to_csr(
 
 
 def unseen(name: str) -> RegrowRuntimeError:
-    """The error where `name` is to be run by what does not see through the kernels."""
+    """Make the error where `name` is to be run by what does not see through the kernels."""
     return RegrowRuntimeError(
         f"`{name}` is in compressed storage, which transforms of torch.func (grad, vmap, jvp), torch.jit and ONNX "
         "cannot run.\nUse sparsify(..., storage='masked'), or a dense copy: regrow.densify(copy.deepcopy(model))"

@@ -96,7 +96,7 @@ class GradientHook:
         return driver is not None and not self.paused and driver.wants_dense_gradient()
 
     def attach(self, parameter: Tensor) -> None:
-        """Hook `parameter`."""
+        """Put the hook on `parameter`."""
         parameter.register_hook(self)
         parameter.register_post_accumulate_grad_hook(self.accumulated)
 
@@ -131,7 +131,7 @@ class GradientHook:
             self.accumulated(parameter)
 
     def consume(self) -> None:
-        """The step that the gradient was for has begun; the stash stays until it ends."""
+        """Begin the step that the gradient was for; the stash stays until it ends."""
         self.ran = self._passed = False
 
     def before_load(self, weight: SparseWeight) -> None:
@@ -159,7 +159,7 @@ class GradientHook:
         return weight.restrict(gradient)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
-        """The module is gone, and its parameter is trained elsewhere: in a layer that `prepare_qat` made, say."""
+        """Restrict a gradient whose module is gone: a layer that `prepare_qat` made has the parameter, say."""
         if self._mask is None:
             return None
         if not self._told:
@@ -172,7 +172,7 @@ class GradientHook:
         return gradient.where(self._mask.to(gradient.device), 0)
 
     def accumulated(self, parameter: Tensor) -> None:
-        """The gradient of the backward pass is in ``parameter.grad``."""
+        """Take in that the gradient of the backward pass is in ``parameter.grad``."""
         module = self._module()
         if module is None or self.paused or parameter.grad is None:
             return
@@ -202,7 +202,7 @@ class GradientHook:
 
 
 def hook_of(parameter: Tensor) -> GradientHook | None:
-    """The `GradientHook` attached to `parameter`, if there is one."""
+    """Find the `GradientHook` attached to `parameter`, if there is one."""
     for hook in (parameter._backward_hooks or {}).values():
         if isinstance(hook, GradientHook):
             return hook
@@ -210,7 +210,7 @@ def hook_of(parameter: Tensor) -> GradientHook | None:
 
 
 def driver_of(parameter: Tensor) -> Driver | None:
-    """The method that drives `parameter`, or None."""
+    """Find the method that drives `parameter`, or None."""
     hook = hook_of(parameter)
     return None if hook is None else hook.driving
 

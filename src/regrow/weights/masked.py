@@ -92,7 +92,7 @@ class MaskedWeight(SparseWeight):
         )
 
     def cut_of(self, given: Tensor) -> Tensor:
-        """What stands in for the weight in one pass, with zeros at whatever is not an active connection."""
+        """Cut what stands in for the weight in one pass, with zeros at whatever is not an active connection."""
         if not torch.compiler.is_compiling() and _is_stacked(given):
             return given.where(given.detach() != 0, 0)  # an ensemble's, whose masks are not here
         cut = self.restrict(given)

@@ -1,6 +1,6 @@
 """The common corruptions (Hendrycks and Dietterich, arXiv 1903.12261) of a data set's test images, as a picture.
 
-    python examples/corruptions.py [--data fashion-mnist] [--folder FOLDER] [--first 0] [--seed 0] [--out runs]
+    python examples/studies/corruptions.py [--data fashion-mnist] [--folder FOLDER] [--first 0] [--seed 0] [--out runs]
 
 Each row is one test image: as it is, and at severity 1 to 5. Leaves corruptions.png and corruptions.pdf.
 """

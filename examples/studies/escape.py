@@ -5,7 +5,7 @@ From there it is trained again, at the same rate and for as many steps, once wit
 training loss is followed along paths from a magnitude-pruned solution to the static one: the straight line,
 quadratic and cubic Bezier curves in the space that both topologies span, a quadratic one through the dense space.
 
-    python examples/escape.py [--seeds 3] [--epochs 20] [--sparsity 0.98] [--limit 10000] [--out runs/escape]
+    python examples/studies/escape.py [--seeds 3] [--epochs 20] [--sparsity 0.98] [--limit 10000] [--out runs/escape]
 
 A run of 12,000 steps at 99.5% on 10,000 examples (--limit 10000 --epochs 120 --curve-epochs 30 --sparsity 0.995) shows
 the effect clearly, and takes four minutes a seed. Leaves escape.json, escape.png and escape.pdf; seeds that are

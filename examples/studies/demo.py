@@ -6,7 +6,7 @@ makes them, two at a time on a core each. Started again, it continues where it w
 Exits with 1 if at 99.5% RigL is not better than Static, or if RigL's first layer does not come to look at the centre
 of the images.
 
-    python examples/demo.py [--runs FOLDER] [--seeds N] [key=value ...]
+    python examples/studies/demo.py [--runs FOLDER] [--seeds N] [key=value ...]
 """
 
 from __future__ import annotations

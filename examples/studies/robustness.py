@@ -1,6 +1,6 @@
 """Accuracy and calibration of finished runs on corrupted test images, over the severity of the corruption.
 
-    python examples/robustness.py single=runs/rigl superposed=runs/sup ensemble=runs/edst [--out runs/robustness]
+    python examples/studies/robustness.py single=runs/rigl superposed=runs/sup ensemble=runs/edst [--out FOLDER]
 
 The mean over the common corruptions (`regrow.data.corruptions`) at each severity; severity 0 is the clean test set.
 The runs must be of one data set. Leaves robustness.json, robustness.png and robustness.pdf.

@@ -2,7 +2,7 @@
 
     regrow train fashion-tickets out=runs/a seed=0
     regrow train fashion-tickets out=runs/b seed=1
-    python examples/basins.py runs/a runs/b [--out runs/basins]
+    python examples/studies/basins.py runs/a runs/b [--out runs/basins]
 
 The line between neighbouring tickets of each run, and between the last tickets of the runs; batch norms are estimated
 anew at each point. Beside it the share of connections that any two tickets have in common. Leaves basins.json,
