@@ -19,7 +19,7 @@ PACKAGE = Path(regrow.__file__).parent
 
 ROOMS: list[set[str]] = [
     {"errors", "_text", "_torch"},
-    {"arguments", "_files", "_places"},
+    {"arguments", "_files", "_formats", "_places"},
     {"ops"},
     {"growth", "_random"},
     {"weights", "tiles", "data"},

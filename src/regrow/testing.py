@@ -178,7 +178,7 @@ def _snapshot(run: Run) -> dict[int, list[Tensor]]:
 def _entries(weight: SparseWeight, tensor: Tensor) -> Tensor:
     """The entries of the active connections, after a check that all others, but for a stamp, are exactly zero."""
     active = weight.take(tensor)
-    if weight.storage == "compressed":
+    if not weight.is_dense:
         tensor, mark = tensor.split([len(tensor) - stamp.SIZE, stamp.SIZE])
         assert float(mark.abs().max()) < stamp.STRANGE, "a stamp is large enough to matter"
     assert int(tensor.count_nonzero()) == int(active.count_nonzero()), "an inactive entry is not zero"
@@ -200,7 +200,7 @@ def _check_move(run: Run, weight: SparseWeight, before: Tensor, snapshot: list[T
     kept, new = torch.isin(now, before), ~torch.isin(now, before)
     was_kept = torch.isin(before, now)
     for old, tensor in zip(snapshot, _tensors(run, weight), strict=True):
-        old_active = old.reshape(-1)[before] if weight.storage == "masked" else old[: len(before), 0]
+        old_active = weight.take_former(old, before)
         active = weight.take(tensor)
         assert torch.equal(active[kept], old_active[was_kept]), f"{at}: the update touched a kept connection"
         assert not active[new].any(), f"{at}: a new connection does not start at zero"

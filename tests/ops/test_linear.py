@@ -142,10 +142,10 @@ def test_padding_stays_zero_and_is_not_used() -> None:
 def sparsified(module: SparseLinear) -> nn.Module:
     """A model whose one layer is `module`, known to regrow as `sparsify` leaves it."""
     from regrow.weights import Record
-    from regrow.weights.views import adopt
+    from regrow.weights.attach import attach
 
     shape = (module.out_features, module.in_features)
-    adopt(module, "weight", Record("weight", shape, 1.0, "compressed"))
+    attach(module, "weight", Record("weight", shape, 1.0, "compressed"))
     return nn.Sequential(module)
 
 

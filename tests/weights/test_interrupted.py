@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import sys
 from collections.abc import Callable
@@ -35,7 +36,10 @@ class Interruption:
             return None
         if event in ("line", "return"):
             self.left -= 1
-            if self.left < 0:
+            closes = (
+                event == "return" and frame.f_code.co_flags & inspect.CO_GENERATOR
+            )  # where errors are ignored
+            if self.left < 0 and not closes:
                 sys.settrace(None)
                 raise Stop
         return self._trace

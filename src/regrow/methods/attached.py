@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import weakref
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import torch
@@ -12,16 +13,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
+from regrow._formats import OPTIMIZER, require_format
 from regrow.errors import RegrowRuntimeError, warn
 from regrow.methods import checks, gradients, moments, optimizers, processes
 from regrow.methods.probe import Found, probe
 from regrow.methods.state import PREFIX, companions
 from regrow.methods.wrappers import unwrap
 from regrow.weights import GradientHook, SparseWeight, hook_of, sparse_weights
+from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import driver_of
-from regrow.weights.views import ensure_hooks, unwrapped
+from regrow.weights.views import unwrapped
 
 STEP = f"{PREFIX}step"
+FORMAT = f"{PREFIX}format"
 
 
 class Attached(ABC):
@@ -50,8 +54,10 @@ class Attached(ABC):
         self._take_up(self.weights)
         self._loaded_state = False  # the optimizer's state was loaded since the last step
         self._ended: int | None = None  # the step at which it was detached
+        self._require_format(self._group)
         self._attach()
         self._group.setdefault(STEP, 0)
+        self._group[FORMAT] = OPTIMIZER
         self._note_start()
         if self.step:
             logging.getLogger("regrow").info("continuing at step %d", self.step)
@@ -200,8 +206,18 @@ class Attached(ABC):
         for weight in self.weights:
             companions(self.optimizer, weight)
 
+    @staticmethod
+    def _require_format(group: Mapping[str, Any]) -> None:
+        require_format("the optimizer's state", group, FORMAT, OPTIMIZER)
+
+    def _before_load(self, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Refuse state that a newer regrow has written, before anything of it is loaded."""
+        for group in state["param_groups"]:
+            self._require_format(group)
+
     def _loaded(self, *_: Any) -> None:
         """State of another step has been loaded: what was seen of the present one is void."""
+        self._group[FORMAT] = OPTIMIZER  # the state may be from before there were numbers
         self._check_state()
         self._loaded_state = True
         gradients.note_counted(self.weights)
@@ -217,6 +233,7 @@ class Attached(ABC):
         self._handles: list[Any] = [
             self.optimizer.register_step_pre_hook(before),
             self.optimizer.register_step_post_hook(after),
+            self.optimizer.register_load_state_dict_pre_hook(self._before_load),
             self.optimizer.register_load_state_dict_post_hook(self._loaded),
         ]
 

@@ -3,6 +3,7 @@
 The optimizer's hooks make a step of Algorithm 1 (RigL, arXiv 1911.11134) out of each ``optimizer.step()``.
 All numbers that a method must remember are entries of ``optimizer.param_groups[0]``, all tensors entries of
 ``optimizer.state[p]``, and the topology is in the model's buffers: whoever saves model and optimizer has it all.
+Tickets, which are networks besides, have a state of their own.
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ def check_whole(model: nn.Module) -> None:
     sharded = is_sharded(model, ONE)
     for weight in sparse_weights(model):
         own = {**weight.module._parameters, **weight.module._buffers}
-        values = own.get(f"{weight.parameter_name}{'_values' if weight.storage == 'compressed' else ''}")
-        whole = values is not None and (weight.storage == "compressed" or tuple(values.shape) == weight.shape)
+        values = own.get(weight.stored_name)
+        whole = values is not None and (not weight.is_dense or tuple(values.shape) == weight.shape)
         if sharded or not whole or type(values) not in (nn.Parameter, Tensor):
             raise not_whole(weight.name)
 
@@ -92,10 +92,10 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attache
             raise RegrowRuntimeError(
                 f"`{weight.name}` is driven by a method already: {driver!r}\nCall its detach() first."
             )
-        if method.needs_gradient == "always" and weight.storage == "compressed":
+        if method.needs_gradient == "always" and not weight.is_dense:
             raise RegrowValueError(
                 f"{type(method).__name__} needs the dense gradient at every step, and `{weight.name}` is stored "
-                "compressed so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
+                f"{weight.storage} so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
             )
 
 

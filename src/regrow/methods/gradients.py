@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import Tensor
 
 from regrow.errors import warn
-from regrow.weights import CompressedWeight, GradientHook, MaskedWeight, SparseWeight
+from regrow.weights import CompressedWeight, GradientHook, SparseWeight
 
 COUNTED = "_regrow_counted"
 """Attribute of a gradient that a step has counted: its version then."""
@@ -36,8 +36,8 @@ def is_put_by_hand(gradient: Tensor | None) -> bool:
 def note_put_by_hand(weight: SparseWeight, hook: GradientHook) -> None:
     """Take the dense gradient out of one that was put there by hand, where it has one beyond the connections."""
     gradient = weight.parameter.grad
-    if isinstance(weight, MaskedWeight) and gradient is not None:
-        noted = weight.note(gradient)
+    if weight.is_dense and gradient is not None:
+        noted = weight.note(gradient, [])
         if not weight.is_zero(noted - weight.restrict(noted)):
             hook.stash = noted
 

@@ -42,7 +42,7 @@ def carry_over(optimizer: Optimizer, weights: list[SparseWeight], *, loaded: boo
 
 def _carry(weight: SparseWeight, tensor: Tensor, before: Tensor, now: Tensor) -> None:
     """Move the entries of `tensor`, of the parameter's shape, from positions `before` to positions `now`."""
-    entries = tensor[: len(before), 0] if weight.storage == "compressed" else tensor.reshape(-1)[before]
+    entries = weight.take_former(tensor, before)
     places = torch.searchsorted(before, now).clamp_(max=max(0, len(before) - 1))
     stayed = before[places] == now if len(before) else torch.zeros_like(now, dtype=torch.bool)
     moved = torch.zeros(len(now), dtype=tensor.dtype, device=tensor.device)

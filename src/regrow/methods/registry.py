@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from regrow.arguments import require_choice, require_text
 from regrow.errors import RegrowValueError
+from regrow.weights.storages import STORAGES
 
 T = TypeVar("T", bound=type[Any])
 COSTS = ("sparse", "rigl", "snfs", "pruning", "granet")
@@ -42,7 +43,7 @@ class MethodRecord:
     @property
     def storages(self) -> tuple[str, ...]:
         """The storages that the method runs on."""
-        return ("masked",) if self.needs == "always" else ("masked", "compressed")
+        return tuple(name for name, each in STORAGES.items() if each.is_dense or self.needs != "always")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain strings, for JSON."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,20 +11,17 @@ from torch import Tensor, nn
 
 from regrow.arguments import require_flag, require_tensor
 from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.nn.owner import CompressedModule
 from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.csr import Csr, are_positions
 from regrow.ops.listener import Listener
-from regrow.weights.compressed import unseen
-from regrow.weights.loading import to_csr
-from regrow.weights.pretrained import wrap_savers
-from regrow.weights.record import module_records
-from regrow.weights.views import ensure_hooks, views
+from regrow.weights.forward import ensure_hooks
 
 LIMIT = 2**31 - 1
 INDEX = tuple(f"weight_{part}" for part in Csr._fields)
 
 
-class SparseModule(nn.Module):
+class SparseModule(CompressedModule):
     """A module that owns one compressed weight, called ``weight``, and may own a bias.
 
     Args:
@@ -39,6 +36,7 @@ class SparseModule(nn.Module):
     """
 
     bias: nn.Parameter | None
+    weight_values: nn.Parameter
     weight_crow: Tensor
     weight_col: Tensor
     weight_crow_t: Tensor
@@ -66,23 +64,9 @@ class SparseModule(nn.Module):
                 f"`values` must be floating point of shape {tuple(positions.shape)}, as `positions`, "
                 f"got {values.dtype} of shape {tuple(values.shape)}"
             )
-        tensors = to_csr("weight", shape, positions.to(values.device), values, len(positions))
-        self.weight_values = nn.Parameter(tensors["weight_values"])
-        index = Csr.of(tensors["weight_crow"], tensors["weight_col"], math.prod(shape[1:]))
-        for name, tensor in zip(INDEX, index, strict=True):
-            setattr(self, name, tensor)  # no buffer: what averages or broadcasts buffers must not touch it
+        self.own("weight", shape, positions, values)
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
-        wrap_savers()
-
-    def __getstate__(self) -> dict[str, Any]:
-        for weight in views(self):
-            weight.settle()  # other code may have written a copy's values, and what is loaded knows no copies
-        return self.__dict__.copy()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        wrap_savers()  # a model that comes from a file, in a process that has called nothing of regrow
 
     @property
     def weight(self) -> Tensor:
@@ -122,15 +106,6 @@ class SparseModule(nn.Module):
         dense.register_parameter("bias", self.bias)
         dense.train(self.training)
 
-    def _replicate_for_data_parallel(self) -> SparseModule:
-        raise RegrowRuntimeError(
-            "nn.DataParallel copies the model in every pass, and what a backward pass leaves with a copy is lost.\n"
-            "Use torch.nn.parallel.DistributedDataParallel."
-        )
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        raise unseen(next(views(self)).name)
-
     @property
     def _index(self) -> Csr:
         return Csr(
@@ -140,24 +115,12 @@ class SparseModule(nn.Module):
     @property
     def _listener(self) -> Listener | None:
         """Who wants the operands of backward passes, in eager mode; registered operators find it by themselves."""
-        if torch.compiler.is_compiling():
-            return None
-        record = module_records(self).get("weight")
-        return None if record is None else record.listener
+        return self.listener_of("weight")
 
     def _connections(self) -> str:
         """What `extra_repr` says of them; they cannot be counted on the meta device."""
         crow = self.weight_crow
         return f"connections={'?' if crow.is_meta else int(crow[-1])}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SparseModule:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        device = self.weight_values.device
-        for name in INDEX:
-            setattr(self, name, getattr(self, name).to(device))
-        for weight in views(self):
-            weight.record.total = weight.total
-        return self
 
     def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input, values and bias in the dtype to compute in; what a pass forward needs is seen to (`ensure_hooks`).

@@ -1,28 +1,33 @@
-"""From a dense module to its compressed form, and back."""
+"""Which modules take the place of which where a weight is stored compressed, and the way back."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from regrow.nn.base import SparseModule
 from regrow.nn.conv import SparseConv2d
 from regrow.nn.linear import SparseLinear
+from regrow.weights.compressed import CompressedWeight
+from regrow.weights.storages import Form
 
 
-def compressed_form(module: nn.Module, positions: Tensor, values: Tensor | None = None) -> SparseModule:
-    """The connections at `positions` of a Linear or Conv2d, with the module's own bias parameter.
-
-    Their `values` [nnz] are the module's, unless they are given.
-    """
-    if isinstance(module, nn.Conv2d):
-        return SparseConv2d.from_conv(module, positions, values)
-    assert isinstance(module, nn.Linear)
-    return SparseLinear.from_linear(module, positions, values)
+def _why_not(conv: nn.Conv2d) -> str | None:
+    if conv.groups > 1:
+        return f"a convolution with groups={conv.groups} has no compressed form"
+    if conv.padding_mode != "zeros":
+        return f"a convolution with padding_mode={conv.padding_mode!r} has no compressed form"
+    return None
 
 
-def dense_form(module: SparseModule, weight: Tensor) -> nn.Module:
-    """The dense module that does what `module` does, with the dense `weight` and the module's own bias parameter."""
-    if isinstance(module, SparseConv2d):
-        return module.to_conv(weight)
-    assert isinstance(module, SparseLinear)
-    return module.to_linear(weight)
+CompressedWeight.forms = {
+    nn.Linear: Form(
+        SparseLinear,
+        make=lambda linear, at, values: SparseLinear.from_linear(linear, at["weight"], values.get("weight")),
+        restore=lambda sparse, dense: sparse.to_linear(dense["weight"]),
+    ),
+    nn.Conv2d: Form(
+        SparseConv2d,
+        make=lambda conv, at, values: SparseConv2d.from_conv(conv, at["weight"], values.get("weight")),
+        restore=lambda sparse, dense: sparse.to_conv(dense["weight"]),
+        why_not=_why_not,
+    ),
+}

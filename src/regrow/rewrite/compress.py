@@ -13,12 +13,11 @@ from torch.optim import Optimizer
 from regrow._torch import tree_map
 from regrow.arguments import require_model, require_optimizer
 from regrow.errors import RegrowRuntimeError
-from regrow.nn import compressed_form
-from regrow.sparsity.core import register
-from regrow.sparsity.layers import Layer, why_not_compressed
-from regrow.weights import MaskedWeight, stamp, views
+from regrow.sparsity.layers import Layer, why_not_stored
+from regrow.weights import CompressedWeight, SparseWeight, stamp, views
+from regrow.weights.attach import attach, attach_loading, detach
 from regrow.weights.replaced import note_replaced
-from regrow.weights.views import adopt, refuse_driven, release, settle
+from regrow.weights.views import refuse_driven, settle
 
 
 def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
@@ -43,11 +42,15 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
         (Layer(name, module, weight.parameter_name, None), weight)
         for name, module in model.named_modules()
         for weight in views(module)
-        if isinstance(weight, MaskedWeight)
+        if weight.is_dense
     ]
     refuse_driven(model)
     settle(model)
-    reasons = {layer.weight_name: why_not_compressed(layer, model) for layer, _ in found}
+    kind = CompressedWeight.storage
+    beside: dict[nn.Module, dict[str, str]] = {}
+    for layer, _ in found:
+        beside.setdefault(layer.module, {})[layer.parameter_name] = kind
+    reasons = {y.weight_name: why_not_stored(kind, y, model, beside[y.module]) for y, _ in found}
     if all(reasons.values()):
         raise RegrowRuntimeError(
             f"`model` has no masked weight that can be compressed: {reasons or 'none is masked'}"
@@ -59,33 +62,39 @@ def compress(model: nn.Module, optimizer: Optimizer | None = None) -> nn.Module:
             "or before sparsify, and would not train them.\n"
             "Give the one that does, or none, and make a new one afterwards."
         )
-    for layer, weight in found:
-        if reasons[layer.weight_name] is None:
-            _compress(model, layer, weight, optimizer)
-    register(model)
+    for module in {layer.module: None for layer, _ in found if reasons[layer.weight_name] is None}:
+        _compress(model, [(y, weight) for y, weight in found if y.module is module], optimizer)
+    attach_loading(model)
     return model
 
 
-def _compress(model: nn.Module, layer: Layer, weight: MaskedWeight, optimizer: Optimizer | None) -> None:
-    dense, old, record = layer.module, weight.parameter, weight.record
-    module = compressed_form(dense, weight.positions())
-    state = optimizer.state.get(old, {}) if optimizer is not None else {}
-    moved = tree_map(partial(_taken, weight), dict(state))  # through containers too
-    release(dense)
-    parent, _, child = layer.name.rpartition(".")
+def _compress(model: nn.Module, found: list[tuple[Layer, SparseWeight]], optimizer: Optimizer | None) -> None:
+    """Store the weights of one module compressed."""
+    dense, (parent, _, child) = found[0][0].module, found[0][0].name.rpartition(".")
+    form = (CompressedWeight.forms or {})[type(dense)]
+    module = form.make(dense, {weight.parameter_name: weight.positions() for _, weight in found}, {})
+    state = {} if optimizer is None else optimizer.state
+    former = [
+        (
+            weight.parameter,
+            weight.record,
+            tree_map(partial(_taken, weight), dict(state.get(weight.parameter, {}))),
+        )
+        for _, weight in found
+    ]  # the state through containers too
+    detach(dense)
     model.get_submodule(parent).register_module(child, module)
-    note_replaced(old, module.weight_values, record.name)
-    adopt(module, layer.parameter_name, replace(record, storage="compressed", reason=""))
-    register(module)
-    if optimizer is None:
-        return
-    for group in optimizer.param_groups:
-        group["params"] = [module.weight_values if p is old else p for p in group["params"]]
-    if optimizer.state.pop(old, None) is not None:
-        optimizer.state[module.weight_values] = moved
+    for old, record, moved in former:
+        new = CompressedWeight(module, record.parameter_name).parameter
+        note_replaced(old, new, record.name)
+        attach(module, record.parameter_name, replace(record, storage=CompressedWeight.storage, reason=""))
+        for group in optimizer.param_groups if optimizer is not None else ():
+            group["params"] = [new if p is old else p for p in group["params"]]
+        if optimizer is not None and optimizer.state.pop(old, None) is not None:
+            optimizer.state[new] = moved
 
 
-def _taken(weight: MaskedWeight, value: Any) -> Any:
+def _taken(weight: SparseWeight, value: Any) -> Any:
     """Optimizer state of the parameter's shape for the connections alone, [nnz, 1]; anything else as it is."""
     if isinstance(value, Tensor) and tuple(value.shape) == weight.shape:
         return pad(weight.take(value), (0, stamp.SIZE))[:, None]

@@ -11,7 +11,7 @@ from regrow._torch import BatchNorm
 from regrow.arguments import require_model
 from regrow.nn.fused import unfuse
 from regrow.rewrite.calls import Calls, is_shared
-from regrow.weights.views import after_forward, before_forward, before_forward_of_reader
+from regrow.weights.forward import after_forward, before_forward, before_forward_of_reader
 
 NORMS = (
     nn.BatchNorm1d,

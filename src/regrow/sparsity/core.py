@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from regrow.arguments import require_choice, require_flag, require_model, require_seed
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
-from regrow.nn import SparseLinear, SparseModule, compressed_form, dense_form
+from regrow.nn import SparseLinear
 from regrow.nn.fused import unfuse
 from regrow.ops import backends, native
 from regrow.sparsity import distributions
@@ -25,20 +24,14 @@ from regrow.sparsity.layers import (
 )
 from regrow.sparsity.meta import draw, is_on_meta, materialize
 from regrow.sparsity.start import warn_of_flat_start
-from regrow.sparsity.storage import STORAGES, storages
+from regrow.sparsity.storage import choices, storages
 from regrow.sparsity.trained import looks_trained
-from regrow.weights import CompressedWeight, MaskedWeight, Record, sparse_weights, views
-from regrow.weights.loading import after_load, before_load, save_topology
-from regrow.weights.record import RECORDS, module_records
+from regrow.weights import MaskedWeight, Record, sparse_weights, views
+from regrow.weights.attach import attach, attach_loading, attach_reader, detach, note
+from regrow.weights.record import module_records
 from regrow.weights.replaced import note_replaced
-from regrow.weights.views import (
-    adopt,
-    before_forward_of_reader,
-    named_weights,
-    refuse_driven,
-    release,
-    settle,
-)
+from regrow.weights.storages import STORAGES, form_of
+from regrow.weights.views import named_weights, refuse_driven, settle
 
 
 @dataclass(frozen=True)
@@ -108,7 +101,7 @@ def sparsify(
     """
     require_model("model", model)
     if not isinstance(storage, Mapping):
-        require_choice("storage", storage, STORAGES, others=", or {weight name: one of them}")
+        require_choice("storage", storage, choices(), others=", or {weight name: one of them}")
     distributions.require_distribution(distribution, (distributions.GLOBAL,))
     init_, seed = require_init(init), require_seed("seed", seed)
     scaled = None if rescale is None else require_flag("rescale", rescale)
@@ -128,7 +121,7 @@ def sparsify(
         warn_of_flat_start(model, chosen, {name: len(own) for name, own in positions.items()})
     for layer in chosen:
         _refuse_pruned(layer)
-    if storage != "masked" and backends.why_reference(layer.parameter for layer in chosen):
+    if storage != MaskedWeight.storage and backends.why_reference(layer.parameter for layer in chosen):
         native.warn_once()
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
@@ -137,12 +130,12 @@ def sparsify(
         for layer, name in zip(chosen, names, strict=True)
     ]
     if is_on_meta(model):
-        materialize(model, [plan.layer.module for plan in plans if plan.storage == "compressed"])
+        materialize(model, [plan.layer.module for plan in plans if not STORAGES[plan.storage].is_dense])
     planned = {plan.layer.weight_name for plan in plans}
-    while plans:  # positions are given up one by one
-        _apply(model, plans.pop(0), bool(scaled))
+    for together in _by_module(plans):  # positions are given up one by one
+        _apply(model, together, bool(scaled))
     _note_dense(layers, planned, dense_because)
-    register(model)
+    attach_loading(model)
     return model
 
 
@@ -154,48 +147,54 @@ def _refuse_pruned(layer: Layer) -> None:
         )
 
 
-def _apply(model: nn.Module, plan: Plan, rescale: bool) -> None:
-    layer, module = plan.layer, plan.layer.module
-    parent = model.get_submodule(layer.name.rpartition(".")[0])
-    record = Record(layer.weight_name, layer.shape, plan.asked, plan.storage, plan.reason)
-    weight = layer.parameter.detach()
-    scale = (weight.numel() / max(1, len(plan.positions))) ** 0.5 if rescale else 1.0
-    layer.parameter.grad = None
-    if plan.storage == "compressed":
-        drawn = draw(module, (len(plan.positions),)) if weight.is_meta else None
-        module = compressed_form(module, plan.positions, drawn)
-        module.weight_values.detach().mul_(scale)
-        parent.register_module(layer.name.rpartition(".")[2], module)
-        note_replaced(layer.parameter, module.weight_values, layer.weight_name)
-    else:
-        weight.mul_(scale)
-        mask = torch.zeros(layer.shape, dtype=torch.bool, device=weight.device)
-        mask.view(-1)[plan.positions] = True
-        setattr(module, f"{layer.parameter_name}_mask", mask)
-        weight.masked_fill_(~mask, 0)
-    adopt(module, layer.parameter_name, record)
-    if reads_weights(parent) and before_forward_of_reader not in parent._forward_pre_hooks.values():
-        parent.register_forward_pre_hook(before_forward_of_reader)
-    register(module)
+def _by_module(plans: list[Plan]) -> Iterator[list[Plan]]:
+    """Take the `plans` out of their list, those of one module together."""
+    while plans:
+        module = plans[0].layer.module
+        together = [plan for plan in plans if plan.layer.module is module]
+        plans[:] = [plan for plan in plans if plan.layer.module is not module]
+        yield together
+
+
+def _apply(model: nn.Module, plans: list[Plan], rescale: bool) -> None:
+    """Make the weights of one module sparse."""
+    first, module = plans[0].layer, plans[0].layer.module
+    parent = model.get_submodule(first.name.rpartition(".")[0])
+    dense = {plan.layer.weight_name: plan.layer.parameter for plan in plans}
+    forms = STORAGES[plans[0].storage].forms
+    if forms is not None:
+        module = forms[type(module)].make(
+            module,
+            {plan.layer.parameter_name: plan.positions for plan in plans},
+            {
+                plan.layer.parameter_name: draw(first.module, (len(plan.positions),))
+                for plan in plans
+                if plan.layer.parameter.is_meta
+            },
+        )
+        parent.register_module(first.name.rpartition(".")[2], module)
+    for plan in plans:
+        name, size, old = plan.layer.parameter_name, len(plan.positions), dense[plan.layer.weight_name]
+        weight, old.grad = STORAGES[plan.storage](module, name), None
+        weight.parameter.detach().mul_((old.numel() / max(1, size)) ** 0.5 if rescale else 1.0)
+        if forms is None:
+            weight.hold(plan.positions)
+        else:
+            note_replaced(old, weight.parameter, plan.layer.weight_name)
+        shape = tuple(old.shape)
+        attach(module, name, Record(plan.layer.weight_name, shape, plan.asked, plan.storage, plan.reason))
+    if reads_weights(parent):
+        attach_reader(parent)
 
 
 def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
-    """Records of the layers that stay dense, so that `summary` can say why."""
+    """Note the layers that stay dense, so that `summary` can say why."""
     for layer in layers:
         if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
             record = Record(
                 layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
             )
-            layer.module.__dict__.setdefault(RECORDS, {})[layer.parameter_name] = record
-
-
-def register(module: nn.Module) -> None:
-    """What the model and each sparse module need once: state dicts with the topology, of either storage."""
-    if not any(getattr(h, "hook", h) is before_load for h in module._load_state_dict_pre_hooks.values()):
-        module.register_load_state_dict_pre_hook(before_load)
-        module.register_load_state_dict_post_hook(after_load)
-    if module_records(module) and save_topology not in module._state_dict_hooks.values():
-        module.register_state_dict_post_hook(save_topology)
+            note(layer.module, layer.parameter_name, record)
 
 
 def densify(model: nn.Module) -> nn.Module:
@@ -219,33 +218,21 @@ def densify(model: nn.Module) -> nn.Module:
                 "Set its activation to None and put a module for it behind the layer."
             )
     for name, module in list(model.named_modules()):
-        for weight in list(views(module)):
-            if isinstance(weight, MaskedWeight):
-                del module.__dict__[f"{weight.parameter_name}_mask"]
-            elif isinstance(weight, CompressedWeight) and isinstance(module, SparseModule):
-                parent, _, child = name.rpartition(".")
-                dense = dense_form(module, weight.to_dense())
-                model.get_submodule(parent).register_module(child, dense)
+        weights, form = list(views(module)), form_of(module)
+        if weights and form is not None:
+            parent, _, child = name.rpartition(".")
+            dense = form.restore(module, {weight.parameter_name: weight.to_dense() for weight in weights})
+            model.get_submodule(parent).register_module(child, dense)
+            for weight in weights:
                 note_replaced(weight.parameter, dense.get_parameter(weight.parameter_name), weight.name)
-            else:
-                raise RegrowRuntimeError(f"`{weight.name}` cannot be made dense: {type(module).__name__}")
-        _unregister(module)
+        for weight in weights if form is None else ():
+            weight.let_go()
+        detach(module)
     return model
 
 
-def _unregister(module: nn.Module) -> None:
-    release(module)
-    for hooks, own in (
-        (module._load_state_dict_pre_hooks, before_load),
-        (module._load_state_dict_post_hooks, after_load),
-        (module._state_dict_hooks, save_topology),
-    ):
-        for key in [key for key, hook in hooks.items() if getattr(hook, "hook", hook) is own]:
-            del hooks[key]
-
-
 def masks(model: nn.Module) -> dict[str, Tensor]:
-    """The topology of each sparse weight, by its name in `model`: boolean tensors of its dense shape (copies)."""
+    """Return the topology of each sparse weight by name: boolean tensors of its dense shape (copies)."""
     settle(require_model("model", model))
     return {name: weight.mask() for name, weight in named_weights(model)}
 

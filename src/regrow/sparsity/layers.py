@@ -17,8 +17,10 @@ from regrow.arguments import require_function, require_patterns
 from regrow.errors import RegrowValueError, closest, warn
 from regrow.sparsity import uses
 from regrow.weights import views
+from regrow.weights.forward import before_forward
 from regrow.weights.sharded import ONE, TWO, is_sharded, not_whole
-from regrow.weights.views import before_forward, named_weights
+from regrow.weights.storages import STORAGES
+from regrow.weights.views import named_weights
 
 Selector = Sequence[str] | str | Callable[[str, nn.Module], bool]
 
@@ -85,7 +87,7 @@ def find_layers(model: nn.Module) -> list[Layer]:
             if (
                 parameter.dim() < 2
                 or parameter.numel() == 0
-                or any(w.parameter is parameter and w.storage == "compressed" for w in views(module))
+                or any(w.parameter is parameter and not w.is_dense for w in views(module))
             ):
                 continue
             owners.setdefault(id(parameter), []).append((name, module))
@@ -353,25 +355,35 @@ def in_distribution(glob: str, layers: Sequence[Layer]) -> list[str]:
     return exact or default or found
 
 
-def why_not_compressed(layer: Layer, model: nn.Module) -> str | None:
-    """Why the weight cannot be stored compressed, or None where it can."""
-    module = layer.module
-    if type(module) not in (nn.Linear, nn.Conv2d):
-        return f"{type(module).__name__} has no compressed form"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return f"a convolution with groups={module.groups} has no compressed form"
-    if isinstance(module, nn.Conv2d) and module.padding_mode != "zeros":
-        return f"a convolution with padding_mode={module.padding_mode!r} has no compressed form"
+def why_not_stored(storage: str, layer: Layer, model: nn.Module, beside: Mapping[str, str]) -> str | None:
+    """Say why the weight cannot be stored so, or return None where it can.
+
+    Args:
+        storage: the storage's name.
+        layer: the weight.
+        model: what it is part of.
+        beside: the storage of each parameter of its module that is to be sparse, by name.
+    """
+    module, forms = layer.module, STORAGES[storage].forms
+    if forms is None:
+        return None
+    form = forms.get(type(module))
+    if form is None:
+        return f"{type(module).__name__} has no {storage} form"
+    if reason := form.why_not(module):
+        return reason
+    if beside != dict.fromkeys(form.weights, storage):
+        return f"{type(module).__name__} has a {storage} form with {', '.join(form.weights)} alone"
     if module is model:
         return "the model itself cannot be replaced in place"
     if parametrize.is_parametrized(module):
         return "its weight is parametrized"
-    if uses.overrides(module):
+    if uses.is_replaced(module):
         return "its forward is not its class's"
     names = [name for name, m in model.named_modules(remove_duplicate=False) if m is module]
     if len(names) > 1:
         return f"it is used under several names: {', '.join(names)}"
-    holders = [m for m in model.modules() for p in m.parameters(recurse=False) if p is module.weight]
+    holders = [m for m in model.modules() for p in m.parameters(recurse=False) if p is layer.parameter]
     if len(holders) > 1:
         return "its weight is shared"
     reader = next((m for m in model.modules() if module in m.children() and reads_weights(m)), None)

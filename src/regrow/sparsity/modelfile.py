@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regrow._formats import MODEL_FILE
 from regrow.errors import RegrowValueError
+from regrow.weights.storages import STORAGES
 
-FORMAT = "1"
-STORAGES = ("masked", "compressed")
+FORMAT = str(MODEL_FILE)
 _KEYS = {"regrow", "layers", "checksum", "format"}
 """Of the metadata: the format's number, what is sparse, the checksum (files of before have none), and torch's mark."""
 _AGAIN = "Copy or fetch it again, or save the model again."

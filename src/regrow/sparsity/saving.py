@@ -17,7 +17,8 @@ from regrow.sparsity import modelfile
 from regrow.sparsity.core import sparsify
 from regrow.sparsity.layers import find_layers
 from regrow.weights import sparse_weights
-from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, to_csr
+from regrow.weights.compressed import to_csr
+from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, require_formats
 from regrow.weights.views import named_weights, unwrapped
 
 
@@ -62,7 +63,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
 
 
 def dense_state_dict(model: nn.Module) -> dict[str, Any]:
-    """The state dict that a plain dense model of the same architecture has: no key of regrow's, zeros where inactive.
+    """Return the state dict of a plain dense model: no key of regrow's, zeros where inactive.
 
     Any program that knows nothing of regrow loads it. The topology is not in it: to train on, save
     ``model.state_dict()`` or use `save`.
@@ -151,13 +152,14 @@ def _positions(tensors: Mapping[str, Any], name: str, shape: tuple[int, ...]) ->
 
 
 def _without_prefix(state: Mapping[str, Any], into: nn.Module) -> dict[str, Any]:
-    """A state dict without what torch.compile and DistributedDataParallel put before each key."""
+    """Return a state dict without what torch.compile and DistributedDataParallel put before each key."""
     keys_: list[object] = list(state)
     if strange := [key for key in keys_ if not isinstance(key, str)]:
         raise RegrowValueError(
             f"`file` must be a state dict, whose keys are names, got the key {strange[0]!r}\n"
             'Take the model\'s part of a file: regrow.load(torch.load(path)["model"], into=model).'
         )
+    require_formats(state)
     own, found = into.state_dict(), dict(state)
     for prefix in WRAPPERS * 2:  # compiled and then wrapped, or the other way round
         if all(key.startswith(prefix) for key in found) and not any(key.startswith(prefix) for key in own):

@@ -12,11 +12,10 @@ from torch import nn
 
 from regrow.errors import RegrowValueError
 from regrow.ops import backends, native
-from regrow.sparsity.layers import Layer, why_not_compressed
+from regrow.sparsity.layers import Layer, why_not_stored
 from regrow.sparsity.meta import is_on_meta
 from regrow.weights.base import as_matrix
-
-STORAGES = ("auto", "masked", "compressed")
+from regrow.weights.storages import STORAGES
 
 NARROWEST = 64
 """Rows and columns below which the calls around a kernel take longer than the product."""
@@ -35,6 +34,11 @@ CONVOLUTIONS = 0.5
 """Density of all sparse convolutions together up to which batch tiles pay."""
 
 
+def choices() -> tuple[str, ...]:
+    """List what `sparsify` takes as the storage of all weights."""
+    return "auto", *STORAGES
+
+
 def storages(
     model: nn.Module,
     layers: Sequence[Layer],
@@ -47,37 +51,43 @@ def storages(
         model: what the layers are part of.
         layers: those that are to be sparse.
         connections: that each is to have, by the weight's name.
-        storage: of `STORAGES`, or ``{weight name: "masked" or "compressed"}``.
+        storage: of `choices`, or ``{weight name: storage}``.
 
     Raises:
-        RegrowValueError: a layer that cannot be compressed, where all are to be.
+        RegrowValueError: a layer that cannot be stored as it is to be.
     """
-    if isinstance(storage, Mapping):
-        stored: dict[str, tuple[str, str]] = {}
-        for layer in layers:
-            kind = storage.get(layer.weight_name)
-            if kind not in ("masked", "compressed"):
-                raise RegrowValueError(
-                    f"`storage` must say masked or compressed for `{layer.weight_name}`, got {kind!r}\n"
-                    "Give one storage for all, or a dictionary with each weight that is to be sparse."
-                )
-            stored |= storages(model, [layer], {layer.weight_name: connections[layer.weight_name]}, kind)
-        return stored
-    if storage == "masked":
-        return dict.fromkeys(connections, (storage, ""))
     if storage == "auto" and not is_on_meta(model):
         return choose_storages(layers, model, connections)
+    wanted = dict.fromkeys(connections, storage) if isinstance(storage, str) else storage
+    for layer in layers:
+        kind = wanted.get(layer.weight_name)
+        if kind not in (STORAGES if wanted is storage else choices()):
+            raise RegrowValueError(
+                f"`storage` must say {' or '.join(STORAGES)} for `{layer.weight_name}`, got {kind!r}\n"
+                "Give one storage for all, or a dictionary with each weight that is to be sparse."
+            )
     stored = {}
     for layer in layers:
-        name, obstacle = layer.weight_name, why_not_compressed(layer, model)
-        if storage == "compressed" and obstacle:
-            raise RegrowValueError(
-                f"`storage` is 'compressed', but `{name}` cannot be stored so: {obstacle}.\n"
-                "Use storage='auto', or name what is compressed with `include` and call sparsify again for the rest."
+        name, kind = layer.weight_name, wanted[layer.weight_name]
+        if kind == "auto":
+            obstacle = why_not_stored("compressed", layer, model, _beside(layer, layers))
+            stored[name] = (
+                ("masked", obstacle) if obstacle else ("compressed", "on the meta device: never dense")
             )
-        reason = "on the meta device: never dense" if storage == "auto" else ""
-        stored[name] = ("masked", obstacle) if obstacle else ("compressed", reason)
+            continue
+        if obstacle := why_not_stored(kind, layer, model, _beside(layer, layers, wanted)):
+            raise RegrowValueError(
+                f"`storage` is {kind!r}, but `{name}` cannot be stored so: {obstacle}.\n"
+                f"Use storage='auto', or name what is {kind} with `include` and call sparsify again for the rest."
+            )
+        stored[name] = kind, ""
     return stored
+
+
+def _beside(layer: Layer, layers: Sequence[Layer], wanted: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the storage of each weight that is to be sparse in the module of `layer`, compressed unless `wanted`."""
+    names = {y.parameter_name: y.weight_name for y in layers if y.module is layer.module}
+    return {own: "compressed" if wanted is None else wanted[name] for own, name in names.items()}
 
 
 def choose_storages(
@@ -97,7 +107,9 @@ def choose_storages(
         By the weight's name ``"compressed"`` or ``"masked"``, and the reason in words.
     """
     against = {
-        layer.weight_name: why_not_compressed(layer, model) or _why_no_kernel(layer) for layer in layers
+        layer.weight_name: why_not_stored("compressed", layer, model, _beside(layer, layers))
+        or _why_no_kernel(layer)
+        for layer in layers
     }
     convolutions = [x for x in layers if isinstance(x.module, nn.Conv2d) and not against[x.weight_name]]
     together = _why_masked_convolutions(convolutions, connections)
@@ -106,6 +118,9 @@ def choose_storages(
             convolution = isinstance(layer.module, nn.Conv2d)
             own = together if convolution else _why_masked(layer, connections[layer.weight_name])
             against[layer.weight_name] = own
+    for layer in layers:  # weights of one module go together too
+        owned = [against[y.weight_name] for y in layers if y.module is layer.module]
+        against[layer.weight_name] = against[layer.weight_name] or next(filter(None, owned), None)
     faster = f"faster so {'on this device' if native.available() else 'without kernels too'}"
     return {
         name: ("masked", reason) if reason else ("compressed", faster) for name, reason in against.items()

@@ -117,6 +117,6 @@ def summary(model: nn.Module) -> Summary:
         )
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
     # masks that were asked for are what they would be with kernels
-    faster = [w for name, w in sparse.items() if known[name].storage == "compressed" or known[name].reason]
+    faster = [w for name, w in sparse.items() if not w.is_dense or known[name].reason]
     reference = why_reference(weight.parameter for weight in faster)
     return Summary(tuple(rows), stored - idle, reference)

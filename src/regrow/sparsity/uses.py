@@ -63,6 +63,11 @@ def overrides(module: nn.Module) -> bool:
     )
 
 
+def is_replaced(module: nn.Module) -> bool:
+    """Whether other code than its class's has been put into `module` itself."""
+    return any(name in vars(module) for name in COMPUTES)
+
+
 def another_weight(module: nn.Module, parameter_name: str, memo: dict[int, Any]) -> str | None:
     """Why a zero in the weight of a layer that `overrides` may be no missing connection, or None where it is one.
 

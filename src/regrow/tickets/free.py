@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow._formats import TICKETS, require_format
 from regrow.arguments import number, require_count, require_instance, require_mapping, require_numbers, said
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import Method
@@ -181,6 +182,7 @@ class FreeTickets:
         With model and optimizer, which hold the rest, a run resumes at any step exactly.
         """
         return {
+            "format": TICKETS,
             "settings": self._settings(),
             "considered": sorted(self._considered),
             "scores": self.scores,
@@ -193,7 +195,9 @@ class FreeTickets:
         Raises:
             RegrowValueError: a state of other settings.
         """
-        require_mapping("state", state, "what state_dict() of FreeTickets gave", keys=self.state_dict())
+        parts = self.state_dict().keys() - {"format"}
+        require_mapping("state", state, "what state_dict() of FreeTickets gave", keys=parts)
+        require_format("`state`", state, "format", TICKETS)
         if state["settings"] != self._settings():
             raise RegrowValueError(
                 f"`state` was made with {state['settings']}, and this is {self._settings()}"

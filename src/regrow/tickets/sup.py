@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from regrow._formats import TICKETS, require_format
 from regrow.arguments import (
     require_choice,
     require_count,
@@ -317,6 +318,7 @@ class SupTickets:
         With model and optimizer, which hold the rest, a run resumes at any step exactly.
         """
         return {
+            "format": TICKETS,
             "settings": self._settings(),
             "next": self._next,
             "count": self.count,
@@ -331,7 +333,8 @@ class SupTickets:
         Raises:
             RegrowValueError: a state of other settings, or of another architecture.
         """
-        require_mapping("state", state, STATE, keys=self.state_dict())
+        require_mapping("state", state, STATE, keys=self.state_dict().keys() - {"format"})
+        require_format("`state`", state, "format", TICKETS)
         settings = self._settings()
         wrong = {key: value for key, value in state["settings"].items() if settings.get(key) != value}
         if wrong:

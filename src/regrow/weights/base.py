@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from regrow.weights.grown import GrownWeight
 from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import not_whole
+
+if TYPE_CHECKING:
+    from regrow.weights.storages import Form
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
@@ -39,6 +42,11 @@ class SparseWeight(GrownWeight):
     """
 
     storage: ClassVar[str]
+    """The name by which `sparsify` and files know the storage."""
+    is_dense: ClassVar[bool]
+    """Whether the parameter is the dense tensor: time, memory and optimizer state are then the dense layer's."""
+    forms: ClassVar[dict[type[nn.Module], Form] | None] = None
+    """What takes the place of a dense module, by its class; None where any module holds such a weight (`hold`)."""
 
     def __init__(self, module: nn.Module, parameter_name: str) -> None:
         self.module = module
@@ -70,9 +78,28 @@ class SparseWeight(GrownWeight):
         return self.nnz / self.numel
 
     @property
-    @abstractmethod
+    def stored_name(self) -> str:
+        """The name of the parameter that the module owns."""
+        return self.parameter_name
+
+    @property
     def parameter(self) -> nn.Parameter:
         """The parameter that the optimizer sees."""
+        return self.owned(self.stored_name)
+
+    def hold(self, positions: Tensor) -> None:
+        """Make the dense parameter a weight with connections at `positions` [nnz]; for storages without `forms`."""
+        raise self._without_form()
+
+    def let_go(self) -> None:
+        """Take the topology away, which leaves the dense parameter with its zeros; for storages without `forms`."""
+        raise self._without_form()
+
+    def _without_form(self) -> RegrowRuntimeError:
+        return RegrowRuntimeError(
+            f"`{self.parameter_name}` of {type(self.module).__name__} cannot be made {self.storage} or dense.\n"
+            "Register a form of that module with the storage: regrow.weights.storages.Form."
+        )
 
     @property
     def is_there(self) -> bool:
@@ -104,10 +131,30 @@ class SparseWeight(GrownWeight):
     def topology(self) -> dict[str, Tensor]:
         """The tensors that hold the topology, by attribute name."""
 
-    @property
     @abstractmethod
-    def saved(self) -> tuple[str, ...]:
-        """The names of those that a state dict holds; the others follow from them."""
+    def saved(self) -> dict[str, Tensor]:
+        """The topology as a state dict holds it, ``<name>_mask`` or ``<name>_crow`` and ``<name>_col``, by name."""
+
+    @abstractmethod
+    def loadable(self, base: str, positions: Tensor, values: Tensor, capacity: int) -> dict[str, Tensor]:
+        """Make the entries of a state dict, of a weight called `base` there, that the module loads.
+
+        Args:
+            base: begins their names.
+            positions: of the connections [nnz].
+            values: of the connections [nnz].
+            capacity: the connections that optimizer state beside them has room for.
+        """
+
+    def load_topology(self, loaded: Mapping[str, Tensor]) -> None:
+        """Take over what `saved` gave, in place; the values are loaded next."""
+        own = self.topology
+        for name, tensor in loaded.items():
+            own[name].copy_(tensor)
+
+    def after_load(self) -> None:
+        """Take topology and values, which were loaded, for known."""
+        self.remember()
 
     @property
     @abstractmethod
@@ -127,6 +174,10 @@ class SparseWeight(GrownWeight):
     @abstractmethod
     def take(self, tensor: Tensor) -> Tensor:
         """Entries of the active connections [nnz], from a tensor of the parameter's shape (a copy)."""
+
+    @abstractmethod
+    def take_former(self, tensor: Tensor, before: Tensor) -> Tensor:
+        """Entries [n] of the connections that were at positions `before` [n] when `tensor` was the parameter's."""
 
     def values(self) -> Tensor:
         """Values of the active connections [nnz] (a copy)."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from regrow._torch import tracing_state, transforms_active
 from regrow.errors import RegrowRuntimeError
@@ -24,6 +25,9 @@ from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
 from regrow.weights.hook import hook_of
 from regrow.weights.stamped import StampedWeight
+
+if TYPE_CHECKING:
+    from regrow.weights.storages import Form
 
 INDEX = Csr._fields[:2]  # what is saved
 
@@ -38,10 +42,18 @@ class CompressedWeight(StampedWeight):
     """A sparse weight whose time, memory and optimizer state follow its connections."""
 
     storage: ClassVar[str] = "compressed"
+    is_dense: ClassVar[bool] = False
+    forms: ClassVar[
+        dict[type[nn.Module], Form] | None
+    ] = {}  # filled where the modules are, `regrow.nn.forms`
 
     def _part(self, part: str) -> Tensor:
         tensor: Tensor = self.module.__dict__[f"{self.parameter_name}_{part}"]
         return tensor
+
+    @property
+    def stored_name(self) -> str:
+        return f"{self.parameter_name}_values"
 
     @property
     def _index(self) -> Csr:
@@ -53,17 +65,17 @@ class CompressedWeight(StampedWeight):
         return self._part("crow"), self._part("col"), as_matrix(self.shape)[1]
 
     @property
-    def parameter(self) -> nn.Parameter:
-        return self.owned(f"{self.parameter_name}_values")
-
-    @property
     def topology(self) -> dict[str, Tensor]:
         own = self.module.__dict__
         return {name: own[name] for name in _names(self.parameter_name)}
 
-    @property
-    def saved(self) -> tuple[str, ...]:
-        return _names(self.parameter_name)[: len(INDEX)]
+    def saved(self) -> dict[str, Tensor]:
+        return {f"{self.parameter_name}_{part}": self._part(part) for part in INDEX}
+
+    def loadable(self, base: str, positions: Tensor, values: Tensor, capacity: int) -> dict[str, Tensor]:
+        if self.capacity != capacity:
+            self.resize(capacity)
+        return to_csr(base, self.shape, positions, values, capacity)
 
     @property
     def nnz(self) -> int:
@@ -82,6 +94,9 @@ class CompressedWeight(StampedWeight):
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[: self.nnz, 0].clone()
+
+    def take_former(self, tensor: Tensor, before: Tensor) -> Tensor:
+        return tensor[: len(before), 0]
 
     def magnitudes(self) -> Tensor:
         return self.parameter.detach()[: self.nnz, 0].abs()
@@ -210,6 +225,22 @@ class CompressedWeight(StampedWeight):
             else:
                 self.module.__dict__[f"{self.parameter_name}_{part}"] = theirs.to(mine.device, copy=True)
         self.remember(other.record.fingerprint)
+
+
+def to_csr(
+    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, capacity: int | None = None
+) -> dict[str, Tensor]:
+    """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
+
+    With a `capacity`, values and columns are padded with zeros up to it, and a stamp follows, as a module has them.
+    """
+    crow, col = csr.from_positions(positions, *as_matrix(shape))
+    if capacity is None:
+        return {f"{base}_values": values.view(-1, 1), f"{base}_crow": crow, f"{base}_col": col}
+    padding = (0, capacity + stamp.SIZE - len(positions))
+    values, col = pad(values, padding).view(-1, 1), pad(col, padding)
+    stamp.write(values, csr.fingerprint(crow, col, as_matrix(shape)[1]))
+    return {f"{base}_values": values, f"{base}_crow": crow, f"{base}_col": col}
 
 
 def unseen(name: str) -> RegrowRuntimeError:

@@ -14,16 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
+from regrow._formats import STATE_DICT, require_format
 from regrow.errors import RegrowValueError, warn
 from regrow.ops import csr
 from regrow.weights import stamp
 from regrow.weights.base import SparseWeight, as_matrix
-from regrow.weights.compressed import INDEX, CompressedWeight
+from regrow.weights.compressed import INDEX
+from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import hook_of
-from regrow.weights.masked import MaskedWeight
-from regrow.weights.views import ensure_hooks, views
+from regrow.weights.views import views
+
+KEY = "regrow"
+"""Key of the format's number in torch's metadata of a module."""
 
 State = MutableMapping[str, Any]
 
@@ -38,12 +41,13 @@ ZEROS_TELL = 0.9
 """Share of nonzero values below which a dense weight is taken for a sparse network's."""
 
 
-def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
+def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[str, Any], *_: Any) -> None:
     """`load_state_dict` pre-hook: bring each sparse weight below `module` into the form its storage loads.
 
     Raises:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
     """
+    require_formats(state, metadata)
     converted = []
     for base, weight in all_names(module, prefix):
         _leave_out_own(state, base, weight)
@@ -59,31 +63,43 @@ def before_load(module: nn.Module, state: State, prefix: str, *_: Any) -> None:
             hook.before_load(weight)
         for key in keys(base):
             state.pop(key, None)
-        state.update(_form(weight, base, positions, values, capacity))
+        state.update(weight.loadable(base, positions, values, capacity))
         if whole is not None and f"{base}_values" in state and len(whole) == capacity + stamp.SIZE:
             kept = whole.detach()[-stamp.SIZE :]  # so that a run resumes bit for bit
             state[f"{base}_values"][-stamp.SIZE :] = kept
     for weight in views(module):  # its own parameters are loaded next; the topology is no buffer
-        base = prefix + weight.parameter_name
-        for name, part in weight.topology.items():
-            loaded = state.pop(f"{prefix}{name}", None)
-            if loaded is not None:
-                part.copy_(loaded)
+        weight.load_topology(
+            {name: state.pop(f"{prefix}{name}") for name in weight.saved() if f"{prefix}{name}" in state}
+        )
 
 
-def save_topology(module: nn.Module, state: State, prefix: str, _: Any) -> None:
-    """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there."""
+def require_formats(state: Mapping[str, Any], *own: Mapping[str, Any]) -> None:
+    """Refuse a state dict that a newer regrow has written, by torch's metadata of its modules or of one module.
+
+    Raises:
+        RegrowValueError: naming its format.
+    """
+    for metadata in (*getattr(state, "_metadata", {}).values(), *own):
+        require_format("the state dict", metadata, KEY, STATE_DICT)
+
+
+def save_topology(module: nn.Module, state: State, prefix: str, metadata: MutableMapping[str, Any]) -> None:
+    """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there.
+
+    The format's number goes into torch's `metadata` of the module, since strict loading refuses a key more.
+    """
+    metadata[KEY] = STATE_DICT
     for weight in views(module):
         weight.settle(thorough=True)
-        for name in weight.saved:
-            state[f"{prefix}{name}"] = weight.topology[name].clone()
+        for name, tensor in weight.saved().items():
+            state[f"{prefix}{name}"] = tensor.clone()
 
 
 def _leave_out_own(state: State, base: str, weight: SparseWeight) -> None:
     """Leave out what is the model's own beside a whole form: ``state = model.state_dict(); state.update(others)``."""
     held = _held(state, base)
     path, parameter = base.removesuffix(weight.parameter_name), weight.parameter
-    topology = {f"{path}{name}": tensor for name, tensor in weight.topology.items()}
+    topology = {f"{path}{name}": tensor for name, tensor in weight.saved().items()}
     present = {
         key
         for key in held
@@ -141,11 +157,7 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
         # on the root once more, since a tied weight is loaded by each of its owners
         for weight in views(submodule):
             weight.record.follows = False
-            if isinstance(weight, CompressedWeight):
-                weight.after_load()
-            elif isinstance(weight, MaskedWeight):
-                weight.cut()
-                weight.remember()
+            weight.after_load()
         ensure_hooks(submodule)
 
 
@@ -261,6 +273,8 @@ def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology
         topology: leave the topology beside the weight (its mask, or its row pointers and columns), so that
             `load_state_dict` of a sparse model gives exactly what it was.
     """
+    for metadata in () if topology else getattr(state, "_metadata", {}).values():
+        metadata.pop(KEY, None)
     dense = {}
     for base, weight in all_names(module, prefix):
         found = read(state, base, weight.shape, weight.positions)
@@ -334,33 +348,5 @@ def _positions(base: str, shape: tuple[int, ...], crow: Tensor, col: Tensor) -> 
 
 
 def _capacity(nnz: int, col: Tensor | None) -> int:
-    """Connections that optimizer state beside a weight with these columns has room for: a module's end with a stamp."""
+    """Count the connections that optimizer state beside these columns has room for: a module's end with a stamp."""
     return nnz if col is None or len(col) - nnz < stamp.SIZE else len(col) - stamp.SIZE
-
-
-def to_csr(
-    base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, capacity: int | None = None
-) -> dict[str, Tensor]:
-    """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
-
-    With a `capacity`, values and columns are padded with zeros up to it, and a stamp follows, as a module has them.
-    """
-    crow, col = csr.from_positions(positions, *as_matrix(shape))
-    if capacity is None:
-        return {f"{base}_values": values.view(-1, 1), f"{base}_crow": crow, f"{base}_col": col}
-    padding = (0, capacity + stamp.SIZE - len(positions))
-    values, col = pad(values, padding).view(-1, 1), pad(col, padding)
-    stamp.write(values, csr.fingerprint(crow, col, as_matrix(shape)[1]))
-    return {f"{base}_values": values, f"{base}_crow": crow, f"{base}_col": col}
-
-
-def _form(
-    weight: SparseWeight, base: str, positions: Tensor, values: Tensor, capacity: int
-) -> dict[str, Tensor]:
-    """The entries of a state dict that `weight`'s storage loads."""
-    if isinstance(weight, CompressedWeight):
-        if weight.capacity != capacity:
-            weight.resize(capacity)
-        return to_csr(base, weight.shape, positions, values, capacity)
-    mask = weight.in_dense(positions, torch.ones_like(values, dtype=torch.bool))
-    return {base: weight.in_dense(positions, values), f"{base}_mask": mask}

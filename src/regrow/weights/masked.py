@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrow._torch import is_under_vmap, transforms_active
 from regrow.errors import warn
@@ -24,10 +24,22 @@ class MaskedWeight(SparseWeight):
     """A sparse weight of any module on any device; compute and memory are those of the dense one."""
 
     storage: ClassVar[str] = "masked"
+    is_dense: ClassVar[bool] = True
 
-    @property
-    def parameter(self) -> nn.Parameter:
-        return self.owned(self.parameter_name)
+    def hold(self, positions: Tensor) -> None:
+        values = self.parameter.detach()
+        mask = torch.zeros(values.shape, dtype=torch.bool, device=values.device)
+        mask.view(-1)[positions] = True
+        self._put(mask)
+        values.masked_fill_(~mask, 0)
+
+    def let_go(self) -> None:
+        for name in self.topology:
+            del self.module.__dict__[name]
+
+    def _put(self, mask: Tensor) -> None:
+        """Put a topology beside the parameter that has none."""
+        setattr(self.module, f"{self.parameter_name}_mask", mask)
 
     @property
     def _mask(self) -> Tensor:
@@ -38,6 +50,10 @@ class MaskedWeight(SparseWeight):
             mask = own[name] = mask.to(device)
         return mask
 
+    def _write(self, mask: Tensor) -> None:
+        """Replace the topology in place."""
+        self._mask.copy_(mask)
+
     @property
     def mask_alone(self) -> Tensor:
         return self._mask
@@ -46,9 +62,16 @@ class MaskedWeight(SparseWeight):
     def topology(self) -> dict[str, Tensor]:
         return {f"{self.parameter_name}_mask": self._mask}
 
-    @property
-    def saved(self) -> tuple[str, ...]:
-        return (f"{self.parameter_name}_mask",)
+    def saved(self) -> dict[str, Tensor]:
+        return {f"{self.parameter_name}_mask": self._mask}
+
+    def loadable(self, base: str, positions: Tensor, values: Tensor, capacity: int) -> dict[str, Tensor]:
+        mask = self.in_dense(positions, torch.ones_like(values, dtype=torch.bool))
+        return {base: self.in_dense(positions, values), f"{base}_mask": mask}
+
+    def after_load(self) -> None:
+        self.cut()
+        super().after_load()
 
     @property
     def nnz(self) -> int:
@@ -59,6 +82,9 @@ class MaskedWeight(SparseWeight):
 
     def take(self, tensor: Tensor) -> Tensor:
         return tensor[self._mask]
+
+    def take_former(self, tensor: Tensor, before: Tensor) -> Tensor:
+        return tensor.reshape(-1)[before]
 
     def restrict(self, gradient: Tensor) -> Tensor:
         # where, not times: inf * 0 is nan
@@ -114,15 +140,16 @@ class MaskedWeight(SparseWeight):
         return Whole((reduce(gradient) if reduce else gradient).reshape(as_matrix(self.shape)))
 
     def update(self, drop: Tensor, grow: Tensor, companions: Sequence[Tensor] = ()) -> int:
-        before, gone, come = self._mask.clone(), self._places(self.positions()[drop]), self._places(grow)
+        mask, gone, come = self._mask.clone(), self._places(self.positions()[drop]), self._places(grow)
         self.forget()
-        self._mask[gone] = False
-        self._mask[come] = True
-        kept = before & self._mask
+        mask[gone] = False
+        mask[come] = True
+        kept = self._mask & mask
+        self._write(mask)
         self.parameter.detach().masked_fill_(~kept, 0 if self.record.kept is None else UNTOUCHED)
         for tensor in companions:
             tensor.masked_fill_(~kept, 0)
-        new = int(self._mask.count_nonzero() - kept.count_nonzero())
+        new = int(mask.count_nonzero() - kept.count_nonzero())
         self.remember()
         return new
 
@@ -168,7 +195,7 @@ class MaskedWeight(SparseWeight):
             return False  # mixed with an average, as Lookahead does: the topology is the method's
         self._leave_state()
         self.forget()
-        mine.copy_(theirs)
+        self._write(theirs)
         self.cut()
         self.remember()
         return True
@@ -184,6 +211,6 @@ class MaskedWeight(SparseWeight):
 
     def assign(self, positions: Tensor, values: Tensor, *, keep_shape: bool = False) -> None:
         self.forget()
-        self._mask.zero_()[self._places(positions)] = True
+        self._write(self.in_dense(positions, torch.ones_like(positions, dtype=torch.bool)))
         self.parameter.detach().copy_(self.in_dense(positions, values.to(self.parameter)))
         self.remember()

@@ -13,7 +13,7 @@ import regrow
 from regrow._random import generator, sample
 from regrow.errors import RegrowValueError
 from regrow.weights import Record
-from regrow.weights.views import adopt
+from regrow.weights.attach import attach
 
 BLOCKS = 64
 
@@ -61,7 +61,7 @@ class Linear:
         values = torch.randn(connections, generator=generator(1), dtype=dtype)
         values.mul_((self.rows / connections) ** 0.5)
         layer = regrow.SparseLinear(self.columns, self.rows, positions=positions, values=values)
-        adopt(
+        attach(
             layer,
             "weight",
             Record("0.weight", (self.rows, self.columns), connections / self.size, "compressed"),

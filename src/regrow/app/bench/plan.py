@@ -19,7 +19,7 @@ from regrow.arguments import require_choice, require_count, require_fraction
 from regrow.errors import RegrowValueError, closest
 from regrow.ops import backends
 from regrow.sparsity.distributions import DISTRIBUTIONS
-from regrow.sparsity.storage import STORAGES
+from regrow.sparsity.storage import choices
 
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in backends.DTYPES}
 BATCH = 128
@@ -142,7 +142,7 @@ def plan(
     if conv:
         own = tuple((layer, BATCH) for layer in convolutions(",".join(conv)))
         standard = replace(standard, convolutions=own)
-    require_choice("--storage", storage, STORAGES)
+    require_choice("--storage", storage, choices())
     require_choice("--dtype", dtype, sorted(DTYPES))
     for name in (distributions := _words(distribution) or DISTRIBUTED):
         require_choice("--distribution", name, DISTRIBUTIONS)

@@ -72,7 +72,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
     build_network = partial(_network, recipe, data, batches)
     model = ways.network(recipe, batches, build_network).to(device)
-    if any(weight.storage == "compressed" for weight in sparse_weights(model)):
+    if any(not weight.is_dense for weight in sparse_weights(model)):
         regrow.fuse(model)
     if checkpoint:
         with restoring("model"):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow._formats import RUN, require_format
 from regrow.app.training.progress import Status
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.weights.loading import all_names
@@ -49,6 +50,7 @@ def read(path: Path) -> dict[str, Any]:
         raise RegrowValueError(f"it is cut or damaged\n{_AGAIN}") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise RegrowValueError(f"it holds a {type(state).__name__}, and no parts by name\n{_AGAIN}")
+    require_format("it", state, "format", RUN)
     wrong = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
     if wrong:
         kind = "it is the state dict of a model" if _is_state_dict(state) else "it is no checkpoint of a run"

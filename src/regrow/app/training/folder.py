@@ -32,6 +32,7 @@ from torch import nn
 
 import regrow
 from regrow._files import reason, sweep, write_atomically
+from regrow._formats import RUN, require_format
 from regrow.app.training import checkpoint
 from regrow.app.training.lock import Lock
 from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
@@ -179,6 +180,9 @@ class RunFolder:
     def summary(self) -> dict[str, Any]:
         """Read what ``summary.json`` holds."""
         found = self.read("summary.json")
+        require_format(
+            str(self.path / "summary.json"), found if isinstance(found, dict) else {}, "format", RUN
+        )
         for key, kind in SUMMARY.items():
             if not isinstance(found, dict) or not isinstance(found.get(key), kind):
                 raise RegrowRuntimeError(
@@ -271,7 +275,9 @@ class RunFolder:
         self.flush()
         sizes = {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
         logs = {name: [size, self._sums.get(name, 0)] for name, size in sizes.items()}
-        self.write_with("checkpoint.pt", lambda stream: torch.save({**state, "logs": logs}, stream))
+        self.write_with(
+            "checkpoint.pt", lambda stream: torch.save({"format": RUN, **state, "logs": logs}, stream)
+        )
 
     def flush(self) -> None:
         """Wait until the disk has the logs."""

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 
 import regrow
+from regrow._formats import RUN
 from regrow.app.training.build import Setup
 from regrow.app.training.cost import measure, tested
 from regrow.app.training.evaluation import Evaluation, differences, evaluate, mean, probabilities
 from regrow.app.training.progress import Status
 from regrow.app.training.tickets import Outcome
+from regrow.weights.storages import STORAGES
 
 TIMES = {
     "dense": "of dense training",
@@ -76,6 +78,7 @@ def summarize(
         flops |= tested(outcome.parts, setup.batches.example())
         flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / status.step
     return {
+        "format": RUN,
         "recipe": recipe.name,
         "method": recipe.method.name,
         "seed": recipe.seed,
@@ -101,14 +104,14 @@ def summarize(
 def size(networks: Sequence[nn.Module]) -> dict[str, Any]:
     """Of all that a test runs."""
     found = [regrow.summary(network) for network in networks]
-    storages = {row.storage for row in found[0].rows} & {"masked", "compressed"}
-    kinds = {"masked": "masks", "compressed": "real sparsity"}
+    dense = {STORAGES[row.storage].is_dense for row in found[0].rows if row.storage in STORAGES}
+    kinds = {True: "masks", False: "real sparsity"}
     return {
         "connections": sum(one.connections for one in found),
         "parameters": sum(one.parameters for one in found),
         "sparsity": found[0].sparsity if len(found) == 1 else statistics.fmean(one.sparsity for one in found),
         "reference": found[0].reference,
-        "time_is": "mixed" if len(storages) == 2 else kinds[storages.pop()] if storages else "dense",
+        "time_is": "mixed" if len(dense) == 2 else kinds[dense.pop()] if dense else "dense",
     }
 
 

@@ -17,6 +17,7 @@ from regrow.errors import RegrowValueError
 from regrow.methods.registry import records
 from regrow.models import small_dense
 from regrow.sparsity.layers import NoSuchLayerError, find_layers
+from regrow.weights.storages import STORAGES
 
 WHERE = ("include", "exclude")
 
@@ -92,9 +93,12 @@ def settings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
     """The recipe's `sparsify`, with masks for "auto" where compressed storage would be refused, or slow."""
     dense_gradient = getattr(find("method", recipe.method), "needs_gradient", "never") == "always"
     storage = recipe.sparsify.get("storage", "auto")
-    if recipe.never_dense and (dense_gradient or storage == "masked"):
+    is_dense = storage in STORAGES and STORAGES[storage].is_dense
+    if recipe.never_dense and (dense_gradient or is_dense):
         why = (
-            f"method {recipe.method.name} needs the dense gradient" if dense_gradient else "storage is masked"
+            f"method {recipe.method.name} needs the dense gradient"
+            if dense_gradient
+            else f"storage is {storage}"
         )
         raise RegrowValueError(
             f"`never_dense` is true, but {why}\nTake a method such as rigl or set, and storage: compressed."

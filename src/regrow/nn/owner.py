@@ -1,0 +1,94 @@
+"""`CompressedModule`: what a module needs to own compressed weights, as many as it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from regrow.errors import RegrowRuntimeError
+from regrow.ops.csr import Csr
+from regrow.ops.listener import Listener
+from regrow.weights.compressed import to_csr, unseen
+from regrow.weights.pretrained import wrap_savers
+from regrow.weights.record import module_records
+from regrow.weights.views import views
+
+
+class CompressedModule(nn.Module):
+    """A module that owns compressed weights: it makes each by `own`, and computes with it by `index_of`.
+
+    Its forward pass calls `regrow.weights.forward.ensure_hooks` on it first. A `regrow.weights.storages.Form` says
+    which dense module it stands for; then `sparsify`, `densify`, `compress`, methods and files know it.
+    """
+
+    _owned: tuple[str, ...] = ()
+    """Names of its weights."""
+
+    def own(self, name: str, shape: Sequence[int], positions: Tensor, values: Tensor) -> nn.Parameter:
+        """Make a compressed weight called `name`.
+
+        Args:
+            name: what the dense parameter is called.
+            shape: of the dense weight, outputs first.
+            positions: of the connections, flat, ascending, int64 [nnz].
+            values: of the connections [nnz].
+
+        Returns:
+            The parameter with the values, ``<name>_values``.
+        """
+        tensors = to_csr(name, tuple(shape), positions.to(values.device), values, len(positions))
+        parameter = nn.Parameter(tensors[f"{name}_values"])
+        self.register_parameter(f"{name}_values", parameter)
+        index = Csr.of(tensors[f"{name}_crow"], tensors[f"{name}_col"], torch.Size(shape[1:]).numel())
+        for part, tensor in zip(Csr._fields, index, strict=True):
+            # no buffer: what averages or broadcasts buffers must not touch it
+            setattr(self, f"{name}_{part}", tensor)
+        self._owned = (*self._owned, name)
+        wrap_savers()
+        return parameter
+
+    def index_of(self, name: str) -> Csr:
+        """Return the index of the weight called `name`."""
+        own = self.__dict__
+        return Csr(*(own[f"{name}_{part}"] for part in Csr._fields))
+
+    def listener_of(self, name: str) -> Listener | None:
+        """Return who wants the operands of backward passes through a weight, in eager mode.
+
+        Registered operators find it by themselves.
+        """
+        if torch.compiler.is_compiling():
+            return None
+        record = module_records(self).get(name)
+        return None if record is None else record.listener
+
+    def __getstate__(self) -> dict[str, Any]:
+        for weight in views(self):
+            weight.settle()  # other code may have written a copy's values, and what is loaded knows no copies
+        return self.__dict__.copy()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        wrap_savers()  # a model that comes from a file, in a process that has called nothing of regrow
+
+    def _replicate_for_data_parallel(self) -> Self:
+        raise RegrowRuntimeError(
+            "nn.DataParallel copies the model in every pass, and what a backward pass leaves with a copy is lost.\n"
+            "Use torch.nn.parallel.DistributedDataParallel."
+        )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise unseen(next(views(self)).name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name in self._owned:
+            device = self.get_parameter(f"{name}_values").device
+            for part in Csr._fields:
+                setattr(self, f"{name}_{part}", getattr(self, f"{name}_{part}").to(device))
+        for weight in views(self):
+            weight.record.total = weight.total
+        return self

@@ -1,0 +1,63 @@
+"""The storages by name: what `sparsify` can choose, and what files and other rooms may ask of each.
+
+A storage is a class of `SparseWeight`. One that is `register`\\ ed is known wherever a storage is named. Where it does
+not leave the parameter in its module, its `forms` say which modules take the place of which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from regrow.errors import RegrowValueError
+from regrow.weights.base import SparseWeight
+from regrow.weights.compressed import CompressedWeight
+from regrow.weights.masked import MaskedWeight
+
+S = TypeVar("S", bound=type[SparseWeight])
+
+RESERVED = ("auto", "dense")
+"""What `sparsify` and `summary` call something else."""
+
+STORAGES: dict[str, type[SparseWeight]] = {each.storage: each for each in (MaskedWeight, CompressedWeight)}
+
+
+@dataclass(frozen=True)
+class Form:
+    """How modules of one class are stored: by modules of another class, which own the same weights."""
+
+    module: type[nn.Module]
+    """The class that takes the dense one's place; its forward pass calls `regrow.weights.forward.ensure_hooks`."""
+    make: Callable[[Any, Mapping[str, Tensor], Mapping[str, Tensor]], nn.Module]
+    """``(dense module, positions, values) -> module``: positions [nnz] by parameter name, and values [nnz] for those
+    whose values are not the dense module's own."""
+    restore: Callable[[Any, Mapping[str, Tensor]], nn.Module]
+    """``(module, dense weights by parameter name) -> dense module``."""
+    weights: tuple[str, ...] = ("weight",)
+    """Names of its weights, which are stored together or not at all."""
+    why_not: Callable[[Any], str | None] = lambda module: None
+    """Why one dense module cannot be stored so, or None."""
+
+
+def register(storage: S) -> S:
+    """Class decorator that makes a storage known by its name.
+
+    Raises:
+        RegrowValueError: a name that is taken.
+    """
+    name, taken = storage.storage, STORAGES.get(storage.storage)
+    if name in RESERVED or (taken is not None and taken.__qualname__ != storage.__qualname__):
+        raise RegrowValueError(
+            f"`storage` {name!r} is taken\nGive the class {storage.__qualname__} another name."
+        )
+    STORAGES[name] = storage
+    return storage
+
+
+def form_of(module: nn.Module) -> Form | None:
+    """Find the form that `module` is of, where it stands for a dense one."""
+    forms = (form for storage in STORAGES.values() for form in (storage.forms or {}).values())
+    return next((form for form in forms if isinstance(module, form.module)), None)
