@@ -59,7 +59,8 @@ class GraNet(RigL):
         prune_start_fraction: where pruning and regeneration start, as a share of the run.
         prune_stop_fraction: where it ends, or at the last update if that comes first; the default is the code's
             for CIFAR, 110 of 160 epochs; on ImageNet 0.3.
-        options: further ones of `Dynamic`.
+        grow_columns: as for `RigL`.
+        grow_init, grow_scale, skip_step, seed, process_group: as for `Dynamic`.
 
     Raises:
         RegrowValueError: a final sparsity below the initial one, or no update step to prune at.
@@ -81,7 +82,12 @@ class GraNet(RigL):
         schedule: str | DropSchedule = "cosine-to-0.01",
         prune_start_fraction: float = 0.0,
         prune_stop_fraction: float = 0.6875,
-        **options: Any,
+        grow_columns: int | float | None = None,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         self.scope, self.final_sparsity = require_choice("scope", scope, SCOPES), final_sparsity
         self._between = prune_start_fraction, prune_stop_fraction
@@ -93,7 +99,12 @@ class GraNet(RigL):
             update_every=update_every,
             stop_fraction=stop_fraction,
             schedule=schedule,
-            **options,
+            grow_columns=grow_columns,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
         )
         self.final.remember_start(self.optimizer)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from regrow.arguments import require_choice, require_text
 from regrow.errors import RegrowValueError
+from regrow.methods.base import Method
 
 T = TypeVar("T", bound=type[Any])
 COSTS = ("sparse", "rigl", "snfs", "pruning", "granet")
@@ -99,6 +101,24 @@ def records() -> dict[str, MethodRecord]:
 def methods() -> dict[str, MethodRecord]:
     """Those that are a `Method`."""
     return {name: record for name, record in _records.items() if record.kind == "method"}
+
+
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """List the arguments of a function or class, by name.
+
+    A method's constructor that hands ``**options`` on has the arguments of the classes above it too, after its own.
+    """
+    found = dict(inspect.signature(function).parameters)
+    if not (inspect.isclass(function) and issubclass(function, Method)):
+        return found
+    constructors = [vars(cls)["__init__"] for cls in function.__mro__ if "__init__" in vars(cls)]
+    for constructor in constructors[1:]:
+        if not any(p.kind is p.VAR_KEYWORD for p in found.values()):
+            break
+        found = {name: p for name, p in found.items() if p.kind is not p.VAR_KEYWORD}
+        found |= {n: p for n, p in inspect.signature(constructor).parameters.items() if n not in found}
+        found.pop("self", None)
+    return found
 
 
 def get(name: str) -> MethodRecord:

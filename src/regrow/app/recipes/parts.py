@@ -21,7 +21,7 @@ from regrow.app.recipes.tickets import KINDS, chosen
 from regrow.data import Augment, datasets
 from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods import Dynamic
-from regrow.methods.registry import records
+from regrow.methods.registry import parameters_of, records
 from regrow.models import models
 
 
@@ -170,8 +170,7 @@ def _check(
     supplied: Iterable[str] = (),
 ) -> dict[str, Any]:
     """`options` and the plain defaults beside them, once they are known to fit the signature of `function`."""
-    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in supplied}
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters_of(function).values())
     named = _named(function, supplied)
     for name in options:
         if name not in named and not anything:
@@ -193,9 +192,8 @@ def _check(
 
 def _named(function: Callable[..., Any], supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
     """List the arguments of a function that have names, but for those `supplied` by others."""
-    parameters = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p for p in parameters if p.kind in kinds and p.name not in supplied}
+    return {n: p for n, p in parameters_of(function).items() if p.kind in kinds and n not in supplied}
 
 
 def _missing(function: Callable[..., Any], options: Mapping[str, Any], supplied: Iterable[str]) -> list[str]:
