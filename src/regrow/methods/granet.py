@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.arguments import require_choice
+from regrow.arguments import require_choice, require_fraction
 from regrow.errors import warn
+from regrow.methods.formulas import pruning_levels
 from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move
-from regrow.methods.registry import register
+from regrow.methods.registry import parameters_of, register
 from regrow.methods.rigl import RigL
 from regrow.methods.schedules import DropSchedule
 from regrow.ops.select import top
@@ -21,6 +22,8 @@ from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
 
 SCOPES = ("global", "layer")
+INTERVALS = 64
+"""Of a run that is priced."""
 
 
 @register(
@@ -30,7 +33,6 @@ SCOPES = ("global", "layer")
     drop="magnitude",
     grow="gradient",
     redistribute="magnitude",
-    cost="granet",
 )
 class GraNet(RigL):
     """Gradual pruning with zero-cost neuroregeneration (arXiv 2106.10404).
@@ -67,6 +69,7 @@ class GraNet(RigL):
     """
 
     skips_step = False
+    initial_sparsity = 0.5
 
     def __init__(
         self,
@@ -107,6 +110,19 @@ class GraNet(RigL):
             process_group=process_group,
         )
         self.final.remember_start(self.optimizer)
+
+    @classmethod
+    def levels(cls, sparsity: float) -> list[float]:
+        """Give the sparsity over a run by the class's own defaults, as shares of the final `sparsity`.
+
+        64 intervals, about the paper's 160 epochs of CIFAR, both ends included as in `pruning_levels`: 65 values.
+        """
+        sparsity = require_fraction("sparsity", sparsity)
+        given = {name: parameter.default for name, parameter in parameters_of(cls).items()}
+        every = given["update_every"]
+        start, stop = (round(given[f"prune_{end}_fraction"] * INTERVALS) * every for end in ("start", "stop"))
+        initial = min(1.0, cls.initial_sparsity / sparsity) if sparsity else 1.0
+        return pruning_levels(INTERVALS * every, start, stop, every, initial=initial)
 
     def _check(self, model: nn.Module) -> None:
         super()._check(model)
@@ -158,3 +174,8 @@ class GraNet(RigL):
                     "of other layers.\nscope='layer' prunes each layer by itself."
                 )
         return dict(zip([weight.name for weight in group], counts, strict=True))
+
+
+def granet_levels(sparsity: float) -> list[float]:
+    """Give the sparsity over a run of GraNet by its own defaults, as shares of the final `sparsity`: 65 values."""
+    return GraNet.levels(sparsity)

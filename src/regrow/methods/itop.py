@@ -22,7 +22,6 @@ from regrow.weights import SparseWeight
     line="RigL with long intervals, through the whole run",
     drop="magnitude",
     grow="gradient",
-    cost="rigl",
 )
 class ITOP(RigL):
     """In-Time Over-Parameterization with RigL's growth (arXiv 2102.02887); `SetITOP` grows at random.

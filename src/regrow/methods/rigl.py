@@ -26,7 +26,6 @@ from regrow.weights.base import as_matrix
     line="grows where the gradient is largest",
     drop="magnitude",
     grow="gradient",
-    cost="rigl",
 )
 class RigL(Dynamic):
     """Rigging the Lottery (arXiv 1911.11134, Algorithm 1).

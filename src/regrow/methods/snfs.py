@@ -31,7 +31,6 @@ DENSE = 0.2
     drop="magnitude",
     grow="momentum",
     redistribute="momentum",
-    cost="snfs",
 )
 class SNFS(Dynamic):
     """Sparse Networks from Scratch, or Sparse Momentum (arXiv 1907.04840).

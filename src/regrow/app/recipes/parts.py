@@ -20,17 +20,10 @@ from regrow.app.recipes.schema import Part, Recipe
 from regrow.app.recipes.tickets import KINDS, chosen
 from regrow.data import Augment, datasets
 from regrow.errors import RegrowValueError, closest, nearest
-from regrow.methods import Dynamic
-from regrow.methods.registry import parameters_of, records
+from regrow.methods.formulas import ALWAYS
+from regrow.methods.registry import DEFAULT, EXAMPLES, MethodRecord, parameters_of, record_of, ways
 from regrow.models import models
-
-
-def dense() -> None:
-    """The method that is none: the network stays dense."""
-
-
-def small_dense() -> None:
-    """The method that is none: a dense network as narrow as the sparse one is large."""
+from regrow.weights.views import STORAGES
 
 
 def choices(key: str) -> dict[str, Callable[..., Any]]:
@@ -40,8 +33,7 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
     if key == "data":
         return {name: record.load for name, record in datasets().items()}
     if key == "method":
-        known = {name: record.cls for name, record in records().items()}
-        return {"dense": dense, "small-dense": small_dense} | known
+        return {name: record.cls for name, record in ways().items()}
     if key == "optimizer":
         kinds = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
         # one is the base class, one needs a closure, one gradients that are sparse tensors
@@ -82,6 +74,11 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     return known[part.name]
 
 
+def method_of(part: Part) -> MethodRecord:
+    """Return the record of the method that `part` names; one of the user's own without a record says it of itself."""
+    return ways().get(part.name) or record_of(find("method", part))
+
+
 def resolve(recipe: Recipe) -> Recipe:
     """`recipe` with every name known, every option allowed, and the options' defaults filled in.
 
@@ -111,6 +108,7 @@ def resolve(recipe: Recipe) -> Recipe:
     checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {name: _names(checked[name]) for name in recipe.sparsify}
     _check_sparsity(recipe, given)
+    _check_storage(recipe, given)
     if given:
         given["seed"] = given.get("seed", recipe.seed)
     return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
@@ -138,25 +136,39 @@ def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
         )
 
 
+def _check_storage(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuse a storage on which the method does not run."""
+    storage, method = given.get("storage", "auto"), method_of(recipe.method)
+    if storage in STORAGES and storage not in method.storages and not recipe.never_dense:
+        why = (
+            "needs the dense gradient"
+            if method.needs == ALWAYS
+            else f"runs on {' and '.join(method.storages)}"
+        )
+        raise RegrowValueError(
+            f"`sparsify.storage` is {storage}, but method {recipe.method.name} {why}\n"
+            f"Give `sparsify.storage={method.storages[0]}`, or take another method."
+        )
+
+
 def _check_tickets(recipe: Recipe) -> None:
     """What tickets need of the rest of the recipe."""
     if recipe.tickets is None:
         return
-    kind, method = recipe.tickets.name, recipe.method.name
+    kind, method, record = recipe.tickets.name, recipe.method.name, method_of(recipe.method)
     if kind == "edst" and recipe.validation is None:
         raise RegrowValueError(
             "`validation` is missing: tickets edst are the best checkpoints of their windows, and the test set must "
             "choose nothing\nAdd `validation: 0.1`; in a comparison, `edst.validation=0.1` is for edst alone."
         )
-    if kind != "dst" and method in ("dense", "small-dense"):
+    if kind != "dst" and record.is_dense:
         raise RegrowValueError(
             f"`tickets` {kind} needs a sparse network, and method {method} has none\n"
             "Take another method, or tickets: dst, which are an ensemble of any networks."
         )
-    record = records().get(method)
-    if record is not None and recipe.tickets.options.get("explore") and not issubclass(record.cls, Dynamic):
+    if inspect.isclass(record.cls) and recipe.tickets.options.get("explore") and not record.explores:
         raise RegrowValueError(
-            f"`tickets.explore` needs a method that drops and grows, such as rigl or set, and {method} does not\n"
+            f"`tickets.explore` needs a method that drops and grows, such as {EXAMPLES}, and {method} does not\n"
             "Take another method, or give `tickets.explore: null`."
         )
 
@@ -249,7 +261,7 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
     inner: dict[str, list[str]] = {}
     fixed: dict[str, Callable[..., Any]] = {"sparsify": regrow.sparsify, "augment": Augment}
     for key, supplied in (*SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
-        part = raw.get(key, "rigl" if key == "method" else None)
+        part = raw.get(key, DEFAULT if key == "method" else None)
         name = part.get("name") if isinstance(part, Mapping) else part
         function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
         for option in _named(function, supplied) if function is not None else ():
