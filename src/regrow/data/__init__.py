@@ -87,7 +87,7 @@ _RECORDS = [
 
 
 def datasets() -> dict[str, DataRecord]:
-    """The built-in data sets by name."""
+    """Return the built-in data sets by name."""
     return {record.name: record for record in _RECORDS}
 
 

@@ -27,7 +27,7 @@ from regrow.weights.views import STORAGES
 
 
 def choices(key: str) -> dict[str, Callable[..., Any]]:
-    """What the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
+    """Return what the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
     if key == "model":
         return {name: record.build for name, record in models().items()}
     if key == "data":
@@ -55,7 +55,7 @@ PARTS = tuple(SUPPLIED)
 
 
 def find(key: str, part: Part) -> Callable[..., Any]:
-    """The function or class that `part` of recipe key `key` names.
+    """Find the function or class that `part` of recipe key `key` names.
 
     Raises:
         RegrowValueError: for an unknown name, or a ``package.module:function`` that cannot be imported.
@@ -152,7 +152,7 @@ def _check_storage(recipe: Recipe, given: Mapping[str, Any]) -> None:
 
 
 def _check_tickets(recipe: Recipe) -> None:
-    """What tickets need of the rest of the recipe."""
+    """Check what tickets need of the rest of the recipe."""
     if recipe.tickets is None:
         return
     kind, method, record = recipe.tickets.name, recipe.method.name, method_of(recipe.method)
