@@ -12,7 +12,6 @@ from given import (
     MODELS,
     NAN,
     NOT_COUNTS,
-    OPTIMIZERS,
     POSITIVE,
     PREDICTIONS,
     RATES,
@@ -166,29 +165,6 @@ TICKETS: list[Row] = [
         tickets.steps,
         lambda w: {"progress": 0.5, "rates": (0.1,)},
         {"progress": (None, *FRACTIONS), "rates": (None, *RATES)},
-    ),
-    (
-        "Triangular",
-        tickets.Triangular,
-        lambda w: {"optimizer": w.optimizer, "cycle_steps": 5},
-        {
-            "optimizer": OPTIMIZERS,
-            "cycle_steps": (None, *COUNTS),
-            "low": (None, *POSITIVE),
-            "high": (None, *POSITIVE),
-            "last_epoch": (None, -2, 1.5, "a", True),
-        },
-    ),
-    (
-        "StepRestarts",
-        tickets.StepRestarts,
-        lambda w: {"optimizer": w.optimizer, "cycle_steps": 5},
-        {
-            "optimizer": OPTIMIZERS,
-            "cycle_steps": (None, *COUNTS),
-            "rates": (None, *RATES),
-            "last_epoch": (-2, "a"),
-        },
     ),
     (
         "bezier",

@@ -153,7 +153,7 @@ def try_page(page: Path, text: str, folder: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_block_works(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "_records", registry.methods())  # a page's own method stays on its page
+    monkeypatch.setattr(registry, "_records", registry.ways())  # a page's own method stays on its page
     try_page(page, page.read_text(), tmp_path)
 
 

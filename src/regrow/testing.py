@@ -7,7 +7,6 @@ that a test suite can run them one by one; each raises `AssertionError`, with wh
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from regrow.arguments import said
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.methods import Method
+from regrow.methods.registry import parameters_of
 from regrow.methods.state import companions
 from regrow.sparsity.core import densify, masks, sparsify
 from regrow.weights import SparseWeight, sparse_weights, stamp
@@ -47,7 +47,7 @@ class Case:
     @property
     def arguments(self) -> set[str]:
         """Names of the constructor's arguments."""
-        return set(inspect.signature(self.cls).parameters)
+        return set(parameters_of(self.cls))
 
     def method(self, model: nn.Module, optimizer: Optimizer, **options: Any) -> Method:
         """The method on a model and its optimizer, with an update every `EVERY` steps where it has updates."""

@@ -13,8 +13,6 @@ from regrow.accounting import (
     ticket_multiples,
     training_multiple,
 )
-from regrow.accounting.training import GRANET
-from regrow.app.training.ways import PRUNING
 from regrow.errors import RegrowValueError
 from regrow.methods.registry import get, methods
 
@@ -77,11 +75,13 @@ def test_published_pruning_has_33_samples():
 
 
 def test_granet_is_priced_by_the_defaults_that_it_has():
-    given = inspect.signature(get("granet").cls).parameters
-    assert given["prune_stop_fraction"].default == GRANET["stop"]
-    assert given["update_every"].default == GRANET["every"]
+    record = get("granet")
+    given = inspect.signature(record.cls).parameters
+    assert given["prune_stop_fraction"].default == 0.6875 == granet_levels(0.8).index(1.0) / 64
+    assert given["update_every"].default == record.interval == 1000
     assert given["prune_start_fraction"].default == 0
-    assert PRUNING["granet"] == GRANET["initial"]
+    assert record.initial_sparsity == 0.5
+    assert record.levels(0.8) == granet_levels(0.8)
 
 
 def test_granets_levels():

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD
-from torch.optim.lr_scheduler import ConstantLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import StepLR
 
 import regrow
-from regrow.tickets import Phases, StepRestarts, Triangular, calendar, steps, triangular
+from regrow.tickets import Phases, calendar, steps, triangular
 
 
 def model() -> nn.Module:
@@ -60,24 +60,6 @@ def test_steps_change_at_exact_parts_of_a_window() -> None:
     assert found == 30 * [0.01] + 30 * [0.001] + 10 * [0.0001]
     many = [float(rate) for rate in range(49)]  # 1 / 49 * 49 is 0.9999999999999999
     assert [steps(part / 49, many) for part in range(49)] == many
-
-
-def test_the_schedulers_give_the_cycles_to_any_loop() -> None:
-    network = model()
-    optimizer = SGD(network.parameters(), lr=0.1)
-    cyclic = Triangular(optimizer, cycle_steps=4, low=0.001, high=0.005)
-    scheduler = SequentialLR(optimizer, [ConstantLR(optimizer, 1.0), cyclic], milestones=[2])
-    rates = []
-    for _ in range(8):
-        rates.append(train(optimizer, network))
-        scheduler.step()
-    assert rates == pytest.approx([0.1, 0.1, 0.001, 0.003, 0.005, 0.003, 0.001, 0.003])
-    restarts = StepRestarts(optimizer, cycle_steps=4, rates=(0.01, 0.001))
-    rates = []
-    for _ in range(6):
-        rates.append(train(optimizer, network))
-        restarts.step()
-    assert rates == [0.01, 0.01, 0.001, 0.001, 0.01, 0.01]
 
 
 @pytest.mark.parametrize("kind", [float, torch.tensor], ids=["number", "tensor"])

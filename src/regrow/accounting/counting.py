@@ -11,17 +11,18 @@ from torch import nn
 
 from regrow._text import KEEP, table, wrapped
 from regrow.accounting.trace import Work, trace
-from regrow.accounting.training import GRANET, METHODS, granet_levels, ticket_multiples, training_multiple
-from regrow.accounting.units import CONVENTIONS, Unit, stored_megabytes, units
+from regrow.accounting.training import ticket_multiples, training_multiple
+from regrow.accounting.units import CLEAN, CONVENTIONS, PUBLISHED, Unit, stored_megabytes, units
 from regrow.arguments import require_choice, require_count, require_model, require_positive
 from regrow.errors import RegrowValueError
 from regrow.measure.example import Example
-from regrow.methods.registry import methods
+from regrow.methods import formulas
+from regrow.methods.registry import MethodRecord, tabulated
 from regrow.weights.views import settle, unwrapped
 
 MEANING = {
-    "clean": "a multiply-add is 2, a bias and an activation for each output, true sizes, real connections",
-    "rigl": "as RigL's tables were computed, with the sizes and biases of its counter and unrounded densities",
+    CLEAN: "a multiply-add is 2, a bias and an activation for each output, true sizes, real connections",
+    PUBLISHED: "as RigL's tables were computed, with the sizes and biases of its counter and unrounded densities",
 }
 
 
@@ -93,8 +94,7 @@ class Costs:
         `tickets` also ``sup``, ``edst`` and ``dst`` (`regrow.accounting.ticket_multiples`), of bare multiply-adds as in
         their paper's tables, whatever the convention.
         """
-        kinds = METHODS | {n: r.cost for n, r in methods().items() if n not in METHODS}
-        found = {name: self._multiple(kind) for name, kind in kinds.items()}
+        found = {name: self._multiple(record) for name, record in tabulated().items()}
         if self.tickets is None:
             return found
         products = self.multiply_adds
@@ -108,22 +108,17 @@ class Costs:
         count = self.tickets
         return {} if count is None else {"sup": one, "edst": count * one, "dst": count * one}
 
-    def _multiple(self, kind: str) -> float | None:
-        flops = self.flops
-        dense, sparse, cost = flops["dense"], flops["sparse"], kind
-        if kind == "small-dense":
-            if self.small_dense is None:
-                return None
-            sparse, cost = self.small_dense, "sparse"
-        every, levels = self.update_every, None
-        if kind == "granet":
-            parameters = self.parameters
-            every, levels = (
-                int(GRANET["every"]),
-                granet_levels(1 - parameters["sparse"] / parameters["dense"]),
-            )
+    def _multiple(self, record: MethodRecord) -> float | None:
+        if record.is_narrow and self.small_dense is None:
+            return None
+        flops, parameters = self.flops, self.parameters
         return training_multiple(
-            cost, dense=dense, sparse=sparse, update_every=every, multiplier=self.multiplier, levels=levels
+            formulas.SPARSE if record.is_narrow else record.cost,
+            dense=flops["dense"],
+            sparse=self.small_dense if record.is_narrow and self.small_dense is not None else flops["sparse"],
+            update_every=record.interval or self.update_every,
+            multiplier=self.multiplier,
+            levels=record.levels(1 - parameters["sparse"] / parameters["dense"]),
         )
 
     def training_flops(self, method: str, *, steps: int, batch_size: int) -> float:
@@ -187,13 +182,18 @@ class Costs:
         parameters, flops, size = self.parameters, self.flops, self.size_megabytes
         said = {name: "-" if m is None else f"{m:.4f}" for name, m in self.training_multiple.items()}
         length = "" if self.multiplier == 1 else f" at {self.multiplier:g}x the steps"
+        own = [
+            f"{name}: every {record.interval:,}, from sparsity {record.initial_sparsity}"
+            for name, record in tabulated().items()
+            if record.interval is not None and record.gradient == formulas.UPDATE
+        ]
         lines = [
             f"parameters  {parameters['dense']:,} dense, {parameters['sparse']:,} sparse "
             f"(weights; {self.other_parameters:,} biases and norms beside them)",
             f"FLOPs       {flops['dense']:.5g} dense, {flops['sparse']:.5g} sparse an example: "
             f"test {flops['inference_multiple']:.4f}x",
             f"training{length}, multiples of dense, an update every {self.update_every} steps "
-            f"(granet: every {GRANET['every']:,}, from sparsity {GRANET['initial']}):",
+            f"({'; '.join(own)}):",
             "  " + "  ".join(f"{name}{KEEP}{value}" for name, value in said.items()),
             *self._of_tickets(),
             f"size        {size['dense']:.3f} MB dense, {size['sparse']:.3f} MB sparse",

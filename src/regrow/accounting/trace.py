@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from regrow._torch import ConvNd, ConvTransposeNd
-from regrow.accounting.units import Unit
+from regrow.accounting.units import PUBLISHED, Unit
 from regrow.measure.example import Example, run_once
 from regrow.nn import SparseConv2d
 
@@ -97,7 +97,7 @@ def _add(
         places, outputs = given.numel() / module.in_channels, float(_first(output).numel())
     elif isinstance(module, ConvNd | SparseConv2d):
         outputs = float(output.numel())
-        if convention == "rigl":
+        if convention == PUBLISHED:
             given = _first(inputs or tuple(named.values()))
             spatial = len(module.kernel_size)
             outputs /= math.prod(output.shape[-spatial:])

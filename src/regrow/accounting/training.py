@@ -1,8 +1,4 @@
-"""What training costs: FLOPs of a training step by each method's formula (RigL, arXiv 1911.11134, appendix H).
-
-A backward pass costs twice its forward pass, so a dense step costs 3 f_D, where f_D are the FLOPs of a dense
-forward pass and f_S those of the sparse one. A dense gradient of the weights costs f_D instead of f_S.
-"""
+"""What training costs: FLOPs of a training step by each method's formula (RigL, arXiv 1911.11134, appendix H)."""
 
 from __future__ import annotations
 
@@ -11,95 +7,29 @@ from collections.abc import Callable
 from regrow.arguments import (
     require_choice,
     require_count,
-    require_flag,
-    require_fraction,
     require_function,
     require_numbers,
     require_positive,
 )
-from regrow.errors import RegrowValueError
+from regrow.methods.formulas import BY_NAME, DENSE, pruning_levels, step
+from regrow.methods.granet import granet_levels
+from regrow.methods.registry import TABLE, ways
 
-FORMULAS = {
-    "dense": "3 f_D",
-    "sparse": "3 f_S",
-    "rigl": "(3 f_S dT + 2 f_S + f_D) / (dT + 1)",
-    "snfs": "2 f_S + f_D",
-    "pruning": "mean over the steps t of 3 f(s_t)",
-    "granet": "mean over the steps t of (3 f(s_t) dT + 2 f(s_t) + f_D) / (dT + 1)",
-}
+__all__ = [
+    "FORMULAS",
+    "METHODS",
+    "TICKETS",
+    "granet_levels",
+    "pruning_levels",
+    "ticket_multiples",
+    "training_multiple",
+]
+
+FORMULAS = {name: formula.text for name, formula in BY_NAME.items()}
 """The kinds of cost, and what each costs a step; a method's record names its kind."""
 
-METHODS = {
-    "dense": "dense",
-    "static": "sparse",
-    "snip": "sparse",
-    "small-dense": "small-dense",
-    "set": "sparse",
-    "rigl": "rigl",
-    "snfs": "snfs",
-    "pruning": "pruning",
-    "granet": "granet",
-}
+METHODS = {name: ways()[name].cost for name in TABLE}
 """The eight methods of the RigL paper's tables, and GraNet, with the kind of cost of each."""
-
-
-def pruning_levels(
-    steps: int = 32_000,
-    begin: int = 10_000,
-    end: int = 25_000,
-    every: int = 1_000,
-    *,
-    initial: float = 0.0,
-    exact: bool = False,
-) -> list[float]:
-    """Sparsity over a run of gradual pruning, as shares of the final one: ``i + (1 - i) (1 - (1 - p)^3)``.
-
-    Args:
-        steps: length of the run; the defaults are ResNet-50's in the RigL paper.
-        begin: first step of pruning.
-        end: last step of pruning.
-        every: steps between two prunings.
-        initial: the share i at which the run starts: initial over final sparsity; GraNet's sparse to sparse is
-            0.5 / 0.9 of the way to 90% already.
-        exact: a value for each step, 0 to ``steps - 1``. Default: one each `every` steps, both ends included, as
-            the published figures were computed (33 values); it weighs the last step like a thousand others, which
-            makes pruning look cheaper by about 0.01.
-
-    Raises:
-        RegrowValueError: a schedule that cannot be.
-    """
-    steps, every, end = (
-        require_count("steps", steps),
-        require_count("every", every),
-        require_count("end", end),
-    )
-    begin, exact = require_count("begin", begin, least=0), require_flag("exact", exact)
-    initial = require_fraction("initial", initial, one=True)
-    if not begin < end <= steps:
-        raise RegrowValueError(
-            f"`begin` must lie before `end`, and `end` within `steps` {steps}, got {begin} and {end}"
-        )
-
-    def level(step: int) -> float:
-        progress = (step // every * every - begin) / (end - begin)
-        return 1 - (1 - initial) * (1 - min(max(progress, 0.0), 1.0)) ** 3
-
-    return [level(step) for step in (range(steps) if exact else range(0, steps + 1, every))]
-
-
-GRANET = {"initial": 0.5, "stop": 0.6875, "every": 1_000}
-"""GraNet's own defaults: the sparsity that it starts at, the share of the run that it prunes in, its interval."""
-
-
-def granet_levels(sparsity: float) -> list[float]:
-    """Give the sparsity over a run of GraNet by its own defaults, as shares of the final `sparsity`.
-
-    64 intervals, about its 160 epochs of CIFAR, both ends included as in `pruning_levels`: 65 values.
-    """
-    sparsity = require_fraction("sparsity", sparsity)
-    initial = min(1.0, GRANET["initial"] / sparsity) if sparsity else 1.0
-    every = int(GRANET["every"])
-    return pruning_levels(64 * every, 0, round(GRANET["stop"] * 64) * every, every, initial=initial)
 
 
 def training_multiple(
@@ -123,8 +53,8 @@ def training_multiple(
         update_every: steps between two updates, dT. RigL's update cost is spread over the whole run, as the
             paper has it, though none comes after ``stop_fraction``.
         multiplier: length of the run as a multiple of dense training's; dT stays.
-        levels: the levels over a run of ``pruning`` or ``granet``. Default: `pruning_levels()`; GraNet's own are
-            `granet_levels`, with an update every 1,000 steps.
+        levels: the levels over a run in which the network becomes sparser. Default, for ``pruning`` and ``granet``:
+            `pruning_levels()`; GraNet's own are `granet_levels`, with an update every 1,000 steps.
 
     Raises:
         RegrowValueError: an unknown kind of cost, or numbers that cannot be.
@@ -140,20 +70,13 @@ def training_multiple(
     final = require_positive("sparse", sparse(1.0) if callable(sparse) else sparse, zero=True)
     dense = require_positive("dense", dense)
     multiplier = require_positive("multiplier", multiplier)
-    if cost == "dense":
-        step = 3 * dense
-    elif cost == "sparse":
-        step = 3 * final
-    elif cost == "rigl":
-        step = (3 * final * every + 2 * final + dense) / (every + 1)
-    elif cost == "snfs":
-        step = 2 * final + dense
-    else:
+    formula = BY_NAME[cost]
+    mean = dense if cost == DENSE else final
+    if formula.gradual or levels is not None:
         run = pruning_levels() if levels is None else require_numbers("levels", levels, zero=True)
         forward = sparse if callable(sparse) else lambda level: dense - level * (dense - final)
         mean = sum(forward(level) for level in run) / len(run)
-        step = 3 * mean if cost == "pruning" else (3 * mean * every + 2 * mean + dense) / (every + 1)
-    return multiplier * step / (3 * dense)
+    return multiplier * step(formula.gradient, mean, dense, every) / (3 * dense)
 
 
 TICKETS = {

@@ -15,7 +15,8 @@ from regrow.sparsity import distributions
 from regrow.sparsity.layers import NOT_WEIGHTS, find_layers
 from regrow.weights import SparseWeight, views
 
-CONVENTIONS = ("clean", "rigl")
+CONVENTIONS = CLEAN, PUBLISHED = "clean", "rigl"
+"""Ways to count; the latter as the RigL paper's tables were computed."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Unit:
         The published counter takes a depthwise kernel for a convolution with one output: ``rigl`` does too.
         """
         module = self.module
-        if convention == "rigl" and self.depthwise:
+        if convention == PUBLISHED and self.depthwise:
             return 1
         if isinstance(module, ConvTransposeNd):
             return module.out_channels
@@ -140,6 +141,6 @@ def stored_megabytes(found: Sequence[Unit], convention: str = "clean", *, dense:
         if dense or unit.density == 1:
             bits += 32 * unit.positions
         else:
-            count = unit.positions * unit.density if convention == "rigl" else unit.connections
+            count = unit.positions * unit.density if convention == PUBLISHED else unit.connections
             bits += 32 * count + unit.positions
     return bits / 8e6

@@ -26,6 +26,10 @@ class DataRecord:
     line: str
     examples: int | None = None
     """For training; None where that is the files' matter."""
+    is_decoded: bool = False
+    """Whether reading it decodes pictures, which may take hours: it is not read only to look at it."""
+    is_text: bool = False
+    """Whether its inputs are numbers of symbols, not pixels."""
 
 
 _RECORDS = [
@@ -56,22 +60,34 @@ _RECORDS = [
         image_folder,
         "any folder",
         "train/<class>/*.png or *.jpg, test/<class>/... : ImageNet, your own",
+        is_decoded=True,
     ),
-    DataRecord("text", text, "any file or folder", "bytes of a text, the next of which is predicted"),
+    DataRecord(
+        "text",
+        text,
+        "any file or folder",
+        "bytes of a text, the next of which is predicted",
+        is_text=True,
+    ),
     DataRecord(
         "python-source",
         python_source,
         "Python itself",
         "the standard library's source code, 11 million bytes",
+        is_text=True,
     ),
     DataRecord(
-        "gcide", gcide, "Debian package dict-gcide (GPL)", "Webster's dictionary, 40 million bytes of English"
+        "gcide",
+        gcide,
+        "Debian package dict-gcide (GPL)",
+        "Webster's dictionary, 40 million bytes of English",
+        is_text=True,
     ),
 ]
 
 
 def datasets() -> dict[str, DataRecord]:
-    """The built-in data sets by name."""
+    """Return the built-in data sets by name."""
     return {record.name: record for record in _RECORDS}
 
 

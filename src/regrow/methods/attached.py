@@ -39,6 +39,10 @@ class Attached(ABC):
     """When the dense gradient is needed: ``never``, at each ``update``, or ``always``."""
     skips_step: ClassVar[bool] = False
     """Whether the weights rest at an update step, as in RigL's Algorithm 1."""
+    initial_sparsity: ClassVar[float | None] = None
+    """Where the published method starts, if it prunes from there to an argument `final_sparsity`."""
+    storages: ClassVar[tuple[str, ...] | None] = None
+    """Storages that the method runs on; None is all, but masks alone where `needs_gradient` is ``always``."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, skip_step: bool, process_group: Any) -> None:
         self.model = unwrapped(model)

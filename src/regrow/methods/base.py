@@ -8,7 +8,6 @@ Tickets, which are networks besides, have a state of their own.
 
 from __future__ import annotations
 
-import inspect
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -59,17 +58,6 @@ class Method(Attached):
         RegrowRuntimeError: a model that is not sparse, an optimizer that does not hold its parameters, a second
             method on one model, processes that disagree about the topology.
     """
-
-    def __init_subclass__(cls, **options: Any) -> None:
-        """Show all arguments of a constructor that hands ``**options`` on, for help, recipes and checks."""
-        super().__init_subclass__(**options)
-        if "__init__" in cls.__dict__:
-            own = [p for n, p in inspect.signature(cls.__init__).parameters.items() if n != "self"]
-            if any(p.kind is p.VAR_KEYWORD for p in own):
-                handed_on = inspect.signature(cls.__mro__[1]).parameters.values()
-                own = [p for p in own if p.kind is not p.VAR_KEYWORD]
-                own += [p for p in handed_on if p.name not in {q.name for q in own}]
-            cls.__signature__ = inspect.Signature(own)  # type: ignore[attr-defined]
 
     def __init__(
         self,

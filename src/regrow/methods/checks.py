@@ -15,6 +15,7 @@ from regrow.methods import schedules
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
 from regrow.weights.sharded import ONE, is_sharded, not_whole
+from regrow.weights.storages import STORAGES
 
 if TYPE_CHECKING:
     from regrow.methods.attached import Attached
@@ -92,11 +93,34 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attache
             raise RegrowRuntimeError(
                 f"`{weight.name}` is driven by a method already: {driver!r}\nCall its detach() first."
             )
-        if method.needs_gradient == "always" and not weight.is_dense:
-            raise RegrowValueError(
-                f"{type(method).__name__} needs the dense gradient at every step, and `{weight.name}` is stored "
-                f"{weight.storage} so that it never exists.\nUse regrow.sparsify(..., storage='masked')."
+        allowed = storages_of(type(method))
+        if weight.storage not in allowed:
+            why = (
+                f"needs the dense gradient at every step, and `{weight.name}` is stored {weight.storage} so that it "
+                "never exists"
+                if method.needs_gradient == "always"
+                else f"runs on {' and '.join(allowed)} storage, and `{weight.name}` is stored {weight.storage}"
             )
+            raise RegrowValueError(
+                f"{type(method).__name__} {why}.\nUse regrow.sparsify(..., storage={allowed[0]!r})."
+            )
+
+
+def storages_of(cls: Any) -> tuple[str, ...]:
+    """Return the names of the storages that a method's class runs on.
+
+    Raises:
+        RegrowValueError: it names one that does not exist, or none.
+    """
+    named = getattr(cls, "storages", None)
+    if named is None:
+        always = getattr(cls, "needs_gradient", "never") == "always"
+        return tuple(name for name, storage in STORAGES.items() if storage.is_dense or not always)
+    if isinstance(named, str) or not named or not set(named) <= set(STORAGES):
+        raise RegrowValueError(
+            f"`storages` of {cls.__name__} must be a tuple of {', '.join(STORAGES)}, got {named!r}"
+        )
+    return tuple(named)
 
 
 def warn_of_no_update(method: Periodic) -> None:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from regrow.arguments import require_choice
+from regrow.arguments import require_choice, require_fraction
 from regrow.errors import warn
+from regrow.methods.formulas import pruning_levels
 from regrow.methods.gradual import Descent, Final
 from regrow.methods.periodic import Move
-from regrow.methods.registry import register
+from regrow.methods.registry import parameters_of, register
 from regrow.methods.rigl import RigL
 from regrow.methods.schedules import DropSchedule
 from regrow.ops.select import top
@@ -21,6 +22,8 @@ from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
 
 SCOPES = ("global", "layer")
+INTERVALS = 64
+"""Of a run that is priced."""
 
 
 @register(
@@ -30,7 +33,6 @@ SCOPES = ("global", "layer")
     drop="magnitude",
     grow="gradient",
     redistribute="magnitude",
-    cost="granet",
 )
 class GraNet(RigL):
     """Gradual pruning with zero-cost neuroregeneration (arXiv 2106.10404).
@@ -59,13 +61,15 @@ class GraNet(RigL):
         prune_start_fraction: where pruning and regeneration start, as a share of the run.
         prune_stop_fraction: where it ends, or at the last update if that comes first; the default is the code's
             for CIFAR, 110 of 160 epochs; on ImageNet 0.3.
-        options: further ones of `Dynamic`.
+        grow_columns: as for `RigL`.
+        grow_init, grow_scale, skip_step, seed, process_group: as for `Dynamic`.
 
     Raises:
         RegrowValueError: a final sparsity below the initial one, or no update step to prune at.
     """
 
     skips_step = False
+    initial_sparsity = 0.5
 
     def __init__(
         self,
@@ -81,7 +85,12 @@ class GraNet(RigL):
         schedule: str | DropSchedule = "cosine-to-0.01",
         prune_start_fraction: float = 0.0,
         prune_stop_fraction: float = 0.6875,
-        **options: Any,
+        grow_columns: int | float | None = None,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         self.scope, self.final_sparsity = require_choice("scope", scope, SCOPES), final_sparsity
         self._between = prune_start_fraction, prune_stop_fraction
@@ -93,8 +102,26 @@ class GraNet(RigL):
             update_every=update_every,
             stop_fraction=stop_fraction,
             schedule=schedule,
-            **options,
+            grow_columns=grow_columns,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
         )
+
+    @classmethod
+    def levels(cls, sparsity: float) -> list[float]:
+        """Give the sparsity over a run by the class's own defaults, as shares of the final `sparsity`.
+
+        64 intervals, about the paper's 160 epochs of CIFAR, both ends included as in `pruning_levels`: 65 values.
+        """
+        sparsity = require_fraction("sparsity", sparsity)
+        given = {name: parameter.default for name, parameter in parameters_of(cls).items()}
+        every = given["update_every"]
+        start, stop = (round(given[f"prune_{end}_fraction"] * INTERVALS) * every for end in ("start", "stop"))
+        initial = min(1.0, cls.initial_sparsity / sparsity) if sparsity else 1.0
+        return pruning_levels(INTERVALS * every, start, stop, every, initial=initial)
 
     def _aim(self) -> None:
         self.descent = Descent.of_run(
@@ -108,7 +135,7 @@ class GraNet(RigL):
         self.final.remember_start(self.optimizer)
 
     def _groups(self, weights: list[SparseWeight]) -> list[list[SparseWeight]]:
-        """The weights that are pruned together."""
+        """Group the weights that are pruned together."""
         return [weights] if self.scope == "global" else [[weight] for weight in weights]
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
@@ -141,3 +168,8 @@ class GraNet(RigL):
                     "of other layers.\nscope='layer' prunes each layer by itself."
                 )
         return dict(zip([weight.name for weight in group], counts, strict=True))
+
+
+def granet_levels(sparsity: float) -> list[float]:
+    """Give the sparsity over a run of GraNet by its own defaults, as shares of the final `sparsity`: 65 values."""
+    return GraNet.levels(sparsity)

@@ -22,7 +22,6 @@ from regrow.weights import SparseWeight
     line="RigL with long intervals, through the whole run",
     drop="magnitude",
     grow="gradient",
-    cost="rigl",
 )
 class ITOP(RigL):
     """In-Time Over-Parameterization with RigL's growth (arXiv 2102.02887); `SetITOP` grows at random.
@@ -39,7 +38,8 @@ class ITOP(RigL):
         update_every: Delta T, in optimizer steps; the default is the paper's for RigL and batches of 128.
         stop_fraction: T_end / T; the paper has no T_end.
         schedule: as for `Dynamic`; the default falls from `drop_fraction` 0.5 to 0.005.
-        options: further ones of `Dynamic`.
+        grow_columns: as for `RigL`.
+        total_steps, grow_init, grow_scale, skip_step, seed, process_group: as for `Dynamic`.
     """
 
     skips_step = False
@@ -53,16 +53,28 @@ class ITOP(RigL):
         update_every: int = 4000,
         stop_fraction: float = 1.0,
         schedule: str | DropSchedule = "cosine-to-0.01",
-        **options: Any,
+        grow_columns: int | float | None = None,
+        total_steps: int,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         super().__init__(
             model,
             optimizer,
+            grow_columns=grow_columns,
+            total_steps=total_steps,
             drop_fraction=drop_fraction,
             update_every=update_every,
             stop_fraction=stop_fraction,
             schedule=schedule,
-            **options,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
         )
 
 
@@ -80,19 +92,49 @@ class SetITOP(ITOP):
         model: a model that `sparsify` has made sparse.
         optimizer: the torch optimizer that trains it.
         update_every: Delta T, in optimizer steps; the default is the paper's for SET and batches of 128.
-        options: those of `ITOP`; `grow_columns` is not for random growth, which searches nothing.
+        drop_fraction, stop_fraction, schedule: as for `ITOP`.
+        grow_columns: None, because random growth searches nothing.
+        total_steps, grow_init, grow_scale, skip_step, seed, process_group: as for `Dynamic`.
     """
 
     needs_gradient = "never"
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, *, update_every: int = 1500, **options: Any
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        update_every: int = 1500,
+        drop_fraction: float = 0.5,
+        stop_fraction: float = 1.0,
+        schedule: str | DropSchedule = "cosine-to-0.01",
+        grow_columns: None = None,
+        total_steps: int,
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
-        if options.get("grow_columns") is not None:
+        if grow_columns is not None:
             raise RegrowValueError(
-                f"`grow_columns` must be None, got {options['grow_columns']!r}: {type(self).__name__} searches nothing"
+                f"`grow_columns` must be None, got {grow_columns!r}: {type(self).__name__} searches nothing"
             )
-        super().__init__(model, optimizer, update_every=update_every, **options)
+        super().__init__(
+            model,
+            optimizer,
+            update_every=update_every,
+            drop_fraction=drop_fraction,
+            stop_fraction=stop_fraction,
+            schedule=schedule,
+            grow_columns=grow_columns,
+            total_steps=total_steps,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
+        )
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         return criteria.random_positions(weight, count, survivors, generator)

@@ -23,7 +23,6 @@ from regrow.weights import SparseWeight
     line="starts dense, prunes by magnitude",
     drop="magnitude",
     grow="none",
-    cost="pruning",
 )
 class Pruning(Periodic):
     """Gradual magnitude pruning (Zhu and Gupta, arXiv 1710.01878), with exact counts in each layer.
@@ -46,6 +45,8 @@ class Pruning(Periodic):
         seed: not needed, there is nothing random.
         process_group: processes that train one model together.
     """
+
+    initial_sparsity = 0.0
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from regrow.growth.among import Among
 from regrow.methods import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
+from regrow.methods.schedules import DropSchedule
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
 from regrow.weights.base import as_matrix
@@ -25,7 +26,6 @@ from regrow.weights.base import as_matrix
     line="grows where the gradient is largest",
     drop="magnitude",
     grow="gradient",
-    cost="rigl",
 )
 class RigL(Dynamic):
     """Rigging the Lottery (arXiv 1911.11134, Algorithm 1).
@@ -43,7 +43,8 @@ class RigL(Dynamic):
             (int) or a share (float), drawn anew at each update from the method's seed. Within them the choice is
             exact. Where they have fewer free positions than connections are to come, twice as many are drawn. None, as
             published: all.
-        options: those of `Dynamic`.
+        total_steps, drop_fraction, update_every, stop_fraction, schedule, grow_init, grow_scale, skip_step, seed,
+            process_group: as for `Dynamic`.
     """
 
     needs_gradient = "update"
@@ -55,10 +56,32 @@ class RigL(Dynamic):
         optimizer: Optimizer,
         *,
         grow_columns: int | float | None = None,
-        **options: Any,
+        total_steps: int,
+        drop_fraction: float = 0.3,
+        update_every: int = 100,
+        stop_fraction: float = 0.75,
+        schedule: str | DropSchedule = "cosine",
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         self.grow_columns = _require_columns(grow_columns)
-        super().__init__(model, optimizer, **options)
+        super().__init__(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            drop_fraction=drop_fraction,
+            update_every=update_every,
+            stop_fraction=stop_fraction,
+            schedule=schedule,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
+        )
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         among = self.among(weight, count, survivors, generator)

@@ -12,6 +12,7 @@ from regrow.arguments import require_count, require_flag
 from regrow.methods import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
+from regrow.methods.schedules import DropSchedule
 from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
@@ -36,7 +37,8 @@ class SET(Dynamic):
         per_sign: drop the fraction of the positive and of the negative weights separately.
         epoch_end: update at the last step of each `update_every` steps, once the weights have taken it, instead of at
             the first of the next ones: after each epoch, where that is the length of an epoch.
-        options: those of `Dynamic`.
+        total_steps, drop_fraction, update_every, stop_fraction, schedule, grow_init, grow_scale, skip_step, seed,
+            process_group: as for `Dynamic`.
     """
 
     def __init__(
@@ -46,15 +48,52 @@ class SET(Dynamic):
         *,
         per_sign: bool = False,
         epoch_end: bool = False,
-        **options: Any,
+        total_steps: int,
+        drop_fraction: float = 0.3,
+        update_every: int = 100,
+        stop_fraction: float = 0.75,
+        schedule: str | DropSchedule = "cosine",
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         self.per_sign = require_flag("per_sign", per_sign)
         self.ahead = int(require_flag("epoch_end", epoch_end))
-        super().__init__(model, optimizer, **options)
+        super().__init__(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            drop_fraction=drop_fraction,
+            update_every=update_every,
+            stop_fraction=stop_fraction,
+            schedule=schedule,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
+        )
 
     @classmethod
     def original(
-        cls, model: nn.Module, optimizer: Optimizer, *, total_steps: int, steps_per_epoch: int, **options: Any
+        cls,
+        model: nn.Module,
+        optimizer: Optimizer,
+        *,
+        total_steps: int,
+        steps_per_epoch: int,
+        drop_fraction: float = 0.3,
+        stop_fraction: float = 1.0,
+        schedule: str | DropSchedule = "constant",
+        per_sign: bool = True,
+        epoch_end: bool = True,
+        grow_init: str = "normal",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> SET:
         """SET as published: at the end of each epoch but the last, 0.3 of each sign; new connections start at random.
 
@@ -66,21 +105,24 @@ class SET(Dynamic):
             optimizer: the torch optimizer that trains it.
             total_steps: optimizer steps of the whole run.
             steps_per_epoch: optimizer steps of an epoch.
-            options: those of `SET`, where they are to differ.
+            drop_fraction, stop_fraction, schedule, per_sign, epoch_end, grow_init, grow_scale, skip_step, seed,
+                process_group: as for `SET`, with the published defaults.
         """
-        published = {
-            "stop_fraction": 1.0,
-            "schedule": "constant",
-            "per_sign": True,
-            "epoch_end": True,
-            "grow_init": "normal",
-        }
         return cls(
             model,
             optimizer,
             total_steps=total_steps,
             update_every=require_count("steps_per_epoch", steps_per_epoch),
-            **{**published, **options},
+            drop_fraction=drop_fraction,
+            stop_fraction=stop_fraction,
+            schedule=schedule,
+            per_sign=per_sign,
+            epoch_end=epoch_end,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
         )
 
     def drop(self, weight: SparseWeight, fraction: float) -> Tensor:

@@ -12,6 +12,7 @@ from regrow.arguments import require_flag, require_fraction
 from regrow.methods import criteria
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.registry import register
+from regrow.methods.schedules import DropSchedule
 from regrow.methods.state import PREFIX
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
@@ -30,7 +31,6 @@ DENSE = 0.2
     drop="magnitude",
     grow="momentum",
     redistribute="momentum",
-    cost="snfs",
 )
 class SNFS(Dynamic):
     """Sparse Networks from Scratch, or Sparse Momentum (arXiv 1907.04840).
@@ -51,7 +51,8 @@ class SNFS(Dynamic):
         redistribution: move connections across layers, as the original does; the RigL paper's SNFS does not.
         adjust_prune_rate: as the original does, lower the drop fraction of a layer of sparsity below 0.2 to that
             sparsity, where the layer's share of what is grown is above the average of all.
-        options: those of `Dynamic`.
+        total_steps, drop_fraction, update_every, stop_fraction, schedule, grow_init, grow_scale, skip_step, seed,
+            process_group: as for `Dynamic`.
     """
 
     needs_gradient = "always"
@@ -64,12 +65,34 @@ class SNFS(Dynamic):
         momentum: float = 0.9,
         redistribution: bool = True,
         adjust_prune_rate: bool = False,
-        **options: Any,
+        total_steps: int,
+        drop_fraction: float = 0.3,
+        update_every: int = 100,
+        stop_fraction: float = 0.75,
+        schedule: str | DropSchedule = "cosine",
+        grow_init: str = "zeros",
+        grow_scale: float = 1.0,
+        skip_step: bool | None = None,
+        seed: int = 0,
+        process_group: Any = None,
     ) -> None:
         self.momentum = require_fraction("momentum", momentum)
         self.redistribution = require_flag("redistribution", redistribution)
         self.adjust_prune_rate = require_flag("adjust_prune_rate", adjust_prune_rate)
-        super().__init__(model, optimizer, **options)
+        super().__init__(
+            model,
+            optimizer,
+            total_steps=total_steps,
+            drop_fraction=drop_fraction,
+            update_every=update_every,
+            stop_fraction=stop_fraction,
+            schedule=schedule,
+            grow_init=grow_init,
+            grow_scale=grow_scale,
+            skip_step=skip_step,
+            seed=seed,
+            process_group=process_group,
+        )
 
     def observe(self, weight: SparseWeight, gradient: Tensor) -> None:
         gradient = self.average(gradient)

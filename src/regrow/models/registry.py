@@ -110,5 +110,5 @@ _RECORDS = [
 
 
 def models() -> dict[str, ModelRecord]:
-    """The built-in networks by name."""
+    """Return the built-in networks by name."""
     return {record.name: record for record in _RECORDS}

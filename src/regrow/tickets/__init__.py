@@ -15,16 +15,14 @@ from regrow.tickets.metrics import (
 )
 from regrow.tickets.norms import reestimate
 from regrow.tickets.phases import Phases
-from regrow.tickets.rates import StepRestarts, Triangular, steps, triangular
+from regrow.tickets.rates import steps, triangular
 from regrow.tickets.sup import SupTickets, calendar
 
 __all__ = [
     "Ensemble",
     "FreeTickets",
     "Phases",
-    "StepRestarts",
     "SupTickets",
-    "Triangular",
     "accuracy",
     "calendar",
     "copied",

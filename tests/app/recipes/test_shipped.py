@@ -10,8 +10,8 @@ from tiny import write_folder
 
 import regrow
 from regrow.app.compare import plan
-from regrow.app.recipes import find, load, shipped
-from regrow.app.training import RunFolder, build, train, ways
+from regrow.app.recipes import find, load, method_of, shipped
+from regrow.app.training import RunFolder, build, train
 from regrow.app.training.batches import Batches
 from regrow.methods.gradual import Descent
 
@@ -198,7 +198,7 @@ def test_granet_under_sup_tickets_is_down_by_epoch_110(recipe, tmp_path):
     descent = Descent.of_run(226 * epoch, options["update_every"], 0.0, options["prune_stop_fraction"])
     assert descent.stop == 110 * epoch // 1000 * 1000
     assert (options["schedule"], options["drop_fraction"], loaded.initial_sparsity) == ("constant", 0.5, None)
-    assert ways.PRUNING["granet"] == 0.5
+    assert method_of(loaded.method).initial_sparsity == 0.5
     key = "sup-granet.method.prune_stop_fraction=0.486726"
     grid = plan(recipe, ["rigl", "sup-granet"], seeds=1, overrides=[key], folder=tmp_path)
     compared = {run.cell.method: run.recipe.method.options for run in grid.runs}

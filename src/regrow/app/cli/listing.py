@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from regrow._text import table
-from regrow.app.recipes import Recipe, as_yaml, comment, load, shipped
+from regrow.app.recipes import Recipe, as_yaml, comment, import_file, load, shipped
 from regrow.app.training.expected import Expected, expected
 from regrow.data import datasets
 from regrow.methods.registry import records
@@ -31,8 +32,10 @@ RECIPES = {
 }
 
 
-def methods() -> list[dict[str, Any]]:
-    """List the methods, one record each."""
+def methods(files: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """List the methods, one record each, with those of the user's Python `files`."""
+    for file in files:
+        import_file(Path(file))
     return [record.to_dict() for record in records().values()]
 
 

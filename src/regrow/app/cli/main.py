@@ -68,9 +68,9 @@ Import = Annotated[
 
 
 @app.command(short_help="List the methods.")
-def methods(json_: Json = False) -> None:
+def methods(import_: Import = None, json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
-    rows = listing.methods()
+    rows = listing.methods(import_ or [])
     _show(rows, json_, lambda width: listing.as_text(rows, listing.METHODS, width))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from regrow.app.recipes.parts import SUPPLIED
 from regrow.app.training.folder import file_name, require_folder
 from regrow.arguments import require_count
 from regrow.errors import RegrowError, RegrowValueError, closest
+from regrow.methods.registry import parameters_of
 
 FREE = {"device", "threads", "out", "line", "log_every", "checkpoint_every"}
 """Keys that change no result, so that a run which differs in them only is the same run."""
@@ -177,7 +177,7 @@ def _shared(own: Part, method: str) -> dict[str, Any]:
 
     Only between `Dynamic` methods: there, words such as ``stop_fraction`` mean the same.
     """
-    defaults = {name: p.default for name, p in _parameters(own.name).items()}
+    defaults = {name: p.default for name, p in parameters_of(find("method", Part(name=own.name))).items()}
     given = {n: v for n, v in own.options.items() if n != "seed" and v != defaults.get(n)}
     if method != own.name and not (is_dynamic(own.name) and is_dynamic(method)):
         return {}
@@ -185,29 +185,12 @@ def _shared(own: Part, method: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if method == own.name or _fits(name, has)}
 
 
-def _parameters(method: str) -> dict[str, inspect.Parameter]:
-    """The arguments of a method's constructor and, where it hands on ``**options``, of those above it."""
-    function = find("method", Part(name=method))
-    chain = [function]
-    if inspect.isclass(function):
-        chain = [vars(c)["__init__"] for c in function.__mro__ if "__init__" in vars(c)]
-    found: dict[str, inspect.Parameter] = {}
-    for one in chain:
-        parameters = inspect.signature(one).parameters
-        found = dict(parameters) | found
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-            break
-    return found
-
-
 def _options(method: str) -> set[str] | None:
-    """The options of a method; None where it takes any."""
-    parameters = _parameters(method).values()
-    if not inspect.isclass(find("method", Part(name=method))) and any(
-        p.kind is p.VAR_KEYWORD for p in parameters
-    ):
+    """List the options of a method; None where it takes any."""
+    parameters = parameters_of(find("method", Part(name=method))).values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} - {"self"}
+    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _fits(option: str | None, has: set[str] | None) -> bool:

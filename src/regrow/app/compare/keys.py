@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from regrow.errors import RegrowValueError
+from regrow.methods.registry import DEFAULT
 
 OPEN, CLOSE, QUOTES = "[{(", "]})", "\"'"
 TAKEN = {"method": "--methods", "tickets": "--methods", "seed": "--seeds", "out": "--out"}
@@ -45,7 +46,7 @@ def parse(overrides: Iterable[str], methods: Sequence[str]) -> list[Key]:
         if not equals or not key or not all(values):
             raise RegrowValueError(
                 f"an override must be key=value or key=a,b,c, for example optimizer.lr=0.05,0.1, got {text!r}\n"
-                "For one method only, put its name before the key: rigl.optimizer.lr=0.05."
+                f"For one method only, put its name before the key: {DEFAULT}.optimizer.lr=0.05."
             )
         if key in TAKEN:
             raise RegrowValueError(f"`{key}` is set by `{TAKEN[key]}` in a comparison, got {text!r}")

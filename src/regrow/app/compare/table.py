@@ -12,10 +12,9 @@ import torch
 import regrow
 from regrow.app.compare.grid import Cell, Grid, Run
 from regrow.app.compare.running import summary_of
-from regrow.app.recipes import Part, Recipe, find
+from regrow.app.recipes import Recipe, find, method_of
 from regrow.app.training import RunFolder
 from regrow.errors import RegrowError, RegrowRuntimeError
-from regrow.methods.registry import records
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> 
         statistics.mean(summary["seconds"] for summary in summaries),
         summaries[0]["time_is"],
         max(memory, default=None),
-        needs_dense(runs[0].recipe.method),
+        method_of(runs[0].recipe.method).needs_dense,
         _mean(summary.get("nll") for summary in summaries),
         _mean(summary.get("ece") for summary in summaries),
         summaries[0].get("networks", 1),
@@ -159,11 +158,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def reference(base: Recipe, runs: Iterable[Run]) -> float | None:
     """FLOPs of a forward pass of the recipe's own network, dense, for one example."""
     for run in runs:
-        record = records().get(run.recipe.method.name)
-        same = run.recipe.model == base.model and record is not None and record.kind == "method"
-        if (flops := summary_of(run).get("flops")) and (
-            same or (run.recipe.dense and run.recipe.model == base.model)
-        ):
+        same = run.recipe.model == base.model and not method_of(run.recipe.method).is_narrow
+        if (flops := summary_of(run).get("flops")) and same:
             return float(flops["dense"])
     shape = RunFolder(next(iter(runs)).folder).read("data.json")["shape"]
     state = torch.get_rng_state()
@@ -174,16 +170,6 @@ def reference(base: Recipe, runs: Iterable[Run]) -> float | None:
         return None
     finally:
         torch.set_rng_state(state)
-
-
-def needs_dense(method: Part) -> bool:
-    """Whether a method needs memory or compute of the dense network at any time but an update."""
-    if method.name == "dense":
-        return True
-    record = records().get(method.name)
-    if record is not None:
-        return record.needs_dense
-    return getattr(find("method", method), "needs_gradient", "never") == "always"
 
 
 NEAR = 0.5

@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from regrow.app.compare.keys import Key
-from regrow.app.recipes import KINDS, Part, Recipe, find
-from regrow.methods import Dynamic
-from regrow.methods.registry import records
+from regrow.app.recipes import KINDS, Part, Recipe, method_of
+from regrow.methods.registry import DEFAULT, records
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,12 @@ def way_of(name: str, own: Part) -> Way:
     kind, dash, method = name.partition("-")
     if name in records() or kind not in KINDS or (dash and not method):
         return Way(name)
-    return Way(method or (own.name if is_dynamic(own.name) else "rigl"), kind)
+    return Way(method or (own.name if is_dynamic(own.name) else DEFAULT), kind)
 
 
 def is_dynamic(method: str) -> bool:
     """Whether a method drops and grows."""
-    found = find("method", Part(name=method))
-    return inspect.isclass(found) and issubclass(found, Dynamic)
+    return method_of(Part(name=method)).explores
 
 
 def overrides(way: Way, recipe: Recipe, shared: dict[str, Any], keys: Sequence[Key]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from regrow.app.recipes.code import same_code
 from regrow.app.recipes.loading import as_yaml, comment, kept, load, read, shipped
-from regrow.app.recipes.parts import find, import_file, resolve
+from regrow.app.recipes.parts import find, import_file, method_of, resolve
 from regrow.app.recipes.rates import Rate
 from regrow.app.recipes.schema import Part, Recipe
 from regrow.app.recipes.tickets import KINDS, Plan
@@ -21,6 +21,7 @@ __all__ = [
     "import_file",
     "kept",
     "load",
+    "method_of",
     "read",
     "resolve",
     "same_code",

@@ -20,28 +20,20 @@ from regrow.app.recipes.schema import Part, Recipe
 from regrow.app.recipes.tickets import KINDS, chosen
 from regrow.data import Augment, datasets
 from regrow.errors import RegrowValueError, closest, nearest
-from regrow.methods import Dynamic
-from regrow.methods.registry import records
+from regrow.methods.formulas import ALWAYS
+from regrow.methods.registry import DEFAULT, EXAMPLES, MethodRecord, parameters_of, record_of, ways
 from regrow.models import models
-
-
-def dense() -> None:
-    """The method that is none: the network stays dense."""
-
-
-def small_dense() -> None:
-    """The method that is none: a dense network as narrow as the sparse one is large."""
+from regrow.weights.storages import STORAGES
 
 
 def choices(key: str) -> dict[str, Callable[..., Any]]:
-    """What the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
+    """Return what the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
     if key == "model":
         return {name: record.build for name, record in models().items()}
     if key == "data":
         return {name: record.load for name, record in datasets().items()}
     if key == "method":
-        known = {name: record.cls for name, record in records().items()}
-        return {"dense": dense, "small-dense": small_dense} | known
+        return {name: record.cls for name, record in ways().items()}
     if key == "optimizer":
         kinds = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
         # one is the base class, one needs a closure, one gradients that are sparse tensors
@@ -63,7 +55,7 @@ PARTS = tuple(SUPPLIED)
 
 
 def find(key: str, part: Part) -> Callable[..., Any]:
-    """The function or class that `part` of recipe key `key` names.
+    """Find the function or class that `part` of recipe key `key` names.
 
     Raises:
         RegrowValueError: for an unknown name, or a ``package.module:function`` that cannot be imported.
@@ -80,6 +72,11 @@ def find(key: str, part: Part) -> Callable[..., Any]:
             f"got {part.name!r}{hint}"
         )
     return known[part.name]
+
+
+def method_of(part: Part) -> MethodRecord:
+    """Return the record of the method that `part` names; one of the user's own without a record says it of itself."""
+    return ways().get(part.name) or record_of(find("method", part))
 
 
 def resolve(recipe: Recipe) -> Recipe:
@@ -111,6 +108,7 @@ def resolve(recipe: Recipe) -> Recipe:
     checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {name: _names(checked[name]) for name in recipe.sparsify}
     _check_sparsity(recipe, given)
+    _check_storage(recipe, given)
     if given:
         given["seed"] = given.get("seed", recipe.seed)
     return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
@@ -138,25 +136,39 @@ def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
         )
 
 
+def _check_storage(recipe: Recipe, given: Mapping[str, Any]) -> None:
+    """Refuse a storage on which the method does not run."""
+    storage, method = given.get("storage", "auto"), method_of(recipe.method)
+    if storage in STORAGES and storage not in method.storages and not recipe.never_dense:
+        why = (
+            "needs the dense gradient"
+            if method.needs == ALWAYS
+            else f"runs on {' and '.join(method.storages)}"
+        )
+        raise RegrowValueError(
+            f"`sparsify.storage` is {storage}, but method {recipe.method.name} {why}\n"
+            f"Give `sparsify.storage={method.storages[0]}`, or take another method."
+        )
+
+
 def _check_tickets(recipe: Recipe) -> None:
-    """What tickets need of the rest of the recipe."""
+    """Check what tickets need of the rest of the recipe."""
     if recipe.tickets is None:
         return
-    kind, method = recipe.tickets.name, recipe.method.name
+    kind, method, record = recipe.tickets.name, recipe.method.name, method_of(recipe.method)
     if kind == "edst" and recipe.validation is None:
         raise RegrowValueError(
             "`validation` is missing: tickets edst are the best checkpoints of their windows, and the test set must "
             "choose nothing\nAdd `validation: 0.1`; in a comparison, `edst.validation=0.1` is for edst alone."
         )
-    if kind != "dst" and method in ("dense", "small-dense"):
+    if kind != "dst" and record.is_dense:
         raise RegrowValueError(
             f"`tickets` {kind} needs a sparse network, and method {method} has none\n"
             "Take another method, or tickets: dst, which are an ensemble of any networks."
         )
-    record = records().get(method)
-    if record is not None and recipe.tickets.options.get("explore") and not issubclass(record.cls, Dynamic):
+    if inspect.isclass(record.cls) and recipe.tickets.options.get("explore") and not record.explores:
         raise RegrowValueError(
-            f"`tickets.explore` needs a method that drops and grows, such as rigl or set, and {method} does not\n"
+            f"`tickets.explore` needs a method that drops and grows, such as {EXAMPLES}, and {method} does not\n"
             "Take another method, or give `tickets.explore: null`."
         )
 
@@ -170,8 +182,7 @@ def _check(
     supplied: Iterable[str] = (),
 ) -> dict[str, Any]:
     """`options` and the plain defaults beside them, once they are known to fit the signature of `function`."""
-    parameters = {n: p for n, p in inspect.signature(function).parameters.items() if n not in supplied}
-    anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    anything = any(p.kind is p.VAR_KEYWORD for p in parameters_of(function).values())
     named = _named(function, supplied)
     for name in options:
         if name not in named and not anything:
@@ -193,9 +204,8 @@ def _check(
 
 def _named(function: Callable[..., Any], supplied: Iterable[str] = ()) -> dict[str, inspect.Parameter]:
     """List the arguments of a function that have names, but for those `supplied` by others."""
-    parameters = inspect.signature(function).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return {p.name: p for p in parameters if p.kind in kinds and p.name not in supplied}
+    return {n: p for n, p in parameters_of(function).items() if p.kind in kinds and n not in supplied}
 
 
 def _missing(function: Callable[..., Any], options: Mapping[str, Any], supplied: Iterable[str]) -> list[str]:
@@ -251,7 +261,7 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
     inner: dict[str, list[str]] = {}
     fixed: dict[str, Callable[..., Any]] = {"sparsify": regrow.sparsify, "augment": Augment}
     for key, supplied in (*SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
-        part = raw.get(key, "rigl" if key == "method" else None)
+        part = raw.get(key, DEFAULT if key == "method" else None)
         name = part.get("name") if isinstance(part, Mapping) else part
         function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)
         for option in _named(function, supplied) if function is not None else ():

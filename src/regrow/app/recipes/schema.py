@@ -7,6 +7,16 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
+from regrow.methods.registry import DEFAULT, methods
+
+_STARTS = [
+    f"{start:g} for {name}"
+    for start, name in sorted(
+        (r.initial_sparsity, n) for n, r in methods().items() if r.initial_sparsity is not None
+    )
+]
+"""Where each method starts that prunes."""
+
 
 class Part(BaseModel):
     """Something with a name and options: ``rigl``, or ``{name: rigl, update_every: 50}``.
@@ -64,7 +74,7 @@ class Recipe(BaseModel):
     )
     sparsify: dict[str, Any] = Field({}, description="the arguments of `regrow.sparsify`")
     method: Part = Field(
-        Part(name="rigl"), description="how the topology evolves; `dense` for a dense network"
+        Part(name=DEFAULT), description="how the topology evolves; `dense` for a dense network"
     )
     never_dense: bool = Field(
         False, description="the network is made from its connections: its dense weights never exist"
@@ -73,7 +83,7 @@ class Recipe(BaseModel):
         None,
         ge=0,
         lt=1,
-        description="what a method that prunes in training starts from: by default 0 for pruning, 0.5 for granet",
+        description=f"what a method that prunes in training starts from: by default {', '.join(_STARTS)}",
     )
     tickets: Part | None = Field(
         None, description="several networks in one run: sup, edst or dst; milestones of `schedule` move along"
@@ -160,11 +170,6 @@ class Recipe(BaseModel):
         if self.validation is None:
             return "test"
         return self.test_on or ("validation" if self.tickets is None else "test")
-
-    @property
-    def dense(self) -> bool:
-        """Whether the network is trained without sparsity."""
-        return self.method.name == "dense"
 
     def plain(self) -> dict[str, Any]:
         """The recipe as YAML would hold it: only plain values."""

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.recipes import Part, Plan, Rate, Recipe, find
+from regrow.app.recipes import Part, Plan, Rate, Recipe, find, method_of
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
@@ -147,13 +147,14 @@ def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) ->
 
 
 def _method(recipe: Recipe, model: nn.Module, optimizer: Any, total: int, network: ways.Build) -> Any:
-    """What drives the network, or None for a dense one."""
-    name = recipe.method.name
-    if name in ways.DENSE:
+    """Attach what drives the network; None for a dense one."""
+    record = method_of(recipe.method)
+    if record.driver is None:
         return None
-    if ways.is_topology(name):
-        return regrow.Static(model, optimizer, total_steps=total)
-    further = {"final_sparsity": ways.final_sparsities(recipe, network)} if name in ways.PRUNING else {}
+    if record.is_topology:
+        return record.driver(model, optimizer, total_steps=total)
+    prunes = record.initial_sparsity is not None
+    further = {"final_sparsity": ways.final_sparsities(recipe, network)} if prunes else {}
     return _make("method", recipe.method, model, optimizer, total_steps=total, **further)
 
 

@@ -11,18 +11,8 @@ from torch import Tensor, nn
 import regrow
 from regrow.accounting import Costs
 from regrow.errors import RegrowError
-from regrow.methods import RigL
-from regrow.methods.registry import records as known
-
-
-def kind_of(method: object) -> str:
-    """The key of the cost formulas for a method in use, or for None: ``sparse``, ``rigl``, ``snfs``, ``pruning``.
-
-    A method of a user's own that names none is judged by when it needs the dense gradient.
-    """
-    cost = next((record.cost for record in known().values() if type(method) is record.cls), "sparse")
-    needs = getattr(method, "needs_gradient", "never")
-    return {"update": "rigl", "always": "snfs"}.get(needs, cost) if cost == "sparse" else cost
+from regrow.methods.formulas import ALWAYS, UPDATE
+from regrow.methods.registry import record_of
 
 
 def measure(
@@ -31,7 +21,7 @@ def measure(
     """FLOPs for one example: of a test, of the same network dense, and of a training step on the run's average.
 
     A backward pass costs twice its forward pass; a dense gradient of the weights costs what it costs in the dense
-    network (RigL, arXiv 1911.11134, appendix H), at every step for SNFS, and at each update step for RigL.
+    network (RigL, arXiv 1911.11134, appendix H), at every step or at each update step, as the method needs it.
 
     Args:
         model: as it is at the end of the run.
@@ -51,7 +41,7 @@ def measure(
     dense, test = float(costs.flops["dense"]), float(costs.flops["sparse"])
     layers = {layer.name.removesuffix(".weight"): layer for layer in costs.layers}
     updates = [record for record in records if record.get("kind") == "update" and record["layers"]]
-    kind = kind_of(method)
+    gradient = record_of(type(method)).gradient
     # from the end to the beginning: only the topology at the end is at hand
     share = _searched(costs, method)
     forward, now, end, extra, seen = 0.0, test, steps, 0.0, [test]
@@ -64,10 +54,10 @@ def measure(
                 now -= 2 * layer.uses * (moved["grown"] - moved["dropped"])
         end = after
         seen.append(now)
-        if kind in ("rigl", "granet"):
+        if gradient == UPDATE:
             extra += (dense - now) * share
     forward += now * end
-    total = 2 * forward + steps * dense if kind == "snfs" else 3 * forward + extra
+    total = 2 * forward + steps * dense if gradient == ALWAYS else 3 * forward + extra
     connections = float(costs.parameters["sparse"])
     return {
         "dense": dense,
@@ -80,11 +70,12 @@ def measure(
 
 
 def _searched(costs: Costs, method: object) -> float:
-    """The share of the dense gradient that an update of `method` computes."""
-    if not isinstance(method, RigL):
+    """Compute the share of the dense gradient that an update of `method` computes."""
+    searched = getattr(method, "searched", None)
+    if searched is None:
         return 1.0
     columns = {layer.name: math.prod(layer.shape[1:]) for layer in costs.layers}
-    looked_at = sum(y.flops_dense * method.searched(columns[y.name]) / columns[y.name] for y in costs.layers)
+    looked_at: float = sum(y.flops_dense * searched(columns[y.name]) / columns[y.name] for y in costs.layers)
     return looked_at / sum(layer.flops_dense for layer in costs.layers)
 
 

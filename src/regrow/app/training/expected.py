@@ -28,9 +28,6 @@ FLOPS = 1e11
 """A step that would take more is timed with fewer examples."""
 STEPS = 10**6
 """Length of the timed run, which is never reached."""
-DECODED = "image-folder"
-"""The data set that is not read only to look at it: decoding may take hours."""
-TEXTS = ("text", "python-source", "gcide")
 
 
 @dataclass(frozen=True)
@@ -141,8 +138,8 @@ def duration(seconds: float) -> str:
 
 def _data(recipe: Recipe) -> tuple[Tensors | None, str | None]:
     """Read the data, where they are here and quickly read; else say why not."""
-    part = recipe.data
-    if part.name == DECODED:
+    part, record = recipe.data, datasets().get(recipe.data.name)
+    if record is not None and record.is_decoded:
         folder = Path(str(part.options["folder"])).expanduser()
         missing = f"there is no folder {folder}\nPut it there, or name it with `data.folder`."
         return None, None if folder.is_dir() else missing
@@ -177,7 +174,7 @@ def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
 
 def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
     """Choose how many examples a step has that takes about a second at the most."""
-    dtype = torch.int64 if recipe.data.name in TEXTS else torch.float32
+    dtype = torch.int64 if _is_text(recipe) else torch.float32
     try:
         with torch.device("meta"):
             model = find("model", recipe.model)(**recipe.model.options)
@@ -187,10 +184,15 @@ def _batch(recipe: Recipe, shape: tuple[int, ...], data: Tensors | None) -> int:
     return max(2, min(recipe.batch_size, int(FLOPS / (3 * one))))
 
 
+def _is_text(recipe: Recipe) -> bool:
+    record = datasets().get(recipe.data.name)
+    return record is not None and record.is_text
+
+
 def _random(recipe: Recipe, shape: tuple[int, ...], count: int) -> Tensors:
     """Draw random numbers in the form of the data."""
     inputs: Tensor = torch.randn(count, *shape, device="cpu")
-    if recipe.data.name in TEXTS:
+    if _is_text(recipe):
         symbols = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device="cpu")
         return Text("random", symbols, symbols, symbols, symbols, 256)
     targets = torch.randint(0, 2, (count,), device="cpu")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regrow.app.recipes import find, read
+from regrow.app.recipes import find, method_of, read
 from regrow.app.training.folder import RunFolder
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowValueError
@@ -35,8 +35,9 @@ class Finished:
                 f"the run in {path} is not finished\nContinue it with `regrow train --resume {path}`."
             )
         self.recipe = read(path / "config.yaml")
-        if self.recipe.method.name == "small-dense":
-            raise RegrowValueError(f"the run in {path} is one of small-dense, allowed are all other methods")
+        if method_of(self.recipe.method).is_narrow:
+            name = self.recipe.method.name
+            raise RegrowValueError(f"the run in {path} is one of {name}, allowed are all other methods")
         self.summary: dict[str, Any] = self.folder.summary()
 
     @cached_property

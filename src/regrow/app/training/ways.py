@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.recipes import Recipe, find
+from regrow.app.recipes import Recipe, find, method_of
 from regrow.app.training.batches import Batches
 from regrow.app.training.loss import cross_entropy
 from regrow.errors import RegrowValueError
-from regrow.methods.registry import records
+from regrow.methods.formulas import ALWAYS
+from regrow.methods.registry import EXAMPLES, MethodRecord
 from regrow.models import small_dense
 from regrow.sparsity.layers import NoSuchLayerError, find_layers
 from regrow.weights.storages import STORAGES
@@ -25,50 +26,42 @@ Build = Callable[..., nn.Module]
 """Makes the recipe's network; takes further options of it, such as its ``width``."""
 
 
-DENSE = ("dense", "small-dense")
-"""Names of the methods that train a dense network."""
-
-PRUNING = {"pruning": 0.0, "granet": 0.5}
-"""Methods that end at the recipe's sparsity, and the published one that they start from."""
-
-
-def is_topology(name: str) -> bool:
-    """Whether a method is an initial topology, trained as Static."""
-    return name in records() and records()[name].kind == "topology"
-
-
 def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
-    """The network as the recipe's method starts with it.
+    """Make the network as the recipe's method starts with it.
 
-    Dense for ``dense``; narrower and dense for ``small-dense``, with the stored size that the recipe's sparse network
-    has; in the recipe's sparse layers with its `initial_sparsity` for ``pruning`` (0, so a mask of ones) and
-    ``granet`` (0.5); with a topology that one batch decides for
-    ``snip``; else as `regrow.sparsify` makes it.
+    Dense for a dense way to train, or narrower and dense, with the stored size that the recipe's sparse network has; in
+    the recipe's sparse layers with its `initial_sparsity` for a method that prunes (where that is 0, a mask of ones);
+    with a topology that one batch decides for an initial topology; else as `regrow.sparsify` makes it.
     """
-    name = recipe.method.name
-    if recipe.never_dense and (name in DENSE or name in PRUNING or is_topology(name)):
+    name, record = recipe.method.name, method_of(recipe.method)
+    if recipe.never_dense and not record.starts_at_random:
         raise RegrowValueError(
             f"`never_dense` is true, but method {name} needs the dense network\n"
-            "Take a method that starts sparse from random connections, such as rigl or set."
+            f"Take a method that starts sparse from random connections, such as {EXAMPLES}."
         )
-    if name == "dense":
+    if record.is_dense and not record.is_narrow:
         return build()
     if not recipe.sparsify:
         raise RegrowValueError(
             f"`sparsify` is missing: method {name} needs a sparse model\n"
             "Add `sparsify: {sparsity: 0.9}`, or train without sparsity with `method: dense`."
         )
-    how = settings(recipe, batches.device)
-    if name == "small-dense":
+    how = settings(recipe, batches.device, record)
+    if record.is_narrow:
         sparse = _sparsify(recipe, build(), **how)
         size = regrow.costs(sparse, batches.example().cpu()).size_megabytes["sparse"]
         return build(width=small_dense(partial(find("model", recipe.model), **recipe.model.options), size))
-    if name in PRUNING:
+    if record.initial_sparsity is not None:
         further = {k: v for k, v in how.items() if k not in ("sparsity", "distribution", *WHERE)}
-        return _sparsify(recipe, build(), distribution=initial_sparsities(recipe, build), **further)
-    if is_topology(name):
+        return _sparsify(
+            recipe,
+            build(),
+            distribution=initial_sparsities(recipe, record.initial_sparsity, build),
+            **further,
+        )
+    if record.is_topology:
         inputs, targets = (tensor.cpu() for tensor in batches.train(0))
-        init = records()[name].cls(cross_entropy, (inputs, targets), **recipe.method.options)
+        init = record.cls(cross_entropy, (inputs, targets), **recipe.method.options)
         return _sparsify(recipe, build(), **{**how, "init": init})
     return _sparsify(recipe, build(), **how)
 
@@ -89,37 +82,36 @@ def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
         ) from error
 
 
-def settings(recipe: Recipe, device: torch.device) -> dict[str, Any]:
-    """The recipe's `sparsify`, with masks for "auto" where compressed storage would be refused, or slow."""
-    dense_gradient = getattr(find("method", recipe.method), "needs_gradient", "never") == "always"
-    storage = recipe.sparsify.get("storage", "auto")
+def settings(recipe: Recipe, device: torch.device, method: MethodRecord) -> dict[str, Any]:
+    """Return the recipe's `sparsify`; for "auto", the one storage that the method runs on, or masks where faster."""
+    storage, only = recipe.sparsify.get("storage", "auto"), method.storages
     is_dense = storage in STORAGES and STORAGES[storage].is_dense
-    if recipe.never_dense and (dense_gradient or is_dense):
-        why = (
-            f"method {recipe.method.name} needs the dense gradient"
-            if dense_gradient
-            else f"storage is {storage}"
+    if recipe.never_dense and ("compressed" not in only or is_dense):
+        needs = (
+            "needs the dense gradient" if method.needs == ALWAYS else f"runs on {' and '.join(only)} storage"
         )
+        why = f"storage is {storage}" if "compressed" in only else f"method {recipe.method.name} {needs}"
         raise RegrowValueError(
-            f"`never_dense` is true, but {why}\nTake a method such as rigl or set, and storage: compressed."
+            f"`never_dense` is true, but {why}\nTake a method such as {EXAMPLES}, and storage: compressed."
         )
-    if storage == "auto" and not recipe.never_dense and (dense_gradient or device.type != "cpu"):
-        return {**recipe.sparsify, "storage": "masked"}
+    if storage == "auto" and not recipe.never_dense and (len(only) == 1 or device.type != "cpu"):
+        return {**recipe.sparsify, "storage": only[0] if len(only) == 1 else "masked"}
     return recipe.sparsify
 
 
 def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
-    """What the recipe's `sparsify` gives each layer: where pruning ends."""
+    """Return what the recipe's `sparsify` gives each layer: where pruning ends."""
     rows = regrow.summary(_sparsify(recipe, build(), **recipe.sparsify)).rows
     return {row.name: 1 - row.density for row in rows if row.storage != "dense"}
 
 
-def initial_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
-    """What each layer starts with where a method prunes on the way to `final_sparsities`.
+def initial_sparsities(recipe: Recipe, published: float, build: Build) -> dict[str, float]:
+    """Return what each layer starts with where a method prunes on the way to `final_sparsities`.
 
-    The recipe's distribution at the initial sparsity; a layer that it leaves dense there has a mask of ones.
+    The recipe's distribution at its `initial_sparsity`, or at the `published` one where it has none; a layer that this
+    leaves dense has a mask of ones.
     """
-    start = PRUNING[recipe.method.name] if recipe.initial_sparsity is None else recipe.initial_sparsity
+    start = published if recipe.initial_sparsity is None else recipe.initial_sparsity
     final = final_sparsities(recipe, build)
     if start > recipe.sparsify.get("sparsity", 1.0):
         raise RegrowValueError(
