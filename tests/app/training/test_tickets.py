@@ -18,7 +18,7 @@ import regrow
 from regrow.app.recipes import load
 from regrow.app.training import build
 from regrow.app.training.evaluation import Evaluation, evaluate
-from regrow.app.training.tickets import Best
+from regrow.app.training.keep import Best
 
 # these runs are a few steps long, shorter than the intervals of their recipes
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")

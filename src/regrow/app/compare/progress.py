@@ -15,6 +15,7 @@ from regrow.app.compare.grid import Run
 from regrow.app.recipes import Recipe
 from regrow.app.training import RunFolder
 from regrow.app.training.progress import bars, say
+from regrow.tickets import kind_of
 
 
 class Show:
@@ -77,11 +78,11 @@ def shower(console: Console, runs: Sequence[Run]) -> Iterator[Show]:
 
 
 def _where(run: Run) -> tuple[float, str]:
-    """The share of `run` that is done and its last loss, from the end of its log, or of its members' logs."""
+    """Return the share of `run` that is done and its last loss, from the end of its log, or of its members' logs."""
     tickets = run.recipe.tickets
-    if tickets is None or tickets.name != "dst":
+    if tickets is None or not kind_of(tickets.name).independent:
         return _read(run.folder / "metrics.jsonl", run.recipe)
-    count = tickets.options["tickets"]
+    count = kind_of(tickets.name).runs(tickets.options)
     read = [
         _read(run.folder / "members" / str(index) / "metrics.jsonl", run.recipe) for index in range(count)
     ]

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
+from regrow._text import either
+from regrow.tickets import kinds
+
 
 class Part(BaseModel):
     """Something with a name and options: ``rigl``, or ``{name: rigl, update_every: 50}``.
@@ -76,7 +79,8 @@ class Recipe(BaseModel):
         description="what a method that prunes in training starts from: by default 0 for pruning, 0.5 for granet",
     )
     tickets: Part | None = Field(
-        None, description="several networks in one run: sup, edst or dst; milestones of `schedule` move along"
+        None,
+        description=f"several networks in one run: {either(kinds())}; milestones of `schedule` move along",
     )
     optimizer: Part = Field(description="a class of torch.optim, and its options")
     no_decay: list[str] = Field(

@@ -12,11 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regrow.app.report import style
+from regrow.tickets import kind_of
 
-TOGETHER = {"sup": "superposed so far", "edst": "ensemble so far", "dst": "ensemble so far"}
 SMOOTH = 9
 """Readings of the loss that are averaged where they are close together."""
-NAMES = {"sup": "cycles", "edst": "windows"}
 
 Records = list[dict[str, Any]]
 
@@ -29,7 +28,7 @@ def draw_tickets(run: Path, title: str) -> list[Path]:
         return []
     records = style.records(run / "metrics.jsonl")
     found = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "test", "ticket")}
-    if known["kind"] == "dst":
+    if kind_of(known["kind"]).independent:
         figures = [("tickets", _members(summary, title))]
     else:
         figures = [("tickets", _calendar(found, known, f"{title}\n{_result(summary)}"))]
@@ -42,7 +41,7 @@ def draw_tickets(run: Path, title: str) -> list[Path]:
 
 def _result(summary: dict[str, Any]) -> str:
     """What the run came to, in words."""
-    what = {"sup": "superposed"}.get(summary["tickets"]["kind"], "ensemble")
+    what = kind_of(summary["tickets"]["kind"]).result
     mean = 100 * summary["tickets"]["mean"]["accuracy"]
     return (
         f"{what} {100 * summary['accuracy']:.2f}% of {summary['tested_on']} examples, "
@@ -72,7 +71,7 @@ def _calendar(found: dict[str, Records], known: dict[str, Any], title: str) -> F
     for row, name in enumerate(("Learning rate", "Training loss", f"Accuracy on {what} examples")):
         grid[row, 0].set_title(name)
         if len(spans) > 1:
-            grid[row, 1].set_title(f"{name}, {NAMES[known['kind']]} only")
+            grid[row, 1].set_title(f"{name}, {kind_of(known['kind']).windows} only")
     grid[0, 0].set_ylabel("learning rate")
     grid[1, 0].set_ylabel("cross entropy (nats)")
     grid[2, 0].set_ylabel("correct (%)")
@@ -149,7 +148,7 @@ def _accuracy(
         marker="s",
         markersize=6,
         linewidth=1.6,
-        label=TOGETHER[known["kind"]],
+        label=f"{kind_of(known['kind']).result} so far",
     )
     _zoom(axes, [*_percent(tickets), *_percent(together)], _percent(test))
 
@@ -210,7 +209,7 @@ def _overlap(known: dict[str, Any], title: str) -> Figure:
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else style.INK)
     axes.set_xticks(range(count))
     axes.set_yticks(range(count))
-    what = "run" if known["kind"] == "dst" else "ticket"
+    what = "run" if kind_of(known["kind"]).independent else "ticket"
     axes.set(xlabel=what, ylabel=what)
     axes.set_title("Shared connections")
     axes.grid(False)

@@ -15,14 +15,15 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.recipes import Part, Plan, Rate, Recipe, find
+from regrow.app.recipes import Part, Rate, Recipe, find
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
 from regrow.app.training.groups import parameter_groups
-from regrow.app.training.tickets import Keeper, keeper
+from regrow.app.training.keep import Keeper, keeper
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowError, RegrowValueError
+from regrow.tickets import Plan, kind_of
 from regrow.weights import sparse_weights
 
 
@@ -82,7 +83,8 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     if checkpoint:
         with restoring("optimizer"):
             optimizer.load_state_dict(checkpoint["optimizer"])
-    method = _method(recipe, model, optimizer, _schedule_end(recipe, plan, total), build_network)
+    method_steps = total if plan is None else plan.method_steps
+    method = _method(recipe, model, optimizer, method_steps, build_network)
     kept = keeper(recipe, batches, model, method, plan)
     if checkpoint:
         with restoring("keeper"):
@@ -105,12 +107,12 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
 
 
 def calendar(setup: Setup) -> str:
-    """A line on when the tickets of a run are made; nothing where none are."""
+    """Return a line on when the tickets of a run are made; nothing where none are."""
     plan, part = setup.plan, setup.recipe.tickets
     if plan is None or part is None:
         return ""
-    if part.name == "dst":
-        return f"tickets dst: {plan.count} runs of {plan.length:,} steps\n"
+    if kind_of(part.name).independent:
+        return f"tickets {part.name}: {plan.count} runs of {plan.length:,} steps\n"
     return (
         f"tickets {part.name}: {plan.count} windows of {plan.length:,} steps after the first {plan.start:,} of "
         f"{setup.total_steps:,}\n"
@@ -126,11 +128,6 @@ def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
         options["milestones"] = [at * end // total for at in milestones]
     rate: Rate = _make("schedule", Part(name=recipe.schedule.name, **options), end)
     return rate
-
-
-def _schedule_end(recipe: Recipe, plan: Plan | None, total: int) -> int:
-    """The `total_steps` of the method: its schedule ends before the cycles of Sup-tickets."""
-    return plan.start if plan is not None and recipe.tickets and recipe.tickets.name == "sup" else total
 
 
 def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:

@@ -17,12 +17,12 @@ from regrow.app.training.build import Setup, seed_everything
 from regrow.app.training.checkpoint import restoring
 from regrow.app.training.evaluation import Evaluation, evaluate
 from regrow.app.training.folder import RunFolder
+from regrow.app.training.keep import Outcome
 from regrow.app.training.loss import cross_entropy
 from regrow.app.training.pixels import PixelMap, describe
 from regrow.app.training.progress import Progress, Status
 from regrow.app.training.stopping import Interrupted, stop_signals
 from regrow.app.training.summary import as_text, judge, summarize
-from regrow.app.training.tickets import Outcome
 from regrow.errors import RegrowError, RegrowRuntimeError
 from regrow.tickets import Ensemble
 

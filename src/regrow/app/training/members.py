@@ -1,4 +1,4 @@
-"""Ensembles of independent runs (FreeTickets' DST ensemble): each member is a run folder of its own."""
+"""Ensembles of independent runs: each member is a run folder of its own."""
 
 from __future__ import annotations
 
@@ -12,28 +12,17 @@ from regrow.app.training.build import Setup, build
 from regrow.app.training.cost import tested
 from regrow.app.training.evaluation import evaluate
 from regrow.app.training.folder import RunFolder
+from regrow.app.training.keep import Outcome, Taken, connections
 from regrow.app.training.pixels import describe
 from regrow.app.training.progress import Progress, Status
 from regrow.app.training.stopping import Interrupted
 from regrow.app.training.summary import Verdict, about_tickets, as_text, judge, size
-from regrow.app.training.tickets import Outcome, Taken, connections
 from regrow.data import Tensors
 from regrow.tickets import Ensemble
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Train `setup` in `folder`, from where it was, to the end: one run, or the members of an ensemble.
-
-    Returns:
-        What ``summary.json`` holds.
-
-    Raises:
-        Interrupted: see `loop.train`.
-        RegrowRuntimeError: loss or weights that are not finite, or a disk that is full; the last
-            checkpoint is whole.
-    """
-    if setup.plan is None or setup.recipe.tickets is None or setup.recipe.tickets.name != "dst":
-        return loop.train(setup, folder, progress)
+    """Train the members of the ensemble `setup` in `folder`, from where they were, to the end; see `run.train`."""
     try:
         return _members(setup, folder, progress)
     except Interrupted as error:

@@ -15,8 +15,9 @@ import regrow
 from regrow.app.training.build import Setup
 from regrow.app.training.cost import measure, tested
 from regrow.app.training.evaluation import Evaluation, differences, evaluate, mean, probabilities
+from regrow.app.training.keep import Outcome
 from regrow.app.training.progress import Status
-from regrow.app.training.tickets import Outcome
+from regrow.tickets import kind_of
 
 TIMES = {
     "dense": "of dense training",
@@ -159,13 +160,6 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-MADE = {
-    "sup": "of {0} tickets, superposed",
-    "edst": "of an ensemble of {0} tickets from one run",
-    "dst": "of an ensemble of {0} independent runs",
-}
-
-
 def _ticket_lines(result: Mapping[str, Any]) -> list[str]:
     tickets = result["tickets"]
     if tickets is None:
@@ -173,7 +167,7 @@ def _ticket_lines(result: Mapping[str, Any]) -> list[str]:
     each = " ".join(f"{one['accuracy']:.2%}" for one in tickets["each"])
     means = tickets["mean"]
     lines = [
-        f"             {MADE[tickets['kind']].format(len(tickets['each']))}",
+        f"             {kind_of(tickets['kind']).made.format(len(tickets['each']))}",
         f"tickets      {each}; mean {means['accuracy']:.2%}, loss {means['nll']:.4f}, "
         f"calibration error {means['ece']:.4f}",
     ]

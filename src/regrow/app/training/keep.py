@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.app.recipes import Plan, Recipe
+from regrow.app.recipes import Recipe
 from regrow.app.training.batches import Batches
 from regrow.app.training.evaluation import Evaluation, evaluate
 from regrow.app.training.folder import RunFolder
-from regrow.errors import RegrowRuntimeError
 from regrow.methods import Method
-from regrow.sparsity.distributions import whole_share
-from regrow.tickets import Ensemble, FreeTickets, SupTickets, copied, overlap
+from regrow.tickets import Ensemble, Plan, TicketKind, copied, kind_of, overlap
 from regrow.weights.views import named_weights
 
 READINGS = 20
@@ -127,159 +125,100 @@ class Taken:
         return folder.load_model(name, copied(self.keeper.model, self.keeper.method))
 
 
-class Windows(Keeper):
-    """What both kinds of tickets share: windows of equal length that end with the run."""
+class Tickets(Keeper):
+    """Keeps the tickets of a run's windows, which are of equal length and end with it."""
 
     def __init__(
-        self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method, plan: Plan
+        self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method, kind: TicketKind, plan: Plan
     ) -> None:
         super().__init__(recipe, batches, model, method)
-        self.plan, self.taken = plan, Taken(self)
+        if kind.make is None:
+            raise AssertionError("independent runs keep no tickets")
+        self.kind, self.plan, self.taken = kind, plan, Taken(self)
+        self.maker = kind.make(method, plan)
+        self.norm_passes = 0
+        self.best: tuple[int, Evaluation] | None = None
+        """When the next ticket was as it will be taken, and how good it was."""
+
+    def due(self, step: int) -> bool:
+        return self.maker.due(step)
 
     def logs(self, step: int) -> bool:
         inside = step - self.plan.start
         return inside >= 0 and inside % max(1, self.plan.length // READINGS) == 0
 
-    def test(self, model: nn.Module) -> Evaluation:
-        """Test `model` as the working model is tested during the run."""
-        return evaluate(model, self.batches.test(), self.recipe.precision)
-
-    def record(
-        self,
-        folder: RunFolder,
-        ticket: nn.Module,
-        step: int,
-        at: int,
-        alone: Evaluation,
-        together: dict[str, Any],
-    ) -> None:
-        """Write `ticket` of step `at` and, `step` being now, what is known of it."""
-        index = len(self.taken.steps)
-        shares = self.taken.add(folder, ticket, at)
-        own = {"index": index, "taken": at, **alone.to_dict(), "connections": connections(ticket)}
-        folder.append(
-            "metrics.jsonl", {"kind": "ticket", "step": step, **own, "overlap": shares, "together": together}
-        )
-
-
-class Superposing(Windows):
-    """Sup-tickets: the working model at the end of each cycle, superposed with those before."""
-
-    def __init__(
-        self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method, plan: Plan
-    ) -> None:
-        super().__init__(recipe, batches, model, method, plan)
-        self.tickets = SupTickets(
-            method, start=plan.start, cycles=plan.count, cycle_steps=plan.length, **plan.options
-        )
-        self.norm_passes = 0
-        self.alone: Evaluation | None = None
-
-    def due(self, step: int) -> bool:
-        return self.tickets.ready
-
     def tested(self, step: int, evaluation: Evaluation) -> None:
-        self.alone = evaluation
-
-    def collect(self, step: int, folder: RunFolder) -> float:
-        begin, before = time.perf_counter(), self.tickets.count
-        device, half = self.batches.device.type, self.recipe.precision == "bfloat16"
-        with torch.autocast(device, torch.bfloat16, enabled=half):
-            self.tickets.collect(self._batches(step))
-        spent = time.perf_counter() - begin
-        if self.tickets.count > before and self.alone is not None:
-            network = self.tickets.model
-            self._check(network)
-            found = {**self.test(network).to_dict(), "connections": connections(network), "networks": 1}
-            self.record(folder, self.model, step, step, self.alone, found)
-        return spent
-
-    def _batches(self, step: int) -> Iterator[Tensor]:
-        """One pass over the training set, augmented as in training; counted if anybody asks for it."""
-        self.norm_passes += 1
-        yield from self.batches.epoch(step)
-
-    def _check(self, network: nn.Module) -> None:
-        asked, density = connections(self.model), self.tickets.density
-        if density is not None:
-            asked = whole_share(density, sum(weight.numel for _, weight in named_weights(network)))
-        if connections(network) > asked:
-            raise RegrowRuntimeError(
-                f"the superposed network has {connections(network):,} connections, and {asked:,} were asked for"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        own = {"steps": list(self.taken.steps), "norm_passes": self.norm_passes}
-        return {**own, "tickets": self.tickets.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.taken.steps, self.norm_passes = list(state["steps"]), state["norm_passes"]
-        self.tickets.load_state_dict(state["tickets"])
-
-    def finish(self, folder: RunFolder) -> Outcome:
-        network = self.tickets.model
-        return Outcome(
-            network, [network], self.taken.models(folder), list(self.taken.steps), self.norm_passes
-        )
-
-
-class Refining(Windows):
-    """FreeTickets' EDST ensemble: the best checkpoint of each window."""
-
-    def __init__(
-        self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method, plan: Plan
-    ) -> None:
-        super().__init__(recipe, batches, model, method, plan)
-        self.tickets = FreeTickets(method, start=plan.start, ticket_steps=plan.length, **plan.options)
-        self.best: tuple[int, Evaluation] | None = None  # of the present window
-
-    def due(self, step: int) -> bool:
-        inside = step - self.plan.start
-        return inside > 0 and inside % self.plan.length == 0
-
-    def tested(self, step: int, evaluation: Evaluation) -> None:
-        if self.tickets.consider(evaluation.accuracy):
+        if self.maker.consider(evaluation.accuracy):
             self.best = step, evaluation
 
     def collect(self, step: int, folder: RunFolder) -> float:
-        if self.best is not None:
-            at, alone = self.best
-            ensemble = self.tickets.ensemble
-            found = {
-                **self.test(ensemble).to_dict(),
-                "connections": connections(ensemble),
-                "networks": len(ensemble.members),
-            }
-            self.record(folder, self.tickets.tickets[-1], step, at, alone, found)
+        begin = time.perf_counter()
+        device, half = self.batches.device.type, self.recipe.precision == "bfloat16"
+        with torch.autocast(device, torch.bfloat16, enabled=half):
+            ticket = self.maker.collect(self._batches(step))
+        spent = time.perf_counter() - begin
+        if ticket is not None and self.best is not None:
+            self._record(folder, ticket, step, *self.best)
         self.best = None
-        return 0.0
+        return spent
+
+    def _record(self, folder: RunFolder, ticket: nn.Module, step: int, taken: int, alone: Evaluation) -> None:
+        """Write `ticket` as it was at step `taken` and, `step` being now, what is known of it and of all together."""
+        index, networks = len(self.taken.steps), self.maker.networks
+        shares = self.taken.add(folder, ticket, taken)
+        found = evaluate(together(self.kind, networks), self.batches.test(), self.recipe.precision)
+        record = {
+            "kind": "ticket",
+            "step": step,
+            "index": index,
+            "taken": taken,
+            **alone.to_dict(),
+            "connections": connections(ticket),
+            "overlap": shares,
+            "together": {
+                **found.to_dict(),
+                "connections": sum(map(connections, networks)),
+                "networks": len(networks),
+            },
+        }
+        folder.append("metrics.jsonl", record)
+
+    def _batches(self, step: int) -> Iterator[Tensor]:
+        """Yield one pass over the training set, augmented as in training; counted if anybody asks for it."""
+        self.norm_passes += 1
+        yield from self.batches.epoch(step)
 
     def state_dict(self) -> dict[str, Any]:
         best = [self.best[0], self.best[1].to_dict()] if self.best else None
-        return {"steps": list(self.taken.steps), "best": best, "tickets": self.tickets.state_dict()}
+        own = {"steps": list(self.taken.steps), "best": best, "norm_passes": self.norm_passes}
+        return {**own, "tickets": self.maker.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.taken.steps, best = list(state["steps"]), state["best"]
+        # older checkpoints hold the one or the other
+        self.norm_passes, best = state.get("norm_passes", 0), state.get("best")
+        self.taken.steps = list(state["steps"])
         self.best = (best[0], Evaluation(**best[1])) if best else None
-        self.tickets.load_state_dict(state["tickets"])
+        self.maker.load_state_dict(state["tickets"])
 
     def finish(self, folder: RunFolder) -> Outcome:
-        tickets = self.tickets.tickets
-        return Outcome(Ensemble(tickets), tickets, tickets, list(self.taken.steps))
+        networks = self.maker.networks
+        network, steps = together(self.kind, networks), list(self.taken.steps)
+        return Outcome(network, networks, self.taken.models(folder), steps, self.norm_passes)
+
+
+def together(kind: TicketKind, networks: Sequence[nn.Module]) -> nn.Module:
+    """Return the network that is the result of tickets: that of a superposition, or an ensemble of all."""
+    return Ensemble(networks) if kind.result == "ensemble" else networks[0]
 
 
 def keeper(
     recipe: Recipe, batches: Batches, model: nn.Module, method: Method | None, plan: Plan | None
 ) -> Keeper:
-    """What keeps the result of a run of `recipe`."""
-    kinds = {"sup": Superposing, "edst": Refining}
-    if (
-        recipe.tickets is not None
-        and recipe.tickets.name in kinds
-        and plan is not None
-        and method is not None
-    ):
-        return kinds[recipe.tickets.name](recipe, batches, model, method, plan)
+    """Return what keeps the result of a run of `recipe`."""
+    if recipe.tickets is not None and plan is not None and method is not None:
+        kind = kind_of(recipe.tickets.name)
+        if not kind.independent:
+            return Tickets(recipe, batches, model, method, kind, plan)
     return (Best if recipe.keep == "best" else Keeper)(recipe, batches, model, method)
 
 
