@@ -13,6 +13,7 @@ from rich.progress import Progress, Task, TaskID
 
 from regrow.app.compare.grid import Run
 from regrow.app.recipes import Recipe
+from regrow.app.tasks import measures_of
 from regrow.app.training import RunFolder
 from regrow.app.training.progress import bars, say
 from regrow.tickets import kind_of
@@ -35,8 +36,9 @@ class Show:
 
     def ended(self, run: Run, how: str) -> None:
         """`run` is finished."""
-        accuracy = RunFolder(run.folder).summary()["accuracy"]
-        self._line(run, f"{accuracy:.2%}   ({how})")
+        summary = RunFolder(run.folder).summary()
+        best = measures_of(summary).best
+        self._line(run, f"{best.text(summary[best.name])}   ({how})")
 
     def failed(self, run: Run, reason: str) -> None:
         """`run` did not come to its end."""

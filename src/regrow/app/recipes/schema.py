@@ -63,7 +63,7 @@ class Recipe(BaseModel):
     )
     keep: Literal["last", "best"] = Field(
         "last",
-        description="the weights that are the result: the last, or those with the best accuracy in `validation`",
+        description="the weights that are the result: the last, or those that are best in `validation`",
     )
     sparsify: dict[str, Any] = Field({}, description="the arguments of `regrow.sparsify`")
     method: Part = Field(

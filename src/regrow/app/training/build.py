@@ -16,6 +16,7 @@ from torch import nn
 
 import regrow
 from regrow.app.recipes import Part, Rate, Recipe, find
+from regrow.app.tasks import Loss
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
@@ -41,6 +42,8 @@ class Setup:
     plan: Plan | None
     """When tickets are made; None where none are."""
     keeper: Keeper
+    loss: Loss
+    """What is trained on, of outputs and targets."""
     rate: Rate
     device: torch.device
     total_steps: int
@@ -98,6 +101,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         method=method,
         plan=plan,
         keeper=kept,
+        loss=batches.task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else batches.task.loss,
         rate=_rate(recipe, plan, total),
         device=device,
         total_steps=total,
@@ -197,7 +201,7 @@ def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Rec
     examples = batches.example(2).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     try:
         with torch.no_grad():
-            logits = model.eval()(examples)
+            outputs = model.eval()(examples)
     except RuntimeError as error:
         raise RegrowValueError(
             f"`model` {recipe.model.name} does not take examples of shape {list(examples.shape[1:])} "
@@ -206,10 +210,5 @@ def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Rec
     finally:
         model.train(training)
         torch.set_rng_state(state)
-    places = list(data.test_targets.shape[1:])  # [T] where each of T places has a class, else none
-    if list(logits.shape[1:-1]) != places or logits.dim() < 2 or logits.shape[-1] < data.classes:
-        wanted = ", ".join(map(str, ["N", *places, data.classes]))
-        raise RegrowValueError(
-            f"`model` {recipe.model.name} must return logits [{wanted}] for the {data.classes} classes of "
-            f"`data` {recipe.data.name}, got {list(logits.shape)}"
-        )
+    targets = batches.task.targets(data.test_targets[:2].to(outputs.device))
+    batches.task.check(outputs, targets, recipe.model.name, recipe.data.name)

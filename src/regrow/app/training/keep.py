@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 import regrow
 from regrow.app.recipes import Recipe
+from regrow.app.tasks import Metric, Task
 from regrow.app.training.batches import Batches
 from regrow.app.training.evaluation import Evaluation, evaluate
 from regrow.app.training.folder import RunFolder
+from regrow.errors import RegrowRuntimeError
 from regrow.methods import Method
-from regrow.tickets import Ensemble, Plan, TicketKind, copied, kind_of, overlap
+from regrow.tickets import Plan, TicketKind, copied, kind_of, overlap
 from regrow.weights.views import named_weights
 
 READINGS = 20
@@ -76,7 +78,7 @@ class Keeper:
 
 
 class Best(Keeper):
-    """Keeps the weights with the best accuracy on the examples held out, of those with the fewest connections.
+    """Keeps the weights that are best on the examples held out, of those with the fewest connections.
 
     A method that prunes is not done before it has come down to the sparsity that is asked for.
     """
@@ -85,17 +87,23 @@ class Best(Keeper):
 
     def tested(self, step: int, evaluation: Evaluation) -> None:
         fewer = self.best is not None and connections(self.model) < connections(self.best[1])
-        if self.best is None or fewer or evaluation.accuracy > self.best[0]:
-            self.best = evaluation.accuracy, copied(self.model, self.method)
+        value = evaluation[self.metric.name]
+        if self.best is None or fewer or self.metric.better(value, self.best[0]):
+            self.best = value, copied(self.model, self.method)
+
+    @property
+    def metric(self) -> Metric:
+        """What says which weights are best."""
+        return self.batches.task.measures.best
 
     def state_dict(self) -> dict[str, Any]:
-        return {"accuracy": self.best[0], "model": self.best[1].state_dict()} if self.best else {}
+        return {self.metric.name: self.best[0], "model": self.best[1].state_dict()} if self.best else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state:
             model = copied(self.model, self.method)
             model.load_state_dict(state["model"])
-            self.best = state["accuracy"], model
+            self.best = state[self.metric.name], model
 
     def finish(self, folder: RunFolder) -> Outcome:
         network = self.best[1] if self.best else self.model
@@ -148,7 +156,8 @@ class Tickets(Keeper):
         return inside >= 0 and inside % max(1, self.plan.length // READINGS) == 0
 
     def tested(self, step: int, evaluation: Evaluation) -> None:
-        if self.maker.consider(evaluation.accuracy):
+        metric = self.batches.task.measures.best
+        if self.maker.consider(metric.score(evaluation[metric.name])):
             self.best = step, evaluation
 
     def collect(self, step: int, folder: RunFolder) -> float:
@@ -157,7 +166,11 @@ class Tickets(Keeper):
         with torch.autocast(device, torch.bfloat16, enabled=half):
             ticket = self.maker.collect(self._batches(step))
         spent = time.perf_counter() - begin
-        if ticket is not None and self.best is not None:
+        if ticket is not None:
+            if self.best is None:
+                raise RegrowRuntimeError(
+                    f"tickets {self.kind.name}: `collect` took one at step {step}, and `consider` refused every network"
+                )
             self._record(folder, ticket, step, *self.best)
         self.best = None
         return spent
@@ -166,17 +179,18 @@ class Tickets(Keeper):
         """Write `ticket` as it was at step `taken` and, `step` being now, what is known of it and of all together."""
         index, networks = len(self.taken.steps), self.maker.networks
         shares = self.taken.add(folder, ticket, taken)
-        found = evaluate(together(self.kind, networks), self.batches.test(), self.recipe.precision)
+        task, precision = self.batches.task, self.recipe.precision
+        found = evaluate(task, together(self.kind, networks, task), self.batches.test(), precision)
         record = {
             "kind": "ticket",
             "step": step,
             "index": index,
             "taken": taken,
-            **alone.to_dict(),
+            **alone,
             "connections": connections(ticket),
             "overlap": shares,
             "together": {
-                **found.to_dict(),
+                **found,
                 "connections": sum(map(connections, networks)),
                 "networks": len(networks),
             },
@@ -189,7 +203,7 @@ class Tickets(Keeper):
         yield from self.batches.epoch(step)
 
     def state_dict(self) -> dict[str, Any]:
-        best = [self.best[0], self.best[1].to_dict()] if self.best else None
+        best = [self.best[0], dict(self.best[1])] if self.best else None
         own = {"steps": list(self.taken.steps), "best": best, "norm_passes": self.norm_passes}
         return {**own, "tickets": self.maker.state_dict()}
 
@@ -197,27 +211,28 @@ class Tickets(Keeper):
         # older checkpoints hold the one or the other
         self.norm_passes, best = state.get("norm_passes", 0), state.get("best")
         self.taken.steps = list(state["steps"])
-        self.best = (best[0], Evaluation(**best[1])) if best else None
+        self.best = tuple(best) if best else None
         self.maker.load_state_dict(state["tickets"])
 
     def finish(self, folder: RunFolder) -> Outcome:
         networks = self.maker.networks
-        network, steps = together(self.kind, networks), list(self.taken.steps)
+        network, steps = together(self.kind, networks, self.batches.task), list(self.taken.steps)
         return Outcome(network, networks, self.taken.models(folder), steps, self.norm_passes)
 
 
-def together(kind: TicketKind, networks: Sequence[nn.Module]) -> nn.Module:
+def together(kind: TicketKind, networks: Sequence[nn.Module], task: Task) -> nn.Module:
     """Return the network that is the result of tickets: that of a superposition, or an ensemble of all."""
-    return Ensemble(networks) if kind.result == "ensemble" else networks[0]
+    return task.ensemble(networks) if kind.result == "ensemble" else networks[0]
 
 
 def keeper(
     recipe: Recipe, batches: Batches, model: nn.Module, method: Method | None, plan: Plan | None
 ) -> Keeper:
     """Return what keeps the result of a run of `recipe`."""
-    if recipe.tickets is not None and plan is not None and method is not None:
+    if recipe.tickets is not None and plan is not None:
         kind = kind_of(recipe.tickets.name)
-        if not kind.independent:
+        together(kind, [model], batches.task)  # a task without ensembles refuses now, not at the end
+        if method is not None and not kind.independent:
             return Tickets(recipe, batches, model, method, kind, plan)
     return (Best if recipe.keep == "best" else Keeper)(recipe, batches, model, method)
 

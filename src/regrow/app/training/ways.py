@@ -12,7 +12,6 @@ from torch import nn
 import regrow
 from regrow.app.recipes import Recipe, find
 from regrow.app.training.batches import Batches
-from regrow.app.training.loss import cross_entropy
 from regrow.errors import RegrowValueError
 from regrow.methods.registry import records
 from regrow.models import small_dense
@@ -67,7 +66,7 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
         return _sparsify(recipe, build(), distribution=initial_sparsities(recipe, build), **further)
     if is_topology(name):
         inputs, targets = (tensor.cpu() for tensor in batches.train(0))
-        init = records()[name].cls(cross_entropy, (inputs, targets), **recipe.method.options)
+        init = records()[name].cls(batches.task.loss, (inputs, targets), **recipe.method.options)
         return _sparsify(recipe, build(), **{**how, "init": init})
     return _sparsify(recipe, build(), **how)
 
