@@ -29,7 +29,7 @@ ROOMS: list[set[str]] = [
     {"measure", "tickets", "testing"},
     {"accounting"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library
-    {"app.recipes"},
+    {"app.recipes", "app.tasks"},
     {"app.training", "app.report"},
     {"app.compare", "app.bench"},
     {"app.cli"},

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TextIO
 
 GAP = 2
@@ -27,6 +27,12 @@ def columns(stream: TextIO | None = None) -> int | None:
         return os.get_terminal_size(stream.fileno()).columns or 80
     except (OSError, ValueError):  # a terminal that tells no size, or a stream that is none of the system's
         return 80
+
+
+def either(words: Iterable[str], last: str = "or") -> str:
+    """Return `words` as a list in a sentence: ``a, b or c``."""
+    *first, final = words
+    return f"{', '.join(first)} {last} {final}" if first else final
 
 
 def wrapped(text: str, width: int | None) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from regrow._text import KEEP, table, wrapped
+from regrow._text import KEEP, either, table, wrapped
 from regrow.accounting.trace import Work, trace
 from regrow.accounting.training import ticket_multiples, training_multiple
 from regrow.accounting.units import CLEAN, CONVENTIONS, PUBLISHED, Unit, stored_megabytes, units
@@ -18,6 +18,7 @@ from regrow.errors import RegrowValueError
 from regrow.measure.example import Example
 from regrow.methods import formulas
 from regrow.methods.registry import MethodRecord, tabulated
+from regrow.tickets import kinds
 from regrow.weights.views import settle, unwrapped
 
 MEANING = {
@@ -91,8 +92,8 @@ class Costs:
         Pruning and GraNet end at this network's sparsity: Pruning follows the published 33 samples of its schedule,
         GraNet its own defaults, from sparsity 0.5 with an update every 1,000 steps. Small-Dense is
         None where no network was given to compare with. `regrow.accounting.training_multiple` has the formulas. With
-        `tickets` also ``sup``, ``edst`` and ``dst`` (`regrow.accounting.ticket_multiples`), of bare multiply-adds as in
-        their paper's tables, whatever the convention.
+        `tickets` also each kind of them (`regrow.accounting.ticket_multiples`), of bare multiply-adds as in their
+        paper's tables, whatever the convention.
         """
         found = {name: self._multiple(record) for name, record in tabulated().items()}
         if self.tickets is None:
@@ -106,7 +107,9 @@ class Costs:
         """FLOPs of a test where there are `tickets`, as a multiple of a dense one's: an ensemble runs each member."""
         one = self.flops["inference_multiple"]
         count = self.tickets
-        return {} if count is None else {"sup": one, "edst": count * one, "dst": count * one}
+        if count is None:
+            return {}
+        return {name: kind.networks(count) * one for name, kind in kinds().items() if kind.cost is not None}
 
     def _multiple(self, record: MethodRecord) -> float | None:
         if record.is_narrow and self.small_dense is None:
@@ -207,9 +210,10 @@ class Costs:
         if self.tickets is None:
             return []
         said = "  ".join(f"{name} {multiple:.4f}" for name, multiple in self.test_multiple.items())
+        costs = {name: kind.cost for name, kind in kinds().items() if kind.cost is not None}
+        supposed = [f"; {name}: {cost.assumes}" for name, cost in costs.items() if cost.assumes]
         return [
-            f"  sup, edst and dst with {self.tickets} tickets; edst: 150 epochs of exploration and 100 for each "
-            "ticket, against 250 of dense training",
+            f"  {either(costs, 'and')} with {self.tickets} tickets{''.join(supposed)}",
             f"test of these, multiples of dense: {said}",
         ]
 

@@ -14,6 +14,7 @@ from regrow.arguments import (
 from regrow.methods.formulas import BY_NAME, DENSE, pruning_levels, step
 from regrow.methods.granet import granet_levels
 from regrow.methods.registry import TABLE, ways
+from regrow.tickets import Training, kinds
 
 __all__ = [
     "FORMULAS",
@@ -79,12 +80,9 @@ def training_multiple(
     return multiplier * step(formula.gradient, mean, dense, every) / (3 * dense)
 
 
-TICKETS = {
-    "sup": "f_S/f_D (1 + M / (3 T))",
-    "edst": "f_S/f_D (E + R M) / T",
-    "dst": "f_S/f_D M",
-}
-"""What training with M tickets costs, as a multiple of dense training of T epochs (tables of FreeTickets)."""
+TICKETS = {name: kind.cost.formula for name, kind in kinds().items() if kind.cost is not None}
+"""What training with M tickets costs by the kinds that come with regrow, as a multiple of dense training of T epochs
+(tables of FreeTickets)."""
 
 
 def ticket_multiples(
@@ -96,12 +94,12 @@ def ticket_multiples(
     refinement: int = 100,
     multiplier: float = 1.0,
 ) -> dict[str, float]:
-    """FLOPs of training with several tickets, as multiples of those of dense training of `epochs` epochs.
+    """Return the FLOPs of training with each kind of tickets, as multiples of dense training of `epochs` epochs.
 
     As FreeTickets counts them (arXiv 2106.14568): dense gradients at updates are left out. Sup-tickets (arXiv
     2205.15322) train as long as one network, and pass once over the training set for the batch norms of each
-    superposition; EDST explores, then refines each ticket; DST trains as many networks. A test of ``edst`` and ``dst``
-    costs `tickets` times one of a network.
+    superposition; EDST explores, then refines each ticket; DST trains as many networks. A test of an ensemble costs
+    `tickets` times one of a network.
 
     Args:
         forward: FLOPs of a sparse forward pass over those of the dense one, f_S / f_D.
@@ -122,8 +120,5 @@ def ticket_multiples(
     refinement = require_count("refinement", refinement)
     exploration = require_count("exploration", exploration, least=0)
     forward, multiplier = require_positive("forward", forward), require_positive("multiplier", multiplier)
-    return {
-        "sup": forward * (multiplier + count / (3 * epochs)),
-        "edst": multiplier * forward * (exploration + refinement * count) / epochs,
-        "dst": multiplier * forward * count,
-    }
+    run = Training(forward, count, epochs, exploration, refinement, multiplier)
+    return {name: kind.cost.multiple(run) for name, kind in kinds().items() if kind.cost is not None}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ LARGE = 2**28
 class Tensors(Protocol):
     """The small protocol a user's own data follows: four tensors and a number, as attributes.
 
-    Optional is a method ``prepare(inputs) -> Tensor``: what the model takes, of a batch of the inputs as they are
-    kept. Without it they are the same.
+    Optional are a method ``prepare(inputs) -> Tensor``: what the model takes, of a batch of the inputs as they are
+    kept, without which they are the same; and an attribute ``task``, a `regrow.app.tasks.Task`, for data that are not
+    to be classified: targets are then whatever it takes, and there are no `classes`.
     """
 
     @property
@@ -112,14 +113,17 @@ def check_dataset(data: object, where: str) -> Tensors:
     Raises:
         RegrowValueError: for a missing attribute, lengths that differ, or targets that are no class numbers.
     """
-    fields = ("train_inputs", "train_targets", "test_inputs", "test_targets", "classes")
+    tensors = ("train_inputs", "train_targets", "test_inputs", "test_targets")
+    classified = getattr(data, "task", None) is None
+    fields = (*tensors, "classes") if classified else tensors
     missing = [name for name in fields if not hasattr(data, name)]
-    if missing or not isinstance(data, Tensors):
+    if missing:
         raise RegrowValueError(
             f"`data` {where} returned a {type(data).__name__} without {', '.join(missing)}\n"
             f"Return an object with the attributes {', '.join(fields)}, for example a regrow.data.Dataset."
         )
-    classes = require_count("classes", data.classes)
+    found = cast(Tensors, data)
+    classes = require_count("classes", found.classes) if classified else 0
     for split in ("train", "test"):
         inputs, targets = getattr(data, f"{split}_inputs"), getattr(data, f"{split}_targets")
         require_tensor(f"{split}_targets", targets)
@@ -130,6 +134,8 @@ def check_dataset(data: object, where: str) -> Tensors:
                 f"`data` {where}: `{split}_inputs` and `{split}_targets` must be equally many and at least one, "
                 f"got {len(inputs)} and {len(targets)}"
             )
+        if not classified:
+            continue
         if targets.dtype not in (torch.int64, torch.uint8) or targets.dim() not in (1, 2):
             raise RegrowValueError(
                 f"`data` {where}: `{split}_targets` must be int64 class numbers of shape [N] or [N, T], "
@@ -140,7 +146,7 @@ def check_dataset(data: object, where: str) -> Tensors:
             raise RegrowValueError(
                 f"`data` {where}: `{split}_targets` must be in 0 .. {classes - 1}, got {low} .. {high}"
             )
-    return data
+    return found
 
 
 def order(seed: int, epoch: int, size: int) -> Tensor:

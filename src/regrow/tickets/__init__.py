@@ -16,24 +16,37 @@ from regrow.tickets.metrics import (
 from regrow.tickets.norms import reestimate
 from regrow.tickets.phases import Phases
 from regrow.tickets.rates import steps, triangular
+from regrow.tickets.records import DST, EDST, SUP
+from regrow.tickets.registry import Cost, Plan, TicketKind, TicketMaker, Training, kind_of, kinds, register
 from regrow.tickets.sup import SupTickets, calendar
 
 __all__ = [
+    "DST",
+    "EDST",
+    "SUP",
+    "Cost",
     "Ensemble",
     "FreeTickets",
     "Phases",
+    "Plan",
     "SupTickets",
+    "TicketKind",
+    "TicketMaker",
+    "Training",
     "accuracy",
     "calendar",
     "copied",
     "disagreement",
     "expected_calibration_error",
+    "kind_of",
+    "kinds",
     "kl_diversity",
     "negative_log_likelihood",
     "overlap",
     "probabilities",
     "prune_back",
     "reestimate",
+    "register",
     "steps",
     "superpose",
     "triangular",

@@ -8,8 +8,8 @@ from run_folders import assert_same_run, signalled
 from tiny import cli, write_recipe
 
 from regrow.app.recipes import load
+from regrow.app.tasks import cross_entropy
 from regrow.app.training.batches import Batches
-from regrow.app.training.loss import cross_entropy
 from regrow.data import Augment, Dataset, order
 from regrow.errors import RegrowValueError
 

@@ -17,8 +17,8 @@ from torch import nn
 import regrow
 from regrow.app.recipes import load
 from regrow.app.training import build
-from regrow.app.training.evaluation import Evaluation, evaluate
-from regrow.app.training.tickets import Best
+from regrow.app.training.evaluation import evaluate
+from regrow.app.training.keep import Best
 
 # these runs are a few steps long, shorter than the intervals of their recipes
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
@@ -105,9 +105,8 @@ def test_what_a_sup_run_leaves(recipe, tmp_path, capsys):
     # the model that was written is the superposed one: on the test set it is as good as the summary says
     setup = build(load(str(run / "config.yaml")))
     assert not same_file(run / "model.safetensors", run / "tickets/3.safetensors")
-    found = evaluate(
-        regrow.load(run / "model.safetensors", setup.model), setup.batches.test(), "float32"
-    ).to_dict()
+    model, batches = regrow.load(run / "model.safetensors", setup.model), setup.batches
+    found = evaluate(batches.task, model, batches.test(), "float32")
     assert found == {key: pytest.approx(summary[key]) for key in found}
     assert summary["connections"] <= regrow.summary(setup.model).connections
     for text in ("of 4 tickets, superposed", "3 extra passes over the training set for batch norms"):
@@ -216,7 +215,7 @@ def test_the_best_checkpoint_is_one_of_the_sparsest(recipe):
     for step, accuracy in enumerate((0.8, 0.9, 0.5, 0.7, 0.6)):
         if step == 2:
             model.load_state_dict(pruned.state_dict())
-        best.tested(step, Evaluation(accuracy, 0.0, 0.0))
+        best.tested(step, {"accuracy": accuracy, "nll": 0.0, "ece": 0.0})
         network = best.finish(None).network  # it writes nothing
         kept.append((regrow.summary(network).sparsity, best.best[0]))
     assert kept == [(0, 0.8), (0, 0.9), (0.5, 0.5), (0.5, 0.7), (0.5, 0.7)]

@@ -6,11 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regrow._text import table
+from regrow._text import either, table
 from regrow.app.recipes import Recipe, as_yaml, comment, import_file, load, shipped
 from regrow.app.training.expected import Expected, expected
 from regrow.data import datasets
 from regrow.methods.registry import records
+from regrow.tickets import kinds
+
+
+def of_tickets() -> str:
+    """Name the kinds of tickets with what each comes to, in words."""
+    named: dict[str, list[str]] = {}
+    for kind in kinds().values():
+        named.setdefault({"ensemble": "ensembles"}.get(kind.result, kind.result), []).append(kind.name)
+    return ", ".join(f"{either(names)} ({result})" for result, names in named.items())
+
 
 METHODS = {
     "name": "what `method=` and `--methods` take; `dense` and `small-dense`, which train dense networks, beside these",
@@ -27,7 +37,7 @@ RECIPES = {
     "model": "the network",
     "data": "the data set; idx and image-folder are files of your own",
     "method": "how the connections evolve",
-    "tickets": "how one run makes several networks, if it does: sup (superposed), edst or dst (ensembles)",
+    "tickets": f"how one run makes several networks, if it does: {of_tickets()}",
     "line": "",
 }
 

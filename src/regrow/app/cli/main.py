@@ -16,7 +16,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 import regrow
-from regrow._text import KEEP, columns, wrapped
+from regrow._text import KEEP, columns, either, wrapped
 from regrow.app.cli import basic, listing
 from regrow.app.recipes import Recipe, as_yaml, load, read, shipped
 from regrow.app.training import (
@@ -36,6 +36,10 @@ from regrow.app.training import (
 )
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.measure.machine import environment
+from regrow.tickets import kinds
+
+OF_TICKETS = [f"{name}-rigl" if place == 0 else name for place, name in enumerate(kinds())]
+"""Examples of `--methods`: a kind of tickets with a method and without."""
 
 
 class _Command(TyperCommand):
@@ -168,7 +172,7 @@ def compare_command(
         typer.Option(
             "--methods",
             metavar="A,B,C",
-            help="The methods; `dense` is one, sup-rigl, edst and dst are of tickets.",
+            help=f"The methods; `dense` is one, {either(OF_TICKETS, 'and')} are of tickets.",
         ),
     ] = "static,set,rigl",
     seeds: Annotated[int, typer.Option(metavar="N", help="Runs of each condition, seeds 0 to N-1.")] = 3,
@@ -225,7 +229,7 @@ def flops_command(
     update_every: Annotated[int, typer.Option(metavar="N", help="Steps between two updates of RigL.")] = 100,
     multiplier: Annotated[float, typer.Option(help="Length of training, relative to dense training.")] = 1.0,
     tickets: Annotated[
-        int | None, typer.Option(metavar="M", help="Also sup, edst and dst, with M tickets.")
+        int | None, typer.Option(metavar="M", help=f"Also {either(kinds(), 'and')}, with M tickets.")
     ] = None,
     import_: Annotated[
         list[str] | None, typer.Option("--import", metavar="FILE.py", help="A file with a network.")

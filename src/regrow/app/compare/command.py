@@ -55,7 +55,7 @@ def compare(
     keys = list(grid.base.axes)
     rows = [{**row.to_dict(), "curve": row.curve} for row in table.rows]
     try:
-        pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name)
+        pictures = draw_comparison(rows, keys, stem, grid.base.recipe.name, table.measures.best)
     except Exception as error:  # the runs are done, and the table is written
         say(console, f"no pictures: {error}")
     for path in [*files, *pictures]:

@@ -99,7 +99,7 @@ def plan(
 
     Args:
         recipe: a shipped recipe, or the path of a YAML file.
-        methods: names, or ``package.module:function``; ``sup-rigl``, ``edst`` and the like are runs of several tickets.
+        methods: names, or ``package.module:function``; kinds of tickets, alone or as ``<tickets>-rigl``.
         seeds: runs of each condition, with seeds 0, 1, ...
         multipliers: lengths, relative to the recipe's.
         overrides: ``key=value``, ``key=a,b,c``, or ``method.key=...`` for one method.

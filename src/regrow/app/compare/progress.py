@@ -13,8 +13,10 @@ from rich.progress import Progress, Task, TaskID
 
 from regrow.app.compare.grid import Run
 from regrow.app.recipes import Recipe
+from regrow.app.tasks import measures_of
 from regrow.app.training import RunFolder
 from regrow.app.training.progress import bars, say
+from regrow.tickets import kind_of
 
 
 class Show:
@@ -34,8 +36,9 @@ class Show:
 
     def ended(self, run: Run, how: str) -> None:
         """`run` is finished."""
-        accuracy = RunFolder(run.folder).summary()["accuracy"]
-        self._line(run, f"{accuracy:.2%}   ({how})")
+        summary = RunFolder(run.folder).summary()
+        best = measures_of(summary).best
+        self._line(run, f"{best.text(summary[best.name])}   ({how})")
 
     def failed(self, run: Run, reason: str) -> None:
         """`run` did not come to its end."""
@@ -77,11 +80,11 @@ def shower(console: Console, runs: Sequence[Run]) -> Iterator[Show]:
 
 
 def _where(run: Run) -> tuple[float, str]:
-    """The share of `run` that is done and its last loss, from the end of its log, or of its members' logs."""
+    """Return the share of `run` that is done and its last loss, from the end of its log, or of its members' logs."""
     tickets = run.recipe.tickets
-    if tickets is None or tickets.name != "dst":
+    if tickets is None or not kind_of(tickets.name).independent:
         return _read(run.folder / "metrics.jsonl", run.recipe)
-    count = tickets.options["tickets"]
+    count = kind_of(tickets.name).runs(tickets.options)
     read = [
         _read(run.folder / "members" / str(index) / "metrics.jsonl", run.recipe) for index in range(count)
     ]

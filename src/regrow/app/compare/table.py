@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import regrow
 from regrow.app.compare.grid import Cell, Grid, Run
 from regrow.app.compare.running import summary_of
 from regrow.app.recipes import Recipe, find, method_of
+from regrow.app.tasks import CLASSIFICATION, Measures, Metric, measures_of
 from regrow.app.training import RunFolder
 from regrow.errors import RegrowError, RegrowRuntimeError
 
@@ -22,8 +23,8 @@ class Row:
     """One condition: what its runs came to."""
 
     cell: Cell
-    accuracies: tuple[float, ...]
-    """Of each finished run, in percent."""
+    values: tuple[float, ...]
+    """The best metric of each finished run, as it is shown: accuracies in percent."""
     connections: float | None
     """At the end, those of dense layers included; biases and norms are not connections."""
     training: float | None
@@ -37,33 +38,32 @@ class Row:
     memory: float | None
     """Peak memory of the process in megabytes, the largest of the runs."""
     needs_dense: bool
-    nll: float | None = None
-    """Negative log likelihood of what is tested, mean of the runs."""
-    ece: float | None = None
-    """Expected calibration error, mean of the runs."""
+    further: Mapping[str, float | None] = field(default_factory=dict)
+    """The other metrics of the task, means of the runs."""
     networks: int = 1
     """How many networks a test runs: the members of an ensemble."""
     curve: tuple[tuple[float, float], ...] = ()
-    """Seconds of training until each test of the runs, and accuracy in percent then, means of the runs."""
+    """Seconds of training until each test of the runs, and the best metric then, means of the runs."""
+    metric: Metric = CLASSIFICATION.best
+    """What the values are."""
 
     @property
     def n(self) -> int:
-        return len(self.accuracies)
+        return len(self.values)
 
     @property
     def mean(self) -> float:
-        return statistics.mean(self.accuracies)
+        return statistics.mean(self.values)
 
     @property
     def deviation(self) -> float | None:
         """Sample standard deviation; None for one run."""
-        return statistics.stdev(self.accuracies) if self.n > 1 else None
+        return statistics.stdev(self.values) if self.n > 1 else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
-        rest = {
-            key: value for key, value in asdict(self).items() if key not in ("cell", "accuracies", "curve")
-        }
+        """Return plain numbers and strings."""
+        apart = ("cell", "values", "further", "networks", "curve", "metric")
+        rest = {key: value for key, value in asdict(self).items() if key not in apart}
         return {
             "method": self.cell.method,
             "multiplier": self.cell.multiplier,
@@ -72,7 +72,9 @@ class Row:
             "mean": self.mean,
             "deviation": self.deviation,
             **rest,
-            "accuracies": list(self.accuracies),
+            **self.further,
+            "networks": self.networks,
+            self.metric.values: list(self.values),
         }
 
 
@@ -84,30 +86,39 @@ class Table:
     rows: tuple[Row, ...]
     machine: dict[str, Any]
     """``environment.json`` of one of the runs, with device and threads."""
+    measures: Measures = CLASSIFICATION
 
 
 def tabulate(grid: Grid) -> Table:
     """The table of the runs of `grid` that are finished.
 
     Raises:
-        RegrowRuntimeError: no run is finished.
+        RegrowRuntimeError: no run is finished, or some are of another task than others.
     """
     finished = [run for run in grid.runs if run.finished]
     if not finished:
         raise RegrowRuntimeError(f"no run of the comparison in {grid.folder} is finished")
+    measures = measures_of(summary_of(finished[0]))
+    for run in finished:
+        other = measures_of(summary_of(run))
+        if other != measures:
+            raise RegrowRuntimeError(
+                f"{finished[0]} is of task {measures.task} and {run} of {other.task}\n"
+                "Compare them apart, with `data` of one task each."
+            )
     dense = reference(grid.base.recipe, finished)
     cells: dict[Cell, list[Run]] = {}
     for run in finished:
         cells.setdefault(run.cell, []).append(run)
-    rows = tuple(_row(cell, runs, grid.base.recipe, dense) for cell, runs in cells.items())
+    rows = tuple(_row(cell, runs, grid.base.recipe, dense, measures) for cell, runs in cells.items())
     folder, summary = RunFolder(finished[0].folder), summary_of(finished[0])
     machine = folder.read("environment.json") if (folder.path / "environment.json").is_file() else {}
     known = {key: summary.get(key) for key in ("device", "threads", "reference")}
-    return Table(grid, rows, {**machine, **known})
+    return Table(grid, rows, {**machine, **known}, measures)
 
 
-def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> Row:
-    summaries = [summary_of(run) for run in runs]
+def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None, measures: Measures) -> Row:
+    summaries, best = [summary_of(run) for run in runs], measures.best
     seen = summaries[0]["steps"] * runs[0].recipe.batch_size
     epoch = summaries[0]["steps_per_epoch"] * runs[0].recipe.batch_size
     length = seen / (base.steps * base.batch_size if base.steps else (base.epochs or 0) * epoch)
@@ -117,7 +128,7 @@ def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> 
     memory = [m for summary in summaries if (m := summary.get("peak_memory_megabytes"))]
     return Row(
         cell,
-        tuple(100 * summary["accuracy"] for summary in summaries),
+        tuple(best.shown(summary[best.name]) for summary in summaries),
         statistics.mean(f["connections"] for f in flops if f) if training else None,
         statistics.mean(training) / (3 * dense) * length if training and dense else None,
         statistics.mean(test) / dense if test and dense else None,
@@ -126,25 +137,25 @@ def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None) -> 
         summaries[0]["time_is"],
         max(memory, default=None),
         method_of(runs[0].recipe.method).needs_dense,
-        _mean(summary.get("nll") for summary in summaries),
-        _mean(summary.get("ece") for summary in summaries),
+        {metric.name: _mean(one.get(metric.name) for one in summaries) for metric in measures.further},
         summaries[0].get("networks", 1),
-        _curve(runs),
+        _curve(runs, best),
+        best,
     )
 
 
-def _curve(runs: Sequence[Run]) -> tuple[tuple[float, float], ...]:
+def _curve(runs: Sequence[Run], best: Metric) -> tuple[tuple[float, float], ...]:
     """Of the tests that all runs have; none where an older version did not note their times."""
     tests = [
         [
-            (record["seconds"], 100 * record["accuracy"])
+            (record["seconds"], best.shown(record[best.logged]))
             for record in RunFolder(run.folder).records("metrics.jsonl")
             if record["kind"] == "test" and "seconds" in record
         ]
         for run in runs
     ]
     return tuple(
-        (statistics.fmean(at for at, _ in same), statistics.fmean(accuracy for _, accuracy in same))
+        (statistics.fmean(at for at, _ in same), statistics.fmean(value for _, value in same))
         for same in zip(*tests, strict=False)
     )
 
@@ -181,23 +192,28 @@ class Reached:
     """When a condition first came within `NEAR` points of what dense came to in the end."""
 
     row: Row
-    accuracy: float
+    value: float
     seconds: float | None
     """Of training; None where it never did."""
 
     def __str__(self) -> str:
         time = "never" if self.seconds is None else f"{self.seconds:.1f} s of training"
-        return f"{self.row.cell} to {self.accuracy:.2f}% ({NEAR:g} points below dense): {time}"
+        side = "below" if self.row.metric.higher_is_better else "above"
+        return f"{self.row.cell} to {self.value:.2f}% ({NEAR:g} points {side} dense): {time}"
 
 
 def reached(rows: Sequence[Row]) -> list[Reached]:
-    """For each condition, the best dense one being the measure; nothing where dense was not trained."""
-    dense = max((row for row in rows if row.cell.method == "dense"), key=lambda row: row.mean, default=None)
-    if dense is None:
+    """Return it for each condition, the best dense one being the measure.
+
+    Nothing where dense was not trained, or where what is measured is not in percent and has no points.
+    """
+    trained = [row for row in rows if row.cell.method == "dense"]
+    metric = rows[0].metric if rows else None
+    if not trained or metric is None or not metric.percent:
         return []
-    wanted = dense.mean - NEAR
+    wanted = metric.best(trained, lambda row: row.mean).mean - (NEAR if metric.higher_is_better else -NEAR)
     return [
-        Reached(row, wanted, next((at for at, accuracy in row.curve if accuracy >= wanted), None))
+        Reached(row, wanted, next((at for at, value in row.curve if not metric.better(wanted, value)), None))
         for row in rows
         if row.curve
     ]
@@ -215,7 +231,9 @@ class Difference:
 
     def __str__(self) -> str:
         errors = f"{self.points / self.error:+.1f} standard errors" if self.error else "no deviation"
-        return f"{self.above.cell} against {self.below.cell}: {self.points:+.2f} points, {errors}"
+        metric = self.above.metric
+        points = f"{metric.number(self.points, '+')}{metric.points}"
+        return f"{self.above.cell} against {self.below.cell}: {points}, {errors}"
 
 
 def differences(rows: Sequence[Row]) -> list[Difference]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,33 +9,31 @@ from typing import Any
 import yaml
 
 from regrow.app.compare.keys import Key
-from regrow.app.recipes import KINDS, Part, Recipe, method_of
+from regrow.app.recipes import Part, Recipe, method_of
 from regrow.methods.registry import DEFAULT, records
+from regrow.tickets import kind_of, kinds
 
 
 @dataclass(frozen=True)
 class Way:
-    """A method, and the kind of tickets that its runs make, if they do: ``sup-rigl``, ``edst``."""
+    """A method, and the kind of tickets that its runs make, if they do: ``<tickets>-rigl``."""
 
     method: str
     tickets: str | None = None
 
     def ticket_options(self) -> set[str]:
-        """The options that the recipe's `tickets` may have."""
-        if self.tickets is None:
-            return set()
-        return set(inspect.signature(KINDS[self.tickets]).parameters) - {"total", "epoch"}
+        """Return the options that the recipe's `tickets` may have."""
+        return set() if self.tickets is None else kind_of(self.tickets).options
 
 
 def way_of(name: str, own: Part) -> Way:
-    """What `name` stands for.
+    """Return what `name` stands for.
 
-    A registered method or a ``package.module:function`` is itself. ``sup-set`` is SET with superposed tickets, and so
-    for ``edst-`` and ``dst-``; without a method they are with the recipe's `own`, or with RigL where that does not
-    drop and grow.
+    A registered method or a ``package.module:function`` is itself. A kind of tickets, a dash and ``set`` are SET with
+    such tickets; a kind alone is with the recipe's `own` method, or with RigL where that does not drop and grow.
     """
     kind, dash, method = name.partition("-")
-    if name in records() or kind not in KINDS or (dash and not method):
+    if name in records() or kind not in kinds() or (dash and not method):
         return Way(name)
     return Way(method or (own.name if is_dynamic(own.name) else DEFAULT), kind)
 
@@ -47,10 +44,10 @@ def is_dynamic(method: str) -> bool:
 
 
 def overrides(way: Way, recipe: Recipe, shared: dict[str, Any], keys: Sequence[Key]) -> list[str]:
-    """The ``key=value`` that make `recipe` one of `way`.
+    """Return the ``key=value`` that make `recipe` one of `way`.
 
-    Tickets take the recipe's own options where they are of its kind. EDST's exploration is at a constant rate, and its
-    topology moves by a constant fraction to the end, as published, where recipe and keys do not say otherwise.
+    Tickets take the recipe's own options where they are of its kind. Otherwise method and schedule are as the kind's
+    record has them, as published, where recipe and keys do not say otherwise.
 
     Args:
         way: the method, and the tickets.
@@ -60,12 +57,13 @@ def overrides(way: Way, recipe: Recipe, shared: dict[str, Any], keys: Sequence[K
     """
     given = recipe.tickets is not None and recipe.tickets.name == way.tickets
     lines = []
-    if way.tickets == "edst" and not given:
+    if way.tickets is not None and not given:
+        kind = kind_of(way.tickets)
         if is_dynamic(way.method):
-            shared = {**shared, "stop_fraction": 1.0, "schedule": "constant"}
-        if not any(key.key.partition(".")[0] == "schedule" for key in keys):
+            shared = {**shared, **kind.method_options}
+        if kind.schedule and not any(key.key.partition(".")[0] == "schedule" for key in keys):
             warmup = recipe.schedule.options.get("warmup_steps", 0)
-            lines.append(f"schedule={_flow({'name': 'constant', 'warmup_steps': warmup})}")
+            lines.append(f"schedule={_flow({'name': kind.schedule, 'warmup_steps': warmup})}")
     if way.tickets is None:
         lines.append("tickets=null")
     else:

@@ -15,6 +15,7 @@ from regrow._text import table, wrapped
 from regrow.app.compare.grid import Grid
 from regrow.app.compare.running import summary_of
 from regrow.app.compare.table import Row, Table, differences, reached
+from regrow.app.tasks import Metric
 from regrow.app.training.summary import TIMES
 
 LONGEST = 180
@@ -43,13 +44,17 @@ def _multiple(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}x"
 
 
-def _decimal(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _further(metric: Metric) -> Callable[[Row], str]:
+    def text(row: Row) -> str:
+        value = row.further.get(metric.name)
+        return "-" if value is None else metric.number(metric.shown(value))
+
+    return text
 
 
 def columns(table: Table) -> dict[str, Callable[[Row], str]]:
     """Head of each column, and its text for a row."""
-    base = table.grid.base
+    base, measures, best = table.grid.base, table.measures, table.measures.best
     result: dict[str, Callable[[Row], str]] = {"method": lambda row: row.cell.method}
     if len(base.multipliers) > 1 or base.multipliers != (1.0,):
         result["length"] = lambda row: f"{row.cell.multiplier:g}x"
@@ -58,10 +63,9 @@ def columns(table: Table) -> dict[str, Callable[[Row], str]]:
     return {
         **result,
         "n": lambda row: str(row.n),
-        "accuracy %": lambda row: f"{row.mean:.2f}",
-        "deviation": lambda row: "-" if row.deviation is None else f"{row.deviation:.2f}",
-        "nll": lambda row: _decimal(row.nll),
-        "ece": lambda row: _decimal(row.ece),
+        best.head: lambda row: best.number(row.mean),
+        "deviation": lambda row: "-" if row.deviation is None else best.number(row.deviation),
+        **{metric.head: _further(metric) for metric in measures.further},
         **({"networks": lambda row: str(row.networks)} if any(r.networks > 1 for r in table.rows) else {}),
         "connections": lambda row: _count(row.connections),
         "training FLOPs": lambda row: _multiple(row.training),
@@ -74,13 +78,15 @@ def columns(table: Table) -> dict[str, Callable[[Row], str]]:
 
 def notes(table: Table) -> list[str]:
     """What stands beneath the table."""
-    rows = table.rows
+    rows, best = table.rows, table.measures.best
+    further = [f"{metric.name}: {metric.meaning}" for metric in table.measures.further if metric.meaning]
+    points = f", in{best.points}" if best.points else ""
     result = [
-        "n: finished runs; accuracy: their mean, and its deviation over the runs, in points; connections: at the end, "
+        f"n: finished runs; {best.name}: their mean, and its deviation over the runs{points}; connections: at the end, "
         "those of dense layers too; seconds: of training, the mean; peak MB: of the process, the largest.",
         "FLOPs: multiples of the dense network trained for the recipe's own length; of training measured (the density "
         "that the runs had over time, updates, dense gradients), of a test counted.",
-        "nll: negative log likelihood in nats; ece: expected calibration error, 15 bins; of what is tested, means.",
+        *([f"{'; '.join(further)}; of what is tested, means."] if further else []),
         "needs dense: memory or compute of the dense network at any time but an update, in the method itself.",
     ]
     if any(row.networks > 1 for row in rows):
@@ -111,7 +117,7 @@ def as_text(found: Table, width: int | None = None) -> str:
 def as_markdown(table: Table) -> str:
     """A table of GitHub's Markdown, the best mean of each length and value in bold."""
     head, *body = _lines(table)
-    place = head.index("accuracy %")
+    place = head.index(table.measures.best.head)
     for row, line in zip(table.rows, body, strict=True):
         line[place] = f"**{line[place]}**" if row in _best(table) else line[place]
     escaped = [
@@ -130,7 +136,7 @@ def as_markdown(table: Table) -> str:
 def as_latex(table: Table) -> str:
     """A ``tabular`` with nothing but LaTeX's own rules, the best means in bold."""
     head, *body = _lines(table)
-    place = head.index("accuracy %")
+    place = head.index(table.measures.best.head)
     rows = []
     for row, line in zip(table.rows, body, strict=True):
         cells = [_tex(cell) for cell in line]
@@ -165,8 +171,7 @@ def as_csv(table: Table) -> str:
         "n",
         "mean",
         "deviation",
-        "nll",
-        "ece",
+        *(metric.name for metric in table.measures.further),
         "networks",
         "connections",
         "training",
@@ -176,12 +181,14 @@ def as_csv(table: Table) -> str:
         "time_is",
         "memory",
     ]
-    head = ["method", "multiplier", *axes, *own, "needs_dense", "accuracies"]
+    best = table.measures.best
+    head = ["method", "multiplier", *axes, *own, "needs_dense", best.values]
     stream = io.StringIO()
     writer = csv.DictWriter(stream, head, lineterminator="\n")
     writer.writeheader()
     for row in table.rows:
-        writer.writerow({**row.to_dict(), "accuracies": " ".join(f"{a:.4f}" for a in row.accuracies)})
+        each = [f"{value:.4f}" if best.percent else repr(value) for value in row.values]
+        writer.writerow({**row.to_dict(), best.values: " ".join(each)})
     return stream.getvalue()
 
 
@@ -228,4 +235,5 @@ def _best(table: Table) -> list[Row]:
     groups: dict[object, list[Row]] = {}
     for row in table.rows:
         groups.setdefault((row.cell.multiplier, row.cell.values), []).append(row)
-    return [max(rows, key=lambda row: row.mean) for rows in groups.values() if len(rows) > 1]
+    best = table.measures.best
+    return [best.best(rows, lambda row: row.mean) for rows in groups.values() if len(rows) > 1]

@@ -7,12 +7,9 @@ from regrow.app.recipes.loading import as_yaml, comment, kept, load, read, shipp
 from regrow.app.recipes.parts import find, import_file, method_of, resolve
 from regrow.app.recipes.rates import Rate
 from regrow.app.recipes.schema import Part, Recipe
-from regrow.app.recipes.tickets import KINDS, Plan
 
 __all__ = [
-    "KINDS",
     "Part",
-    "Plan",
     "Rate",
     "Recipe",
     "as_yaml",

@@ -12,15 +12,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from regrow.app.recipes.code import tell_code
-from regrow.app.recipes.parts import PARTS, choices, meant, resolve
-from regrow.app.recipes.schema import Recipe
-from regrow.app.recipes.tickets import ALTERNATIVES
+from regrow.app.recipes.parts import PARTS, choices, import_files, meant, resolve
+from regrow.app.recipes.schema import Part, Recipe
 from regrow.errors import RegrowValueError, closest
+from regrow.tickets import kinds
 
-LENGTHS = [["steps", "epochs"], *([f"tickets.{name}" for name in units] for units in ALTERNATIVES.values())]
+LENGTHS = {"steps", "epochs"}
 """Keys of which a recipe gives one."""
-
-
 LONGEST_FILE = 1_000_000
 """Bytes of a recipe, and values in it."""
 LINE = 110
@@ -78,15 +76,26 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
     raw["imports"] = [str(Path(file).resolve()) for file in files]
     of_file = {key: _name_of(raw.get(key)) for key in PARTS}
     given = [_override(raw, override) for override in overrides]
-    for lengths in LENGTHS:
-        if any(length in given for length in lengths):
-            for other in set(lengths) - set(given):
-                _remove(raw, other)  # the length asked for replaces the recipe's, whatever its unit
+    if LENGTHS & set(given):
+        for other in LENGTHS - set(given):
+            raw.pop(other, None)  # the length asked for replaces the recipe's, whatever its unit
     _settle_sparsity(raw, given)
     recipe = _validate(raw, name)
     typed = {_name_of(raw.get(key)) for key in PARTS if _name_of(raw.get(key)) != of_file[key]}
     tell_code(recipe, path, {*typed, *(str(Path(file).resolve()) for file in imports)})
-    return resolve(recipe)
+    import_files(recipe)  # which may register the kind of tickets
+    return resolve(_settle_tickets(recipe, given))
+
+
+def _settle_tickets(recipe: Recipe, given: Sequence[str]) -> Recipe:
+    """Let the length of tickets that was asked for replace the recipe's, whatever its unit."""
+    kind = kinds().get(recipe.tickets.name) if recipe.tickets is not None else None
+    if recipe.tickets is None or kind is None:
+        return recipe
+    asked = {name for name in kind.alternatives if f"tickets.{name}" in given}
+    others = kind.alternatives.keys() - asked if asked else set()
+    options = {name: value for name, value in recipe.tickets.options.items() if name not in others}
+    return recipe.model_copy(update={"tickets": Part(name=kind.name, **options)})
 
 
 def _settle_sparsity(raw: dict[str, Any], given: Sequence[str]) -> None:
@@ -220,14 +229,6 @@ def _override(raw: dict[str, Any], text: str) -> str:
     except yaml.YAMLError as error:
         raise RegrowValueError(f"`{key}`: {value!r} is no YAML: {error}") from error
     return key
-
-
-def _remove(raw: dict[str, Any], key: str) -> None:
-    """Take ``a.b`` out of `raw`, if it is there."""
-    outer, _, inner = key.rpartition(".")
-    holder = raw.get(outer) if outer else raw
-    if isinstance(holder, dict):
-        holder.pop(inner, None)
 
 
 def _validate(raw: dict[str, Any], where: str) -> Recipe:

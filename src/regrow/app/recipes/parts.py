@@ -17,12 +17,12 @@ import yaml
 import regrow
 from regrow.app.recipes.rates import RATES
 from regrow.app.recipes.schema import Part, Recipe
-from regrow.app.recipes.tickets import KINDS, chosen
 from regrow.data import Augment, datasets
 from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods.formulas import ALWAYS
 from regrow.methods.registry import DEFAULT, EXAMPLES, MethodRecord, parameters_of, record_of, ways
 from regrow.models import models
+from regrow.tickets import kind_of, kinds
 from regrow.weights.storages import STORAGES
 
 
@@ -35,10 +35,12 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
     if key == "method":
         return {name: record.cls for name, record in ways().items()}
     if key == "optimizer":
-        kinds = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
+        found = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
         # one is the base class, one needs a closure, one gradients that are sparse tensors
-        return {n: kinds[n] for n in sorted(kinds) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
-    return dict(KINDS if key == "tickets" else RATES)
+        return {n: found[n] for n in sorted(found) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
+    if key == "tickets":
+        return {name: kind.plan for name, kind in kinds().items()}
+    return dict(RATES)
 
 
 # what the training loop gives itself, so that no recipe may
@@ -87,8 +89,7 @@ def resolve(recipe: Recipe) -> Recipe:
     Raises:
         RegrowValueError: naming the key, what was given, what is allowed and the closest match.
     """
-    for file in recipe.imports:
-        import_file(Path(file))
+    import_files(recipe)
     parts: dict[str, Part] = {}
     for key in SUPPLIED:
         part: Part | None = getattr(recipe, key)
@@ -101,7 +102,7 @@ def resolve(recipe: Recipe) -> Recipe:
         elif key == "method" and "seed" in options:
             options["seed"] = part.options.get("seed", recipe.seed)
         elif key == "tickets":
-            options = chosen(part.name, options)
+            options = kind_of(part.name).chosen(options)
         parts[key] = Part(name=part.name, **options)
     _check_tickets(recipe.model_copy(update=parts))
     augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
@@ -155,16 +156,18 @@ def _check_tickets(recipe: Recipe) -> None:
     """Check what tickets need of the rest of the recipe."""
     if recipe.tickets is None:
         return
-    kind, method, record = recipe.tickets.name, recipe.method.name, method_of(recipe.method)
-    if kind == "edst" and recipe.validation is None:
+    name, method, record = recipe.tickets.name, recipe.method.name, method_of(recipe.method)
+    kind = kind_of(name)
+    if kind.needs_validation and recipe.validation is None:
         raise RegrowValueError(
-            "`validation` is missing: tickets edst are the best checkpoints of their windows, and the test set must "
-            "choose nothing\nAdd `validation: 0.1`; in a comparison, `edst.validation=0.1` is for edst alone."
+            f"`validation` is missing: tickets {name} are the best checkpoints of their windows, and the test set must "
+            f"choose nothing\nAdd `validation: 0.1`; in a comparison, `{name}.validation=0.1` is for {name} alone."
         )
-    if kind != "dst" and record.is_dense:
+    if not kind.independent and record.is_dense:
+        others = " or ".join(other.name for other in kinds().values() if other.independent)
         raise RegrowValueError(
-            f"`tickets` {kind} needs a sparse network, and method {method} has none\n"
-            "Take another method, or tickets: dst, which are an ensemble of any networks."
+            f"`tickets` {name} needs a sparse network, and method {method} has none\n"
+            f"Take another method, or tickets: {others}, which are an ensemble of any networks."
         )
     if inspect.isclass(record.cls) and recipe.tickets.options.get("explore") and not record.explores:
         raise RegrowValueError(
@@ -273,6 +276,16 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
         return ""
     full = inner[near] if near == word or near not in Recipe.model_fields else [near]
     return ", did you mean " + " or ".join(f"`{one}`" for one in full) + "?"
+
+
+def import_files(recipe: Recipe) -> None:
+    """Run the files that `recipe` imports, each once.
+
+    Raises:
+        RegrowValueError: see `import_file`.
+    """
+    for file in recipe.imports:
+        import_file(Path(file))
 
 
 def import_file(path: Path) -> ModuleType:

@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
 
+from regrow._text import either
 from regrow.methods.registry import DEFAULT, methods
+from regrow.tickets import kinds
 
 _STARTS = [
     f"{start:g} for {name}"
@@ -70,7 +72,7 @@ class Recipe(BaseModel):
     )
     keep: Literal["last", "best"] = Field(
         "last",
-        description="the weights that are the result: the last, or those with the best accuracy in `validation`",
+        description="the weights that are the result: the last, or those that are best in `validation`",
     )
     sparsify: dict[str, Any] = Field({}, description="the arguments of `regrow.sparsify`")
     method: Part = Field(
@@ -86,7 +88,8 @@ class Recipe(BaseModel):
         description=f"what a method that prunes in training starts from: by default {', '.join(_STARTS)}",
     )
     tickets: Part | None = Field(
-        None, description="several networks in one run: sup, edst or dst; milestones of `schedule` move along"
+        None,
+        description=f"several networks in one run: {either(kinds())}; milestones of `schedule` move along",
     )
     optimizer: Part = Field(description="a class of torch.optim, and its options")
     no_decay: list[str] = Field(

@@ -1,4 +1,4 @@
-"""Plots of a comparison: accuracy against training FLOPs, seconds, training length, and the values of a key."""
+"""Plots of a comparison: the best metric against training FLOPs, seconds, training length, the values of a key."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from regrow.app.report import style
+from regrow.app.tasks import CLASSIFICATION, Metric
 
 COLOURS = (style.BLUE, style.ORANGE, style.GREEN, "#8a4fa3", "#b8860b", "#c0396b", "#3a9ea5", "#7a5c43")
 MARKERS = "osD^vP*X"
@@ -19,16 +20,19 @@ MARKERS = "osD^vP*X"
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw_comparison(rows: Rows, keys: Sequence[str], stem: Path, title: str) -> list[Path]:
+def draw_comparison(
+    rows: Rows, keys: Sequence[str], stem: Path, title: str, metric: Metric = CLASSIFICATION.best
+) -> list[Path]:
     """Draw what `rows` allow as ``<stem>-<plot>.png`` and ``.pdf``.
 
     Args:
-        rows: one a condition: ``method``, ``multiplier``, ``mean`` and ``deviation`` in percent, ``training`` (multiple
-            of dense training, or None), ``length`` (relative to the recipe's own), the values of `keys`, and where it
-            is known the ``curve``: (seconds of training, accuracy) of each test.
+        rows: one a condition: ``method``, ``multiplier``, ``mean`` and ``deviation`` of `metric` as it is shown,
+            ``training`` (multiple of dense training, or None), ``length`` (relative to the recipe's own), the values
+            of `keys`, and where it is known the ``curve``: (seconds of training, metric) of each test.
         keys: recipe keys that take several values.
         stem: path of the pictures, without what each adds.
         title: of all of them.
+        metric: what is compared.
 
     Returns:
         The paths, each plot's PNG before its PDF.
@@ -36,13 +40,13 @@ def draw_comparison(rows: Rows, keys: Sequence[str], stem: Path, title: str) -> 
     lengths = sorted({row["multiplier"] for row in rows})
     figures: list[tuple[str, Figure]] = []
     if any(row["training"] is not None and row["method"] != "dense" for row in rows):
-        figures.append(("flops", _flops(rows, keys, lengths, title)))
+        figures.append(("flops", _flops(rows, keys, lengths, title, metric)))
     if any(len(row.get("curve", ())) > 1 for row in rows):
-        figures.append(("time", _time(rows, keys, lengths, title)))
+        figures.append(("time", _time(rows, keys, lengths, title, metric)))
     if len(lengths) > 1:
-        figures.append(("length", _length(rows, keys, title)))
+        figures.append(("length", _length(rows, keys, title, metric)))
     figures += [
-        (re.sub(r"[^\w.]+", "_", key), _key(rows, key, [k for k in keys if k != key], lengths, title))
+        (re.sub(r"[^\w.]+", "_", key), _key(rows, key, [k for k in keys if k != key], lengths, title, metric))
         for key in keys
         if len({row.get(key) for row in rows} - {None}) > 1
     ]
@@ -53,9 +57,9 @@ def draw_comparison(rows: Rows, keys: Sequence[str], stem: Path, title: str) -> 
     ]
 
 
-def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str) -> Figure:
+def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str, metric: Metric) -> Figure:
     """The article's figure: dense training of the recipe's own length is a dashed line."""
-    figure, axes = _figure(title, "Accuracy against training FLOPs", "training FLOPs, multiples of dense")
+    figure, axes = _figure(title, metric, "against training FLOPs", "training FLOPs, multiples of dense")
     sparse = [row for row in rows if row["method"] != "dense" and row["training"] is not None]
     # a method's points are one line where they differ in length alone, otherwise a line for each combination
     _lines(axes, sparse, keys, lambda row: row["training"])
@@ -64,7 +68,11 @@ def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str
         own = min(dense, key=lambda row: abs(row["multiplier"] - 1))
         word = "dense" if own["multiplier"] == 1 else f"dense {own['multiplier']:g}x"
         axes.axhline(
-            own["mean"], color=style.INK, linestyle="--", linewidth=1.2, label=f"{word}, {own['mean']:.2f}%"
+            own["mean"],
+            color=style.INK,
+            linestyle="--",
+            linewidth=1.2,
+            label=f"{word}, {_said(metric, own['mean'])}",
         )
     values = [row["training"] for row in sparse]
     if max(values) > 8 * min(values):
@@ -73,30 +81,35 @@ def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str
     return figure
 
 
-def _time(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str) -> Figure:
+def _time(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str, metric: Metric) -> Figure:
     """One curve for each condition; what the best dense one came to is a dashed line."""
-    figure, axes = _figure(title, "Accuracy over time", "seconds of training, tests not counted")
-    axes.set(ylabel="test accuracy (%), mean")
+    figure, axes = _figure(title, metric, "over time", "seconds of training, tests not counted")
+    axes.set(ylabel=f"{_axis(metric)}, mean")
     points = [
-        {**row, "at": at, "mean": accuracy, "deviation": None}
+        {**row, "at": at, "mean": value, "deviation": None}
         for row in rows
-        for at, accuracy in row.get("curve", ())
+        for at, value in row.get("curve", ())
     ]
     _lines(axes, points, [*keys, *(["multiplier"] if len(lengths) > 1 else [])], lambda point: point["at"])
     dense = [row["mean"] for row in rows if row["method"] == "dense"]
     if dense:
-        axes.axhline(max(dense), color=style.INK, linestyle="--", linewidth=1.2)
+        best = metric.best(dense, float)
+        axes.axhline(best, color=style.INK, linestyle="--", linewidth=1.2)
     axes.set_xlim(left=0)
     # what the first tests came to would leave the last ones no room
-    ends = [accuracy for row in rows for _, accuracy in row.get("curve", ())[1:]]
-    axes.set_ylim(bottom=min(ends, default=0.0) - 1)
+    ends = [value for row in rows for _, value in row.get("curve", ())[1:]]
+    if metric.percent and metric.higher_is_better:
+        axes.set_ylim(bottom=min(ends, default=0.0) - 1)
+    elif ends:
+        margin = 0.05 * (max(ends) - min(ends)) or 0.05 * abs(ends[0]) or 1.0
+        axes.set_ylim(min(ends) - margin, max(ends) + margin)
     _legend(axes)
     return figure
 
 
-def _length(rows: Rows, keys: Sequence[str], title: str) -> Figure:
+def _length(rows: Rows, keys: Sequence[str], title: str, metric: Metric) -> Figure:
     figure, axes = _figure(
-        title, "Accuracy against training length", "training length, multiples of the recipe's own"
+        title, metric, "against training length", "training length, multiples of the recipe's own"
     )
     _lines(axes, rows, keys, lambda row: row["multiplier"])
     _log(axes, sorted({row["multiplier"] for row in rows}))
@@ -104,8 +117,10 @@ def _length(rows: Rows, keys: Sequence[str], title: str) -> Figure:
     return figure
 
 
-def _key(rows: Rows, key: str, others: Sequence[str], lengths: Sequence[float], title: str) -> Figure:
-    figure, axes = _figure(title, f"Accuracy against {key}", key)
+def _key(
+    rows: Rows, key: str, others: Sequence[str], lengths: Sequence[float], title: str, metric: Metric
+) -> Figure:
+    figure, axes = _figure(title, metric, f"against {key}", key)
     present = [row for row in rows if row.get(key) is not None]
     texts = list(dict.fromkeys(str(row[key]) for row in present))
     try:
@@ -127,11 +142,22 @@ def _key(rows: Rows, key: str, others: Sequence[str], lengths: Sequence[float], 
     return figure
 
 
-def _figure(title: str, heading: str, below: str) -> tuple[Figure, Axes]:
+def _axis(metric: Metric) -> str:
+    """Return what is at the axis of a metric."""
+    return f"test {metric.name}{' (%)' * metric.percent}"
+
+
+def _said(metric: Metric, shown: float) -> str:
+    """Write a value as it is shown, with its unit."""
+    return f"{metric.number(shown)}{'%' * metric.percent}"
+
+
+def _figure(title: str, metric: Metric, heading: str, below: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     axes = figure.subplots()
-    axes.set(title=heading, xlabel=below, ylabel="test accuracy (%), mean and deviation")
+    title, left = f"{style.capital(metric.name)} {heading}", f"{_axis(metric)}, mean and deviation"
+    axes.set(title=title, xlabel=below, ylabel=left)
     return figure, axes
 
 

@@ -1,4 +1,4 @@
-"""Learning curves: training loss, test accuracy, connections moved."""
+"""Learning curves: training loss, best metric of the tests, connections moved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from regrow.app.report import style
 
 def draw_curves(run: Path, title: str) -> list[Path]:
     """Draw ``curves.png`` in run folder `run`; nothing where no loss was logged."""
-    records = style.records(run / "metrics.jsonl")
+    records, measures = style.records(run / "metrics.jsonl"), style.measures(run)
     train, test, updates = (_of(records, kind) for kind in ("train", "test", "update"))
     if not train:
         return []
@@ -24,16 +24,17 @@ def draw_curves(run: Path, title: str) -> list[Path]:
     steps = [record["step"] for record in train]
     few = {"marker": "o", "markersize": 3} if len(train) < 30 else {}
     axes[0].plot(steps, [record["loss"] for record in train], color=style.BLUE, linewidth=1.5, **few)
-    axes[0].set(title="Training loss", ylabel="cross entropy (nats)")
+    axes[0].set(title="Training loss", ylabel=measures.loss)
 
-    accuracy = [100 * record["accuracy"] for record in test]
-    axes[1].plot([record["step"] for record in test], accuracy, color=style.GREEN, marker="o", markersize=4)
+    best = measures.best
+    values = [best.shown(record[best.logged]) for record in test]
+    axes[1].plot([record["step"] for record in test], values, color=style.GREEN, marker="o", markersize=4)
     what = test[-1].get("on", "test") if test else "test"
-    axes[1].set(title=f"{what.capitalize()} accuracy", ylabel="correct (%)")
+    axes[1].set(title=f"{what.capitalize()} {best.name}", ylabel=best.unit or best.name)
     if test:
         axes[1].annotate(
-            f"{accuracy[-1]:.2f}%",
-            (test[-1]["step"], accuracy[-1]),
+            best.text(test[-1][best.logged]),
+            (test[-1]["step"], values[-1]),
             xytext=(-4, -12),
             textcoords="offset points",
             ha="right",

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regrow._files import write_atomically
+from regrow.app.tasks import Measures, measures_of
 
 INK, GREY, BLUE, ORANGE, GREEN = "#22303c", "#8a97a3", "#2a6fbb", "#d9622b", "#3a8a5f"
 
@@ -55,6 +56,16 @@ def logarithmic(axes: Axes) -> None:
 def save(figure: Figure, path: Path) -> Path:
     """Write `figure` to `path`, whole or not at all, and return `path`."""
     return write_atomically(path, lambda beside: figure.savefig(beside, format=path.suffix[1:]))
+
+
+def capital(text: str) -> str:
+    """Return `text` with a capital letter at its beginning."""
+    return text[:1].upper() + text[1:]
+
+
+def measures(run: Path) -> Measures:
+    """Return what was measured in the finished run in folder `run`."""
+    return measures_of(json.loads((run / "summary.json").read_text(encoding="utf-8")))
 
 
 def records(path: Path) -> list[dict[str, Any]]:

@@ -12,11 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from regrow.app.report import style
+from regrow.app.tasks import Measures, Metric, measures_of
+from regrow.tickets import kind_of
 
-TOGETHER = {"sup": "superposed so far", "edst": "ensemble so far", "dst": "ensemble so far"}
 SMOOTH = 9
 """Readings of the loss that are averaged where they are close together."""
-NAMES = {"sup": "cycles", "edst": "windows"}
 
 Records = list[dict[str, Any]]
 
@@ -29,10 +29,10 @@ def draw_tickets(run: Path, title: str) -> list[Path]:
         return []
     records = style.records(run / "metrics.jsonl")
     found = {kind: [r for r in records if r["kind"] == kind] for kind in ("train", "test", "ticket")}
-    if known["kind"] == "dst":
+    if kind_of(known["kind"]).independent:
         figures = [("tickets", _members(summary, title))]
     else:
-        figures = [("tickets", _calendar(found, known, f"{title}\n{_result(summary)}"))]
+        figures = [("tickets", _calendar(found, known, f"{title}\n{_result(summary)}", measures_of(summary)))]
     if known.get("overlap") and len(known["overlap"]) > 1:
         figures.append(("overlap", _overlap(known, title)))
     return [
@@ -42,16 +42,16 @@ def draw_tickets(run: Path, title: str) -> list[Path]:
 
 def _result(summary: dict[str, Any]) -> str:
     """What the run came to, in words."""
-    what = {"sup": "superposed"}.get(summary["tickets"]["kind"], "ensemble")
-    mean = 100 * summary["tickets"]["mean"]["accuracy"]
+    what = kind_of(summary["tickets"]["kind"]).result
+    best = measures_of(summary).best
     return (
-        f"{what} {100 * summary['accuracy']:.2f}% of {summary['tested_on']} examples, "
-        f"tickets alone {mean:.2f}% on average"
+        f"{what} {best.text(summary[best.name])} of {summary['tested_on']} examples, "
+        f"tickets alone {best.text(summary['tickets']['mean'][best.name])} on average"
     )
 
 
-def _calendar(found: dict[str, Records], known: dict[str, Any], title: str) -> Figure:
-    """Learning rate, loss and accuracy over the whole run and, beside it, over the windows alone."""
+def _calendar(found: dict[str, Records], known: dict[str, Any], title: str, measures: Measures) -> Figure:
+    """Draw learning rate, loss and best metric over the whole run and, beside it, over the windows alone."""
     start = known["start"]
     end = start + known["windows"] * known["length"]
     spans = [(0, end)] if start < end / 2 else [(0, end), (start, end)]
@@ -63,19 +63,21 @@ def _calendar(found: dict[str, Records], known: dict[str, Any], title: str) -> F
             _shade(axes, known)
         _rate(grid[0, column], _within(found["train"], span), known, whole=column == 0)
         _loss(grid[1, column], _within(found["train"], span), smooth=column == 1)
-        _accuracy(grid[2, column], found, known, span)
+        _tested(grid[2, column], found, known, span, measures.best)
         style.thousands(grid[2, column])
         margin = 0.015 * (end - span[0])
         grid[2, column].set_xlim(span[0] - (margin if column else 0), end + margin)
         grid[2, column].set_xlabel("optimizer step")
-    what = found["test"][-1].get("on", "test") if found["test"] else "test"
-    for row, name in enumerate(("Learning rate", "Training loss", f"Accuracy on {what} examples")):
+    best, what = measures.best, found["test"][-1].get("on", "test") if found["test"] else "test"
+    for row, name in enumerate(
+        ("Learning rate", "Training loss", f"{style.capital(best.name)} on {what} examples")
+    ):
         grid[row, 0].set_title(name)
         if len(spans) > 1:
-            grid[row, 1].set_title(f"{name}, {NAMES[known['kind']]} only")
+            grid[row, 1].set_title(f"{name}, {kind_of(known['kind']).windows} only")
     grid[0, 0].set_ylabel("learning rate")
-    grid[1, 0].set_ylabel("cross entropy (nats)")
-    grid[2, 0].set_ylabel("correct (%)")
+    grid[1, 0].set_ylabel(measures.loss)
+    grid[2, 0].set_ylabel(best.unit or best.name)
     grid[2, -1].legend(frameon=False, fontsize=9, loc="best")
     figure.align_ylabels(grid[:, 0].tolist())
     return figure
@@ -118,13 +120,13 @@ def _loss(axes: Axes, train: Records, *, smooth: bool) -> None:
     axes.legend(frameon=False, fontsize=9)
 
 
-def _accuracy(
-    axes: Axes, found: dict[str, Records], known: dict[str, Any], span: tuple[float, float]
+def _tested(
+    axes: Axes, found: dict[str, Records], known: dict[str, Any], span: tuple[float, float], best: Metric
 ) -> None:
     test, tickets = _within(found["test"], span), _within(found["ticket"], span)
     axes.plot(
         _steps(test),
-        _percent(test),
+        _shown(test, best, best.logged),
         color=style.GREY,
         linewidth=1.2,
         marker=".",
@@ -134,7 +136,7 @@ def _accuracy(
     at = [record["taken"] for record in tickets]
     axes.plot(
         at,
-        _percent(tickets),
+        _shown(tickets, best),
         color=style.ORANGE,
         marker="o",
         markersize=7,
@@ -144,19 +146,19 @@ def _accuracy(
     together = [record["together"] for record in tickets]
     axes.plot(
         _steps(tickets),
-        _percent(together),
+        _shown(together, best),
         color=style.GREEN,
         marker="s",
         markersize=6,
         linewidth=1.6,
-        label=TOGETHER[known["kind"]],
+        label=f"{kind_of(known['kind']).result} so far",
     )
-    _zoom(axes, [*_percent(tickets), *_percent(together)], _percent(test))
+    _zoom(axes, [*_shown(tickets, best), *_shown(together, best)], _shown(test, best, best.logged), best)
 
 
-def _zoom(axes: Axes, wanted: Sequence[float], others: Sequence[float]) -> None:
+def _zoom(axes: Axes, wanted: Sequence[float], others: Sequence[float], best: Metric) -> None:
     """Leave out what is far below the tickets: the beginning of training."""
-    if not wanted:
+    if not wanted or not (best.percent and best.higher_is_better):
         return
     high, low = max([*wanted, *others]), min(wanted)
     reach = max(1.5 * (high - low), 0.4)
@@ -166,23 +168,27 @@ def _zoom(axes: Axes, wanted: Sequence[float], others: Sequence[float]) -> None:
 
 
 def _members(summary: dict[str, Any], title: str) -> Figure:
-    """The accuracy of each member, of their mean and of the ensemble."""
+    """Draw how good each member is, their mean and the ensemble."""
     known = summary["tickets"]
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     axes = figure.subplots()
-    values = _percent(known["each"])
+    best = measures_of(summary).best
+    values = _shown(known["each"], best)
     places = np.arange(len(values))
     axes.plot(
         places, values, color=style.ORANGE, marker="o", markersize=8, linestyle="none", label="run alone"
     )
-    mean = 100 * known["mean"]["accuracy"]
-    axes.axhline(
-        mean, color=style.ORANGE, linestyle=":", linewidth=1.4, label=f"mean of the runs, {mean:.2f}%"
+    for value, colour, dotted, width, label in (
+        (known["mean"][best.name], style.ORANGE, ":", 1.4, "mean of the runs"),
+        (summary[best.name], style.GREEN, "-", 1.8, "ensemble"),
+    ):
+        label = f"{label}, {best.text(value)}"
+        axes.axhline(best.shown(value), color=colour, linestyle=dotted, linewidth=width, label=label)
+    axes.set(
+        title=f"{style.capital(best.name)} of independent runs",
+        ylabel=f"{summary['tested_on']} examples, {best.unit or best.name}",
     )
-    whole = 100 * summary["accuracy"]
-    axes.axhline(whole, color=style.GREEN, linewidth=1.8, label=f"ensemble, {whole:.2f}%")
-    axes.set(title="Accuracy of independent runs", ylabel=f"{summary['tested_on']} examples, correct (%)")
     axes.set_xticks(places, [f"run {place}" for place in places])
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.grid(axis="x", visible=False)
@@ -210,7 +216,7 @@ def _overlap(known: dict[str, Any], title: str) -> Figure:
         axes.text(column, row, text, ha="center", va="center", color="white" if dark else style.INK)
     axes.set_xticks(range(count))
     axes.set_yticks(range(count))
-    what = "run" if known["kind"] == "dst" else "ticket"
+    what = "run" if kind_of(known["kind"]).independent else "ticket"
     axes.set(xlabel=what, ylabel=what)
     axes.set_title("Shared connections")
     axes.grid(False)
@@ -225,5 +231,5 @@ def _steps(records: Records) -> list[int]:
     return [record["step"] for record in records]
 
 
-def _percent(records: Sequence[dict[str, Any]]) -> list[float]:
-    return [100 * record["accuracy"] for record in records]
+def _shown(records: Sequence[dict[str, Any]], best: Metric, key: str | None = None) -> list[float]:
+    return [best.shown(record[key or best.name]) for record in records]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from regrow._random import generator
 from regrow.app.recipes import Recipe
+from regrow.app.tasks import task_of
 from regrow.data import Augment, Tensors, in_files, order, prepared
 from regrow.errors import RegrowValueError
 
@@ -40,6 +41,7 @@ class Batches:
     does not depend on the seed.
 
     Attributes:
+        task: of the data.
         during: what is tested during the run: the examples held out, or the test set where there are none.
         final: what its result is tested on, as the recipe says.
 
@@ -49,6 +51,7 @@ class Batches:
 
     def __init__(self, data: Tensors, recipe: Recipe, device: torch.device) -> None:
         self.data, self.device, self.seed, self.size = data, device, recipe.seed, recipe.batch_size
+        self.task = task_of(data)
         self.test_size = recipe.test_batch_size
         self.augment = Augment(**recipe.augment)
         self.augment.check(data.train_inputs.shape[1:])
@@ -91,7 +94,7 @@ class Batches:
         images = self.inputs[batch]
         given = images if in_files(images) else self._whole(images)
         inputs = self.augment.train(given, self.seed, step).to(self.device)
-        return prepared(self.data, inputs), self.targets[batch].to(self.device, torch.int64)
+        return prepared(self.data, inputs), self.task.targets(self.targets[batch].to(self.device))
 
     def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All `examples` (default: `during`) in order, on the run's device."""
@@ -99,7 +102,7 @@ class Batches:
         size = self.test_size or min(1000, max(self.size, AT_ONCE // math.prod(tested.inputs.shape[1:])))
         for some in tested.chosen.to(tested.inputs.device).split(size):
             inputs = self.augment.test(self._whole(tested.inputs[some]))
-            yield prepared(self.data, inputs), tested.targets[some].to(self.device, torch.int64)
+            yield prepared(self.data, inputs), self.task.targets(tested.targets[some].to(self.device))
 
     def epoch(self, step: int) -> Iterator[Tensor]:
         """Inputs of an epoch of training batches, beginning with that of `step`."""

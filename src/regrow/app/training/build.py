@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.recipes import Part, Plan, Rate, Recipe, find, method_of
+from regrow.app.recipes import Part, Rate, Recipe, find, method_of
+from regrow.app.tasks import Loss
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
 from regrow.app.training.groups import parameter_groups
-from regrow.app.training.tickets import Keeper, keeper
+from regrow.app.training.keep import Keeper, keeper
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowError, RegrowValueError
+from regrow.tickets import Plan, kind_of
 from regrow.weights import sparse_weights
 
 
@@ -40,6 +42,8 @@ class Setup:
     plan: Plan | None
     """When tickets are made; None where none are."""
     keeper: Keeper
+    loss: Loss
+    """What is trained on, of outputs and targets."""
     rate: Rate
     device: torch.device
     total_steps: int
@@ -82,7 +86,8 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     if checkpoint:
         with restoring("optimizer"):
             optimizer.load_state_dict(checkpoint["optimizer"])
-    method = _method(recipe, model, optimizer, _schedule_end(recipe, plan, total), build_network)
+    method_steps = total if plan is None else plan.method_steps
+    method = _method(recipe, model, optimizer, method_steps, build_network)
     kept = keeper(recipe, batches, model, method, plan)
     if checkpoint:
         with restoring("keeper"):
@@ -96,6 +101,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         method=method,
         plan=plan,
         keeper=kept,
+        loss=batches.task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else batches.task.loss,
         rate=_rate(recipe, plan, total),
         device=device,
         total_steps=total,
@@ -105,12 +111,12 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
 
 
 def calendar(setup: Setup) -> str:
-    """A line on when the tickets of a run are made; nothing where none are."""
+    """Return a line on when the tickets of a run are made; nothing where none are."""
     plan, part = setup.plan, setup.recipe.tickets
     if plan is None or part is None:
         return ""
-    if part.name == "dst":
-        return f"tickets dst: {plan.count} runs of {plan.length:,} steps\n"
+    if kind_of(part.name).independent:
+        return f"tickets {part.name}: {plan.count} runs of {plan.length:,} steps\n"
     return (
         f"tickets {part.name}: {plan.count} windows of {plan.length:,} steps after the first {plan.start:,} of "
         f"{setup.total_steps:,}\n"
@@ -126,11 +132,6 @@ def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
         options["milestones"] = [at * end // total for at in milestones]
     rate: Rate = _make("schedule", Part(name=recipe.schedule.name, **options), end)
     return rate
-
-
-def _schedule_end(recipe: Recipe, plan: Plan | None, total: int) -> int:
-    """The `total_steps` of the method: its schedule ends before the cycles of Sup-tickets."""
-    return plan.start if plan is not None and recipe.tickets and recipe.tickets.name == "sup" else total
 
 
 def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
@@ -201,7 +202,7 @@ def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Rec
     examples = batches.example(2).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     try:
         with torch.no_grad():
-            logits = model.eval()(examples)
+            outputs = model.eval()(examples)
     except RuntimeError as error:
         raise RegrowValueError(
             f"`model` {recipe.model.name} does not take examples of shape {list(examples.shape[1:])} "
@@ -210,10 +211,5 @@ def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Rec
     finally:
         model.train(training)
         torch.set_rng_state(state)
-    places = list(data.test_targets.shape[1:])  # [T] where each of T places has a class, else none
-    if list(logits.shape[1:-1]) != places or logits.dim() < 2 or logits.shape[-1] < data.classes:
-        wanted = ", ".join(map(str, ["N", *places, data.classes]))
-        raise RegrowValueError(
-            f"`model` {recipe.model.name} must return logits [{wanted}] for the {data.classes} classes of "
-            f"`data` {recipe.data.name}, got {list(logits.shape)}"
-        )
+    targets = batches.task.targets(data.test_targets[:2].to(outputs.device))
+    batches.task.check(outputs, targets, recipe.model.name, recipe.data.name)

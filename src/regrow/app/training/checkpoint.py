@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from regrow._formats import RUN, require_format
-from regrow.app.training.progress import Status
+from regrow.app.tasks import CLASSIFICATION
+from regrow.app.training.progress import NUMBERS
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.weights.loading import all_names
 
@@ -70,9 +70,10 @@ def _is_state_dict(state: Mapping[str, Any]) -> bool:
 
 
 def _check_status(status: Mapping[str, Any]) -> None:
-    known = {field.name for field in fields(Status)}
+    # beside these there may be the metrics of another task
+    known = {*NUMBERS, *(metric.kept for metric in CLASSIFICATION.metrics)}
     numbers = all(value is None or isinstance(value, int | float) for value in status.values())
-    if not numbers or not {"step", "total", "sparsity"} <= status.keys() <= known:
+    if not numbers or not {"step", "total", "sparsity"} <= status.keys():
         raise RegrowValueError(f"`status` must hold numbers for {', '.join(sorted(known))}\n{_AGAIN}")
     if not 0 <= status["step"] <= status["total"]:
         raise RegrowValueError(

@@ -3,93 +3,80 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.app.training.loss import cross_entropy
-from regrow.tickets import disagreement, expected_calibration_error, kl_diversity, overlap
+from regrow.app.tasks import Task
+from regrow.errors import RegrowValueError
+from regrow.tickets import overlap
 
 Data = Iterable[tuple[Tensor, Tensor]]
+Evaluation = Mapping[str, float]
+"""Each metric of the task, by name, of one network on one data set."""
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Of one network on one set of examples."""
-
-    accuracy: float
-    """0 to 1."""
-    nll: float
-    """Negative log likelihood: mean cross entropy in nats."""
-    ece: float
-    """Expected calibration error, 15 bins."""
-
-    def to_dict(self) -> dict[str, float]:
-        """Plain numbers."""
-        return asdict(self)
-
-
-def evaluate(model: nn.Module, batches: Data, precision: str) -> Evaluation:
+def evaluate(task: Task, model: nn.Module, batches: Data, precision: str) -> Evaluation:
     """Test `model` in evaluation mode; it is in the mode it was in afterwards.
 
     Args:
-        model: gives logits [N, C], or [N, T, C].
-        batches: inputs and targets [N] or [N, T], on the model's device.
+        task: what is measured.
+        model: the network.
+        batches: inputs and targets, on the model's device.
         precision: ``float32``, or ``bfloat16`` for torch.autocast.
+
+    Raises:
+        RegrowValueError: a task that measures something else than it says.
     """
-    losses, confidences, corrects = [], [], []
-    for logits, targets in predictions(model, batches, precision):
-        losses.append(cross_entropy(logits, targets, reduction="sum"))
-        confidence, predicted = logits.softmax(-1).max(-1)
-        confidences.append(confidence)
-        corrects.append(predicted == targets)
-    correct = torch.cat(corrects)
-    # one column, of the class that was predicted: it is the target where it is correct
-    ece = expected_calibration_error(torch.cat(confidences)[:, None], (~correct).long())
-    return Evaluation(int(correct.sum()) / len(correct), float(torch.stack(losses).sum()) / len(correct), ece)
+    with closing(outputs(model, batches, precision)) as pairs:
+        found = task.evaluate(pairs)
+    names = [metric.name for metric in task.measures.metrics]
+    if found.keys() != set(names):
+        raise RegrowValueError(
+            f"`evaluate` of task {task.measures.task} must return {', '.join(names)}, got {', '.join(found)}"
+        )
+    return {name: float(found[name]) for name in names}
 
 
-def predictions(model: nn.Module, batches: Data, precision: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits [N, C] in float32 or better and targets [N] of each batch, all places of a sequence in a row."""
+def outputs(model: nn.Module, batches: Data, precision: str) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield what `model` returns in evaluation mode for each batch, in float32 or better, and the targets."""
     before = model.training
     model.eval()
-    with torch.inference_mode():
-        for inputs, targets in batches:
-            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                logits = model(inputs)
-            yield (
-                logits.to(torch.promote_types(logits.dtype, torch.float32)).flatten(0, -2),
-                targets.flatten(),
-            )
-    model.train(before)
+    try:
+        with torch.inference_mode():
+            for inputs, targets in batches:
+                with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                    found = model(inputs)
+                yield found.to(torch.promote_types(found.dtype, torch.float32)), targets
+    finally:
+        model.train(before)
 
 
-def probabilities(model: nn.Module, batches: Data, precision: str) -> Tensor:
-    """The predictions of `model` [N, C]."""
-    return torch.cat([logits.softmax(-1) for logits, _ in predictions(model, batches, precision)])
+def predictions(task: Task, model: nn.Module, batches: Data, precision: str) -> Tensor:
+    """Return the predictions of `model`, one after the other."""
+    return torch.cat([task.prediction(found) for found, _ in outputs(model, batches, precision)])
 
 
-def mean(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Of several networks."""
-    rows = [(one.accuracy, one.nll, one.ece) for one in evaluations]
-    return Evaluation(*(statistics.fmean(column) for column in zip(*rows, strict=True)))
+def mean(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Return the mean over several networks of each metric."""
+    return {name: statistics.fmean(one[name] for one in evaluations) for name in evaluations[0]}
 
 
-def differences(tickets: Sequence[nn.Module], found: Sequence[Tensor]) -> dict[str, Any]:
-    """How different several networks are: ``overlap``, ``disagreement`` and ``kl``, each None where there is none.
+def differences(task: Task, tickets: Sequence[nn.Module], found: Sequence[Tensor]) -> dict[str, Any]:
+    """Return how different several networks are: ``overlap`` and what the task measures, None where there is none.
 
     Args:
+        task: what is measured between two.
         tickets: the networks.
-        found: the `probabilities` of each.
+        found: the `predictions` of each.
     """
-    several = len(tickets) > 1
     sparse = bool(tickets) and all(regrow.is_sparse(ticket) for ticket in tickets)
     return {
         "overlap": overlap(tickets).tolist() if sparse else None,
-        "disagreement": disagreement(found) if several else None,
-        "kl": kl_diversity(found) if several else None,
+        **dict.fromkeys(metric.name for metric in task.measures.differences),
+        **(task.differences(found) if len(tickets) > 1 else {}),
     }

@@ -16,13 +16,14 @@ from regrow.app.recipes import Recipe, find
 from regrow.app.training.batches import epoch_of, held_out_of
 from regrow.app.training.build import build, device_of
 from regrow.app.training.folder import RunFolder
-from regrow.app.training.members import train
 from regrow.app.training.progress import Status
+from regrow.app.training.run import train
 from regrow.app.training.stopping import Interrupted
 from regrow.data import Dataset, Tensors, Text, check_dataset, datasets
 from regrow.errors import RegrowValueError
 from regrow.measure.timing import load
 from regrow.models import models
+from regrow.tickets import kind_of
 
 FLOPS = 1e11
 """A step that would take more is timed with fewer examples."""
@@ -97,8 +98,8 @@ def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
     steps = recipe.steps
     if recipe.epochs is not None and count is not None:
         steps = recipe.epochs * epoch_of(recipe, count)
-    if recipe.tickets is not None and recipe.tickets.name == "dst" and steps is not None:
-        steps *= recipe.tickets.options["tickets"]
+    if recipe.tickets is not None and steps is not None:
+        steps *= kind_of(recipe.tickets.name).runs(recipe.tickets.options)
     known = Expected(
         recipe.epochs,
         recipe.batch_size,

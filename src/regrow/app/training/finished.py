@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from regrow.app.recipes import find, method_of, read
+from regrow.app.tasks import task_of
 from regrow.app.training.folder import RunFolder
 from regrow.data import Tensors, check_dataset
 from regrow.errors import RegrowValueError
@@ -55,7 +56,11 @@ class Finished:
     def network(self) -> nn.Module:
         """What the run came to, in evaluation mode: one network, or the ensemble of its tickets."""
         file = self.folder.path / "model.safetensors"
-        return self._load(file) if file.is_file() else Ensemble(self.tickets()).eval()
+        if file.is_file():
+            return self._load(file)
+        # a task that comes with regrow is known without its data
+        task = task_of(self.data) if "task" in self.summary else None
+        return (Ensemble(self.tickets()) if task is None else task.ensemble(self.tickets())).eval()
 
     def _load(self, file: Path) -> nn.Module:
         part, state = self.recipe.model, torch.get_rng_state()

@@ -33,6 +33,7 @@ from torch import nn
 import regrow
 from regrow._files import reason, sweep, write_atomically
 from regrow._formats import RUN, require_format
+from regrow.app.tasks import measures_of
 from regrow.app.training import checkpoint
 from regrow.app.training.lock import Lock
 from regrow.errors import RegrowError, RegrowRuntimeError, RegrowValueError
@@ -46,9 +47,8 @@ SUMMARY = {
     "seed": int,
     "steps": int,
     "sparsity": float | int,
-    "accuracy": float | int,
 }
-"""What every summary holds."""
+"""What every summary holds, beside the task's metrics."""
 _AGAIN = "Copy the whole run folder again, or train again."
 
 
@@ -183,13 +183,20 @@ class RunFolder:
         require_format(
             str(self.path / "summary.json"), found if isinstance(found, dict) else {}, "format", RUN
         )
-        for key, kind in SUMMARY.items():
+        for key, kind in (SUMMARY | self._metrics(found)).items():
             if not isinstance(found, dict) or not isinstance(found.get(key), kind):
                 raise RegrowRuntimeError(
                     f"{self.path / 'summary.json'} is no summary of a run: `{key}` is missing or of another type\n"
                     f"{_AGAIN}"
                 )
         return dict(found)
+
+    def _metrics(self, summary: Any) -> dict[str, Any]:
+        """Return the metric that every summary of its task holds."""
+        try:
+            return {measures_of(summary).best.name: float | int}
+        except (AttributeError, KeyError, TypeError, RegrowValueError):  # damaged
+            return {"task": dict}
 
     def text(self, name: str) -> str:
         """Read the text in file `name`."""

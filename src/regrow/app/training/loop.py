@@ -17,14 +17,12 @@ from regrow.app.training.build import Setup, seed_everything
 from regrow.app.training.checkpoint import restoring
 from regrow.app.training.evaluation import Evaluation, evaluate
 from regrow.app.training.folder import RunFolder
-from regrow.app.training.loss import cross_entropy
+from regrow.app.training.keep import Outcome
 from regrow.app.training.pixels import PixelMap, describe
 from regrow.app.training.progress import Progress, Status
 from regrow.app.training.stopping import Interrupted, stop_signals
 from regrow.app.training.summary import as_text, judge, summarize
-from regrow.app.training.tickets import Outcome
 from regrow.errors import RegrowError, RegrowRuntimeError
-from regrow.tickets import Ensemble
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -68,11 +66,12 @@ class _Run:
         self.losses: list[Tensor] = []  # of the steps since `logged`, read together
         self.logged = 0
         self.saved = 0
-        self.status = Status(0, setup.total_steps, regrow.summary(self.model).sparsity)
+        measures = setup.batches.task.measures
+        self.status = Status(0, setup.total_steps, regrow.summary(self.model).sparsity, measures=measures)
         # set by the schedule at every step, so that what the optimizer holds now is the last one's
         self.rate = self.optimizer.defaults.get("lr")
         if checkpoint := setup.checkpoint:
-            self.status = Status(**checkpoint["status"])
+            self.status = Status.from_dict(checkpoint["status"], measures)
             self.losses = [torch.tensor(loss, device=device) for loss in checkpoint["losses"]]
             self.logged = self.status.step - len(self.losses)
             self.saved = self.status.step
@@ -92,7 +91,7 @@ class _Run:
         ) as stop:
             self.steps(stop)
         outcome = self.keeper.finish(self.folder)
-        if not isinstance(outcome.network, Ensemble):
+        if any(outcome.network is part for part in outcome.parts):  # and not what puts several together
             self.folder.save_model("model.safetensors", outcome.network)
         verdict = judge(outcome, self.setup, self.known(outcome))
         records = self.folder.records("metrics.jsonl")
@@ -104,9 +103,8 @@ class _Run:
     def known(self, outcome: Outcome) -> Evaluation | None:
         """The last test, where it was the one that the result is of."""
         status, batches = self.status, self.setup.batches
-        if outcome.network is not self.model or batches.during is not batches.final or status.ece is None:
-            return None
-        return Evaluation(status.accuracy or 0.0, status.test_loss or 0.0, status.ece)
+        known = outcome.network is self.model and batches.during is batches.final
+        return status.found if known else None
 
     def steps(self, stop: threading.Event) -> None:
         """The loop itself."""
@@ -160,7 +158,7 @@ class _Run:
             with torch.autocast(
                 self.setup.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
             ):
-                loss = cross_entropy(self.forward(some), wanted, recipe.label_smoothing) / share
+                loss = self.setup.loss(self.forward(some), wanted) / share
             loss.backward()
             total += loss.detach()
         self.losses.append(total)
@@ -198,17 +196,18 @@ class _Run:
     def evaluate(self) -> None:
         """Test the model on all that is tested during the run, and write what came out."""
         status, setup = self.status, self.setup
-        found = evaluate(self.model, setup.batches.test(), setup.recipe.precision)
-        status.test_loss, status.accuracy, status.ece = found.nll, found.accuracy, found.ece
+        found = evaluate(setup.batches.task, self.model, setup.batches.test(), setup.recipe.precision)
+        status.found = found
         record = {
             "kind": "test",
             "step": status.step,
             "seconds": status.seconds,  # of training: tests are not timed
             "on": setup.batches.during.name,
         }
-        self.folder.append(
-            "metrics.jsonl", {**record, "loss": found.nll, "accuracy": found.accuracy, "ece": found.ece}
-        )
+        # the loss first, as in the records of training
+        metrics = sorted(setup.batches.task.measures.metrics, key=lambda metric: not metric.is_loss)
+        logged = {metric.logged: found[metric.name] for metric in metrics}
+        self.folder.append("metrics.jsonl", {**record, **logged})
         self.keeper.tested(status.step, found)
 
     def check_losses(self) -> None:
@@ -242,7 +241,7 @@ class _Run:
             {
                 "model": model,
                 "optimizer": self.optimizer.state_dict(),
-                "status": vars(self.status),
+                "status": self.status.to_dict(),
                 "losses": [float(loss) for loss in self.losses],
                 "random": _get_random(),
                 "keeper": self.keeper.state_dict(),

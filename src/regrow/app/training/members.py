@@ -1,8 +1,9 @@
-"""Ensembles of independent runs (FreeTickets' DST ensemble): each member is a run folder of its own."""
+"""Ensembles of independent runs: each member is a run folder of its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +13,16 @@ from regrow.app.training.build import Setup, build
 from regrow.app.training.cost import tested
 from regrow.app.training.evaluation import evaluate
 from regrow.app.training.folder import RunFolder
+from regrow.app.training.keep import Outcome, Taken, connections
 from regrow.app.training.pixels import describe
 from regrow.app.training.progress import Progress, Status
 from regrow.app.training.stopping import Interrupted
-from regrow.app.training.summary import Verdict, about_tickets, as_text, judge, size
-from regrow.app.training.tickets import Outcome, Taken, connections
+from regrow.app.training.summary import Verdict, about_tickets, as_text, judge, measured, size
 from regrow.data import Tensors
-from regrow.tickets import Ensemble
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Train `setup` in `folder`, from where it was, to the end: one run, or the members of an ensemble.
-
-    Returns:
-        What ``summary.json`` holds.
-
-    Raises:
-        Interrupted: see `loop.train`.
-        RegrowRuntimeError: loss or weights that are not finite, or a disk that is full; the last
-            checkpoint is whole.
-    """
-    if setup.plan is None or setup.recipe.tickets is None or setup.recipe.tickets.name != "dst":
-        return loop.train(setup, folder, progress)
+    """Train the members of the ensemble `setup` in `folder`, from where they were, to the end; see `run.train`."""
     try:
         return _members(setup, folder, progress)
     except Interrupted as error:
@@ -72,8 +61,8 @@ def _members(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, A
     for index in range(count):
 
         def show(status: Status, *, tested: bool = False, index: int = index) -> None:
-            shifted = {"step": status.step + index * setup.total_steps, "total": count * setup.total_steps}
-            progress(Status(**{**vars(status), **shifted}), tested=tested)
+            step, total = status.step + index * setup.total_steps, count * setup.total_steps
+            progress(replace(status, step=step, total=total), tested=tested)
 
         own = member(setup.recipe, index, count, folder)
         summaries.append(_train_member(own, folder, setup.data, show))
@@ -98,19 +87,19 @@ def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Pr
 
 def _ensemble(setup: Setup, folder: RunFolder, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Read the members' networks, write them as tickets, test them together, and write the summary."""
-    taken, networks = Taken(setup.keeper), []
+    task, taken, networks = setup.batches.task, Taken(setup.keeper), []
     (folder.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed while it wrote this
     for index, one in enumerate(summaries):
         network = taken.read(folder, f"members/{index}/model.safetensors")
         shares = taken.add(folder, network, one["steps"])
         networks.append(network)
-        together = evaluate(Ensemble(networks), setup.batches.test(), setup.recipe.precision)
-        alone = evaluate(network, setup.batches.test(), setup.recipe.precision)
+        together = evaluate(task, task.ensemble(networks), setup.batches.test(), setup.recipe.precision)
+        alone = evaluate(task, network, setup.batches.test(), setup.recipe.precision)
         record = {"kind": "ticket", "step": (index + 1) * one["steps"], "index": index, "taken": one["steps"]}
-        own = {**alone.to_dict(), "connections": connections(network), "overlap": shares}
-        found = {**together.to_dict(), "connections": sum(map(connections, networks)), "networks": index + 1}
+        own = {**alone, "connections": connections(network), "overlap": shares}
+        found = {**together, "connections": sum(map(connections, networks)), "networks": index + 1}
         folder.append("metrics.jsonl", {**record, **own, "together": found})
-    outcome = Outcome(Ensemble(networks), networks, networks, taken.steps)
+    outcome = Outcome(task.ensemble(networks), networks, networks, taken.steps)
     result = _summary(setup, outcome, judge(outcome, setup), summaries)
     folder.flush()
     folder.write("summary.txt", (as_text(result) + "\n").encode())
@@ -138,8 +127,7 @@ def _summary(
     return {
         **members[0],
         "seed": setup.recipe.seed,
-        **verdict.result.to_dict(),
-        "test_loss": verdict.result.nll,
+        **measured(setup, verdict.result),
         "tested_on": setup.batches.final.name,
         "tested": len(setup.batches.final),
         **size(outcome.parts),

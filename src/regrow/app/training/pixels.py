@@ -64,7 +64,7 @@ def describe(data: Tensors, name: str) -> dict[str, Any]:
         "name": name,
         "train": len(inputs),
         "test": len(data.test_inputs),
-        "classes": data.classes,
+        **({"classes": data.classes} if hasattr(data, "classes") else {}),
         "shape": list(inputs.shape[1:]),
     }
     if is_image(inputs):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO, cast
@@ -17,6 +17,7 @@ from rich.table import Column
 from rich.text import Text
 
 from regrow._text import wrapped
+from regrow.app.tasks import CLASSIFICATION, Measures
 
 BAR = 10
 """Characters of a bar at the least: less important numbers go before it does."""
@@ -65,25 +66,40 @@ class Status:
     sparsity: float
     loss: float | None = None
     """Mean training loss over the last `log_every` steps."""
-    accuracy: float | None = None
-    """Of the last test, 0 to 1."""
-    test_loss: float | None = None
-    """Of the last test: mean cross entropy in nats."""
-    ece: float | None = None
-    """Of the last test: expected calibration error."""
     moved: int = 0
     """Connections grown since the beginning, each of which replaced a dropped one."""
     seconds: float = 0.0
     """Of training; tests and checkpoints left out."""
+    found: Mapping[str, float] | None = None
+    """What the last test found, by metric."""
+    measures: Measures = CLASSIFICATION
 
     def fields(self) -> dict[str, str]:
-        """The numbers as text, by column."""
+        """Return the numbers as text, by column."""
+        best = self.measures.best
         return {
-            "loss": "-" if self.loss is None else f"{self.loss:.3f}",
-            "accuracy": "-" if self.accuracy is None else f"{self.accuracy:.2%}",
-            "sparsity": f"{self.sparsity:.1%}",
-            "moved": f"{self.moved:,}",
+            "loss": f"loss {'-' if self.loss is None else f'{self.loss:.3f}'}",
+            "best": f"{best.name} {'-' if self.found is None else best.text(self.found[best.name])}",
+            "sparsity": f"sparsity {self.sparsity:.1%}",
+            "moved": f"moved {self.moved:,}",
         }
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Return the numbers for a checkpoint, those of the last test beside the others."""
+        own = {name: getattr(self, name) for name in NUMBERS}
+        return own | {metric.kept: self.found and self.found[metric.name] for metric in self.measures.metrics}
+
+    @classmethod
+    def from_dict(cls, state: Mapping[str, Any], measures: Measures) -> Status:
+        """Read what `to_dict` returned."""
+        own = {name: value for name, value in state.items() if name in NUMBERS}
+        found = {metric.name: state.get(metric.kept) for metric in measures.metrics}
+        tested = None if None in found.values() else cast(dict[str, float], found)
+        return cls(**own, found=tested, measures=measures)
+
+
+NUMBERS = ("step", "total", "sparsity", "loss", "moved", "seconds")
+"""The fields of a status that are there without a test."""
 
 
 class Progress(Protocol):
@@ -137,13 +153,13 @@ def bars(
 
 @contextmanager
 def bar(console: Console) -> Iterator[Progress]:
-    """Show one line: step, bar, time left, accuracy, and where there is room loss, sparsity and connections moved."""
+    """Show a line: step, bar, time left, best metric, and where there is room loss, sparsity and moved connections."""
 
     def step(task: Task) -> str:
         return f"step {task.completed:,.0f}/{task.total or 0:,.0f}"
 
     def numbers(task: Task) -> list[str]:
-        return [f"left {time_left(task)}", *(f"{name} {task.fields[name]}" for name in IN_ORDER)]
+        return [f"left {time_left(task)}", *(task.fields[name] for name in IN_ORDER)]
 
     with bars(console, step, numbers) as display:
         nothing: dict[str, Any] = Status(0, 0, 0.0).fields()
@@ -156,7 +172,7 @@ def bar(console: Console) -> Iterator[Progress]:
         yield show
 
 
-IN_ORDER = ("accuracy", "loss", "sparsity", "moved")
+IN_ORDER = ("best", "loss", "sparsity", "moved")
 """The numbers of a status, the most important first."""
 
 
@@ -185,7 +201,7 @@ def lines(console: Console, every: float = 10.0) -> Iterator[Progress]:
         last = time.monotonic()
         done, spent = status.step - start[0], status.seconds - start[1]
         left = f"{spent / done * (status.total - status.step):.0f} s" if done else "-"
-        numbers = " · ".join(f"{name} {text}" for name, text in status.fields().items())
+        numbers = " · ".join(status.fields().values())
         say(console, f"step {status.step:,}/{status.total:,} · {numbers} · left {left}")
 
     yield show

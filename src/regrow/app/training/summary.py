@@ -13,11 +13,13 @@ from torch import nn
 
 import regrow
 from regrow._formats import RUN
+from regrow.app.tasks import CLASSIFICATION, Metric, measures_of
 from regrow.app.training.build import Setup
 from regrow.app.training.cost import measure, tested
-from regrow.app.training.evaluation import Evaluation, differences, evaluate, mean, probabilities
+from regrow.app.training.evaluation import Evaluation, differences, evaluate, mean, predictions
+from regrow.app.training.keep import Outcome
 from regrow.app.training.progress import Status
-from regrow.app.training.tickets import Outcome
+from regrow.tickets import kind_of
 from regrow.weights.storages import STORAGES
 
 TIMES = {
@@ -35,7 +37,7 @@ class Verdict:
     result: Evaluation
     tickets: Sequence[Evaluation]
     differences: dict[str, Any]
-    """``overlap``, ``disagreement``, ``kl``."""
+    """``overlap``, and what the task measures between two networks."""
 
 
 def judge(outcome: Outcome, setup: Setup, known: Evaluation | None = None) -> Verdict:
@@ -46,14 +48,14 @@ def judge(outcome: Outcome, setup: Setup, known: Evaluation | None = None) -> Ve
         setup: of the run.
         known: how good the network is, where that has been tested before.
     """
-    batches, precision = setup.batches, setup.recipe.precision
-    result = known or evaluate(outcome.network, batches.test(batches.final), precision)
+    batches, precision, task = setup.batches, setup.recipe.precision, setup.batches.task
+    result = known or evaluate(task, outcome.network, batches.test(batches.final), precision)
     each, found = [], []
     for ticket in outcome.tickets:
-        each.append(evaluate(ticket, batches.test(batches.final), precision))
-        if len(outcome.tickets) > 1:
-            found.append(probabilities(ticket, batches.test(batches.final), precision))
-    return Verdict(result, each, differences(outcome.tickets, found) if each else {})
+        each.append(evaluate(task, ticket, batches.test(batches.final), precision))
+        if len(outcome.tickets) > 1 and task.measures.differences:
+            found.append(predictions(task, ticket, batches.test(batches.final), precision))
+    return Verdict(result, each, differences(task, outcome.tickets, found) if each else {})
 
 
 def summarize(
@@ -82,8 +84,7 @@ def summarize(
         "recipe": recipe.name,
         "method": recipe.method.name,
         "seed": recipe.seed,
-        **verdict.result.to_dict(),
-        "test_loss": verdict.result.nll,
+        **measured(setup, verdict.result),
         "tested_on": setup.batches.final.name,
         "tested": len(setup.batches.final),
         **size(outcome.parts),
@@ -99,6 +100,14 @@ def summarize(
         "networks": len(outcome.parts),
         "tickets": about_tickets(setup, outcome, verdict),
     }
+
+
+def measured(setup: Setup, result: Evaluation) -> dict[str, Any]:
+    """Return the metrics of a result, with what they are where the task does not come with regrow."""
+    measures = setup.batches.task.measures
+    own = {} if measures == CLASSIFICATION else {"task": measures.to_dict()}
+    loss = measures.loss_metric
+    return {**own, **result, **({} if loss is None else {loss.kept: result[loss.name]})}
 
 
 def size(networks: Sequence[nn.Module]) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def about_tickets(setup: Setup, outcome: Outcome, verdict: Verdict) -> dict[str,
         {
             "index": index,
             "taken": step,
-            **found.to_dict(),
+            **found,
             "connections": regrow.summary(ticket).connections,
         }
         for index, (ticket, step, found) in enumerate(
@@ -137,7 +146,7 @@ def about_tickets(setup: Setup, outcome: Outcome, verdict: Verdict) -> dict[str,
         "windows": plan.count,
         "length": plan.length,
         "each": each,
-        "mean": mean(verdict.tickets).to_dict(),
+        "mean": mean(verdict.tickets),
         **verdict.differences,
         "norm_passes": outcome.norm_passes,
     }
@@ -147,9 +156,10 @@ def as_text(result: Mapping[str, Any]) -> str:
     """The content of ``summary.txt``."""
     threads = f"{result['threads']} thread" + ("s" if result["threads"] != 1 else "")
     several = f" of {result['networks']} networks" if result["networks"] > 1 else ""
+    best, *further = measures_of(result).metrics
+    tested = f"{best.text(result[best.name])} of {result['tested']:,} {result['tested_on']} examples"
     lines = [
-        f"accuracy     {result['accuracy']:.2%} of {result['tested']:,} {result['tested_on']} examples, "
-        f"loss {result['nll']:.4f}, calibration error {result['ece']:.4f}",
+        f"{best.name:12} {', '.join([tested, *_texts(further, result)])}",
         *_ticket_lines(result),
         f"connections  {result['connections']:,} in the sparse layers{several}, {result['sparsity']:.2%} of whose "
         f"weights are absent; {result['parameters']:,} parameters with everything",
@@ -162,30 +172,29 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-MADE = {
-    "sup": "of {0} tickets, superposed",
-    "edst": "of an ensemble of {0} tickets from one run",
-    "dst": "of an ensemble of {0} independent runs",
-}
-
-
 def _ticket_lines(result: Mapping[str, Any]) -> list[str]:
     tickets = result["tickets"]
     if tickets is None:
         return []
-    each = " ".join(f"{one['accuracy']:.2%}" for one in tickets["each"])
-    means = tickets["mean"]
+    measures, means = measures_of(result), tickets["mean"]
+    best = measures.best
+    each = " ".join(best.text(one[best.name]) for one in tickets["each"])
+    on_average = [best.text(means[best.name]), *_texts(measures.further, means)]
     lines = [
-        f"             {MADE[tickets['kind']].format(len(tickets['each']))}",
-        f"tickets      {each}; mean {means['accuracy']:.2%}, loss {means['nll']:.4f}, "
-        f"calibration error {means['ece']:.4f}",
+        f"             {kind_of(tickets['kind']).made.format(len(tickets['each']))}",
+        f"tickets      {each}; mean {', '.join(on_average)}",
     ]
     said = []
-    if tickets["disagreement"] is not None:
-        said.append(f"disagreement {tickets['disagreement']:.2%}, KL {tickets['kl']:.4f} between two of them")
+    between = [metric for metric in measures.differences if tickets[metric.name] is not None]
+    if between:
+        said.append(f"{', '.join(_texts(between, tickets))} between two of them")
     if tickets["norm_passes"]:
         said.append(f"{tickets['norm_passes']} extra passes over the training set for batch norms")
     return lines + ([f"             {'; '.join(said)}"] if said else [])
+
+
+def _texts(metrics: Sequence[Metric], found: Mapping[str, Any]) -> list[str]:
+    return [f"{metric.label or metric.name} {metric.text(found[metric.name])}" for metric in metrics]
 
 
 def _costs(result: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,6 @@ from torch import nn
 import regrow
 from regrow.app.recipes import Recipe, find, method_of
 from regrow.app.training.batches import Batches
-from regrow.app.training.loss import cross_entropy
 from regrow.errors import RegrowValueError
 from regrow.methods.formulas import ALWAYS
 from regrow.methods.registry import EXAMPLES, MethodRecord
@@ -61,7 +60,7 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
         )
     if record.is_topology:
         inputs, targets = (tensor.cpu() for tensor in batches.train(0))
-        init = record.cls(cross_entropy, (inputs, targets), **recipe.method.options)
+        init = record.cls(batches.task.loss, (inputs, targets), **recipe.method.options)
         return _sparsify(recipe, build(), **{**how, "init": init})
     return _sparsify(recipe, build(), **how)
 

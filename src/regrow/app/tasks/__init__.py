@@ -1,0 +1,20 @@
+"""Tasks: what a network is trained for, how good it is at that, and which of two is better."""
+
+from __future__ import annotations
+
+from regrow.app.tasks.classification import CLASSIFICATION, Classification, cross_entropy
+from regrow.app.tasks.measures import Measures, Metric
+from regrow.app.tasks.of_data import measures_of, task_of
+from regrow.app.tasks.task import Loss, Task
+
+__all__ = [
+    "CLASSIFICATION",
+    "Classification",
+    "Loss",
+    "Measures",
+    "Metric",
+    "Task",
+    "cross_entropy",
+    "measures_of",
+    "task_of",
+]

@@ -1,0 +1,82 @@
+"""`Task`: loss, metrics and targets of what a network is trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from regrow.app.tasks.measures import Measures
+from regrow.errors import RegrowValueError
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class Task:
+    """What a network is trained for. A data set names its own as its attribute ``task``.
+
+    A subclass sets `measures` and has `loss` and `evaluate`; all else has a default.
+    """
+
+    measures: Measures
+    """The metrics, of which the first says which of two networks is better."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch, a single number: the mean over its examples."""
+        raise NotImplementedError
+
+    def smoothed(self, smoothing: float) -> Loss:
+        """Return `loss` with so much of each target spread over all classes: the recipe's `label_smoothing`.
+
+        Raises:
+            RegrowValueError: the task has no classes.
+        """
+        raise RegrowValueError(
+            f"`label_smoothing` is {smoothing}, but task {self.measures.task} has no classes\nLeave it out."
+        )
+
+    def evaluate(self, batches: Batches) -> dict[str, float]:
+        """Return each metric by name, of a network's outputs (float32 or better) and the targets, batch by batch."""
+        raise NotImplementedError
+
+    def targets(self, targets: Tensor) -> Tensor:
+        """Return the `targets` of a batch, as the data keep them, as `loss` takes them."""
+        return targets
+
+    def check(self, outputs: Tensor, targets: Tensor, model: str, data: str) -> None:
+        """Refuse a network whose `outputs` on two examples of the data have no loss.
+
+        Raises:
+            RegrowValueError: naming both sides.
+        """
+        shapes = f"outputs {list(outputs.shape)} of `model` {model} and targets {list(targets.shape)} of `data` {data}"
+        try:
+            loss: Any = self.loss(outputs, targets)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise RegrowValueError(f"{shapes} do not fit task {self.measures.task}: {error}") from error
+        if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
+            raise RegrowValueError(
+                f"`loss` of task {self.measures.task} must be a single number, got "
+                f"{list(loss.shape) if isinstance(loss, Tensor) else loss!r} of {shapes}"
+            )
+
+    def ensemble(self, networks: Sequence[nn.Module]) -> nn.Module:
+        """Return one network that predicts as `networks` do together.
+
+        Raises:
+            RegrowValueError: the task says nothing on how they do.
+        """
+        raise RegrowValueError(
+            f"task {self.measures.task} has no `ensemble`, so that several networks cannot predict as one\n"
+            "Give it one, or take tickets that are superposed."
+        )
+
+    def prediction(self, outputs: Tensor) -> Tensor:
+        """Return what `differences` compares, of the outputs for one batch."""
+        return outputs
+
+    def differences(self, predictions: Sequence[Tensor]) -> dict[str, float]:
+        """Return each of `measures.differences` by name, of the predictions of several networks."""
+        return {}
