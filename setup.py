@@ -59,7 +59,7 @@ class BuildKernels(build_ext):
 
 
 def extension() -> dict[str, Any]:
-    """What `setup` is told of the extension; nothing where it cannot be built, or is not to be."""
+    """Return what `setup` is told of the extension; nothing where it cannot be built, or is not to be."""
     possible = compiling.torch_folder() and compiling.compiler() and sys.platform != "win32"
     if os.environ.get("REGROW_BUILD") == "0" or not possible:
         return {}

@@ -68,7 +68,7 @@ class Soak:
         self.whole: dict[str, tuple[Path, float]] = {}
 
     def one(self, number: int) -> None:
-        """A run with signals, and the comparison."""
+        """Train with signals, and compare."""
         kind = self.random.choice(list(KINDS))
         whole, seconds = self.undisturbed(kind)
         run = self.folder / f"run-{number}"
@@ -83,7 +83,7 @@ class Soak:
         shutil.rmtree(run)
 
     def undisturbed(self, kind: str) -> tuple[Path, float]:
-        """The run that the others must equal, and how long it took."""
+        """Train the run that the others must equal, and time it."""
         if kind not in self.whole:
             run, begin = self.folder / f"whole-{len(self.whole)}", time.monotonic()
             self.end(self.start(kind, run), "undisturbed", {0})
@@ -152,7 +152,7 @@ class Soak:
 
 
 def holder(run: Path) -> int:
-    """The process that has signed the lock of a run folder last; 0 where there is none."""
+    """Return the process that has signed the lock of a run folder last; 0 where there is none."""
     try:
         return int(json.loads((run / "lock").read_text())["pid"])
     except (OSError, ValueError):
@@ -174,13 +174,13 @@ def compare(whole: Path, run: Path) -> None:
 
 
 def records(path: Path) -> list[dict[str, object]]:
-    """The records of a log but for the times, which no two runs share."""
+    """Return the records of a log but for the times, which no two runs share."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 def kept(path: Path) -> list[object]:
-    """What a checkpoint holds but for times."""
+    """Return what a checkpoint holds but for times."""
     state = torch.load(path)
     state["status"].pop("seconds")
     return [state[key] for key in ("model", "optimizer", "random", "losses", "status", "keeper")]
@@ -200,7 +200,7 @@ def same(one: object, two: object) -> bool:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

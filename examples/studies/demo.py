@@ -27,7 +27,7 @@ HEAD = "sparsity  method  n   mean %  deviation   s a run   speed-up   connectio
 
 
 def looks(grid: Grid, method: str, when: str) -> CentreAndBorder:
-    """Connections a pixel of the first layer at the centre and at the border, over the seeds."""
+    """Return the connections a pixel of the first layer at the centre and at the border, over the seeds."""
     maps = [mean_connections(run.folder)[when] for run in grid.runs if run.cell.method == method]
     return CentreAndBorder(*(statistics.mean(part) for part in zip(*maps, strict=True)))
 

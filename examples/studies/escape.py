@@ -88,7 +88,7 @@ def loss_of(model: nn.Module, data: Dataset) -> float:
 def one_seed(
     seed: int, steps: int, curve_steps: int, sparsity: float, rate: float, limit: int | None
 ) -> dict[str, Any]:
-    """The whole experiment with one seed."""
+    """Run the whole experiment with one seed."""
     torch.set_num_threads(1)
     data = fashion_mnist(limit=limit)
     levels = {"layers.0": sparsity, "layers.2": 0.9 * sparsity}  # the last layer stays dense

@@ -57,7 +57,7 @@ def mean(found: dict[int, Any], severity: int, metric: str) -> float:
 
 
 def draw(found: dict[str, Any], out: Path) -> None:
-    """The means over the corruptions against severity."""
+    """Draw the means over the corruptions against severity."""
     figure = style.Figure(figsize=(11, 4), layout="constrained")
     figure.suptitle("Robustness to common corruptions", fontweight="bold")
     labels = {

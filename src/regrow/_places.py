@@ -13,14 +13,14 @@ SYSTEM = Path("/usr/share/datasets")
 
 
 def cache() -> Path:
-    """The user's cache, ``$XDG_CACHE_HOME/regrow``; it need not be there."""
+    """Return the user's cache, ``$XDG_CACHE_HOME/regrow``; it need not be there."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "regrow"
 
 
 def locate(
     title: str, folder: str | None, names: Sequence[str], holds: Callable[[Path], bool], remedy: str
 ) -> Path:
-    """The folder that holds a data set.
+    """Return the folder that holds a data set.
 
     Args:
         title: what to call the set in an error.

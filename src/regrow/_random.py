@@ -12,14 +12,14 @@ from regrow.ops.sketch import PIECE
 
 
 def generator(seed: int, *words: object) -> torch.Generator:
-    """A CPU generator that is a pure function of `seed` and `words`, the same in every process."""
+    """Return a CPU generator that is a pure function of `seed` and `words`, the same in every process."""
     seed = require_seed("seed", seed)
     digest = hashlib.sha256("/".join(map(str, (seed, *words))).encode()).digest()
     return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
-    """`count` distinct numbers below `population`, ascending, uniform over all such sets, int64 [count].
+    """Return `count` distinct numbers below `population`, ascending, uniform over all such sets, int64 [count].
 
     Costs memory of `count`, not of `population`, where less than half is drawn: 16 bytes for each.
     """
@@ -36,7 +36,9 @@ def sample(count: int, population: int, generator: torch.Generator) -> Tensor:
 
 
 def _distinct(numbers: Tensor) -> Tensor:
-    """`numbers`, which are overwritten, ascending and each once; in place, where `unique` makes several copies."""
+    """Return `numbers`, which are overwritten, ascending and each once; in place, where `unique` makes several
+    copies.
+    """
     numbers.numpy().sort()
     repeated = numbers[1:] == numbers[:-1]
     if not repeated.any():

@@ -26,7 +26,7 @@ LONG = 80
 
 
 def said(value: object) -> str:
-    """`value` as a message names it: short, whatever it is."""
+    """Return `value` as a message names it: short, whatever it is."""
     if isinstance(value, Tensor):
         return f"a tensor of {str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
     if isinstance(value, nn.Module | Optimizer):
@@ -44,7 +44,9 @@ def said(value: object) -> str:
 
 
 def number(value: object, *, nan: bool = False) -> float | int | None:
-    """The plain number that `value` is, or None: a scalar of numpy or torch too, but no bool, and `nan` if allowed."""
+    """Return the plain number that `value` is, or None: a scalar of numpy or torch too, but no bool, and `nan` if
+    allowed.
+    """
     if isinstance(value, Tensor) or type(value).__module__ == "numpy":
         single = getattr(value, "ndim", 1) == 0 and not getattr(value, "is_meta", False)
         value = value.item() if single else None  # type: ignore[attr-defined]
@@ -55,7 +57,7 @@ def number(value: object, *, nan: bool = False) -> float | int | None:
 
 
 def require_count(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
-    """`value` as an int of at least `least`, and at most `most` if that is given.
+    """Return `value` as an int of at least `least`, and at most `most` if that is given.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -69,7 +71,7 @@ def require_count(name: str, value: object, *, least: int = 1, most: int | None 
 
 
 def require_seed(name: str, value: object) -> int:
-    """`value` as an int of at least 0.
+    """Return `value` as an int of at least 0.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -78,7 +80,7 @@ def require_seed(name: str, value: object) -> int:
 
 
 def require_fraction(name: str, value: object, *, one: bool = False) -> float:
-    """`value` as a float in [0, 1), or in [0, 1] where `one` is allowed.
+    """Return `value` as a float in [0, 1), or in [0, 1] where `one` is allowed.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -92,7 +94,7 @@ def require_fraction(name: str, value: object, *, one: bool = False) -> float:
 
 
 def require_positive(name: str, value: object, *, zero: bool = False) -> float:
-    """`value` as a finite float above 0, or of at least 0 where `zero` is allowed.
+    """Return `value` as a finite float above 0, or of at least 0 where `zero` is allowed.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -109,7 +111,7 @@ def _is_positive(found: float | None, zero: bool) -> TypeGuard[float]:
 
 
 def require_sequence(name: str, value: object, what: str, *, count: int | None = None) -> Sequence[Any]:
-    """`value`, a list or a tuple, of `count` entries if that is given; messages call it `what`.
+    """Return `value`, a list or a tuple, of `count` entries if that is given; messages call it `what`.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -123,7 +125,7 @@ def require_sequence(name: str, value: object, what: str, *, count: int | None =
 def require_numbers(
     name: str, values: object, *, count: int | None = None, zero: bool = False
 ) -> tuple[float, ...]:
-    """`values` as finite floats above 0, `count` of them or any number but none.
+    """Return `values` as finite floats above 0, `count` of them or any number but none.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -140,7 +142,7 @@ def require_numbers(
 
 
 def require_flag(name: str, value: object) -> bool:
-    """`value`, True or False.
+    """Return `value`, True or False.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -153,7 +155,7 @@ def require_flag(name: str, value: object) -> bool:
 
 
 def require_choice(name: str, value: object, allowed: Iterable[str], *, others: str = "") -> str:
-    """`value`, a word in `allowed`; `others` says what else would have been taken.
+    """Return `value`, a word in `allowed`; `others` says what else would have been taken.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed, with the closest one.
@@ -166,7 +168,7 @@ def require_choice(name: str, value: object, allowed: Iterable[str], *, others: 
 
 
 def require_text(name: str, value: object) -> str:
-    """`value`, a word or more.
+    """Return `value`, a word or more.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -177,7 +179,7 @@ def require_text(name: str, value: object) -> str:
 
 
 def require_path(name: str, value: object) -> str:
-    """`value`, the name of a file or folder, as a text.
+    """Return `value`, the name of a file or folder, as a text.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -189,7 +191,7 @@ def require_path(name: str, value: object) -> str:
 
 
 def require_instance(name: str, value: object, kind: type[T], what: str = "", remedy: str = "") -> T:
-    """`value`, a `kind`, which messages call `what`; `remedy` is a line of its own.
+    """Return `value`, a `kind`, which messages call `what`; `remedy` is a line of its own.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -204,7 +206,7 @@ def require_instance(name: str, value: object, kind: type[T], what: str = "", re
 
 
 def require_model(name: str, value: object) -> nn.Module:
-    """`value`, a torch module.
+    """Return `value`, a torch module.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -213,7 +215,7 @@ def require_model(name: str, value: object) -> nn.Module:
 
 
 def require_models(name: str, values: object, *, least: int = 1) -> list[nn.Module]:
-    """`values`, several torch modules, as a list.
+    """Return `values`, several torch modules, as a list.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -229,7 +231,7 @@ def require_models(name: str, values: object, *, least: int = 1) -> list[nn.Modu
 
 
 def require_optimizer(name: str, value: object) -> Optimizer:
-    """`value`, a torch optimizer.
+    """Return `value`, a torch optimizer.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -240,7 +242,7 @@ def require_optimizer(name: str, value: object) -> Optimizer:
 def require_tensor(
     name: str, value: object, *, dims: int | None = None, floating: bool | None = None
 ) -> Tensor:
-    """`value`, a tensor, of so many dimensions, and `floating` point or whole numbers.
+    """Return `value`, a tensor, of so many dimensions, and `floating` point or whole numbers.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -256,7 +258,7 @@ def require_tensor(
 
 
 def require_function(name: str, value: object, *arguments: str, others: str = "") -> Callable[..., Any]:
-    """`value`, a function that can be called with these `arguments` by position.
+    """Return `value`, a function that can be called with these `arguments` by position.
 
     `others` says what else would have been taken.
 
@@ -280,7 +282,7 @@ def require_function(name: str, value: object, *arguments: str, others: str = ""
 
 
 def _signature(function: Any) -> inspect.Signature | None:
-    """How it is called, or None where Python does not know (functions written in C)."""
+    """Return how it is called, or None where Python does not know (functions written in C)."""
     try:
         return inspect.signature(function)
     except (ValueError, TypeError):
@@ -288,7 +290,7 @@ def _signature(function: Any) -> inspect.Signature | None:
 
 
 def require_iterable(name: str, value: object, what: str) -> Iterable[Any]:
-    """`value`, something that can be iterated over and is no text; messages call it `what`.
+    """Return `value`, something that can be iterated over and is no text; messages call it `what`.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -299,7 +301,7 @@ def require_iterable(name: str, value: object, what: str) -> Iterable[Any]:
 
 
 def require_mapping(name: str, value: object, what: str, *, keys: Iterable[str] = ()) -> Mapping[str, Any]:
-    """`value`, a dictionary whose keys are names, `keys` among them; messages call it `what`.
+    """Return `value`, a dictionary whose keys are names, `keys` among them; messages call it `what`.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -312,7 +314,7 @@ def require_mapping(name: str, value: object, what: str, *, keys: Iterable[str] 
 
 
 def require_patterns(name: str, value: object) -> list[str]:
-    """`value`, a glob of names or several, as a list.
+    """Return `value`, a glob of names or several, as a list.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -329,7 +331,7 @@ def require_patterns(name: str, value: object) -> list[str]:
 
 
 def require_group(name: str, value: object) -> Any:
-    """`value`, a process group of torch.distributed or None.
+    """Return `value`, a process group of torch.distributed or None.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.

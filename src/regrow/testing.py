@@ -50,7 +50,7 @@ class Case:
         return set(parameters_of(self.cls))
 
     def method(self, model: nn.Module, optimizer: Optimizer, **options: Any) -> Method:
-        """The method on a model and its optimizer, with an update every `EVERY` steps where it has updates."""
+        """Return the method on a model and its optimizer, with an update every `EVERY` steps where it has updates."""
         usual = {"total_steps": STEPS, "update_every": EVERY, "final_sparsity": 0.9}
         common = {key: value for key, value in usual.items() if key in self.arguments}
         return self.cls(model, optimizer, **{**common, **self.options, **options})
@@ -74,7 +74,7 @@ class Run:
     def backward(
         self, step: int, part: slice = slice(None), share: float = 1.0, autocast: bool = False
     ) -> None:
-        """One backward pass on the batch of `step`, or on a part of it."""
+        """Run one backward pass on the batch of `step`, or on a part of it."""
         x, y = batch(step, self.dtype)
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             loss = functional.cross_entropy(self.model(x[part]), y[part]) * share
@@ -82,7 +82,7 @@ class Run:
         self.loss = float(loss.detach())
 
     def train(self, start: int, stop: int, *, autocast: bool = False) -> Iterator[int]:
-        """Ordinary steps from `start` to `stop`; yields after each."""
+        """Take ordinary steps from `start` to `stop`, yielding after each."""
         for step in range(start, stop):
             self.optimizer.zero_grad()
             self.backward(step, autocast=autocast)
@@ -94,16 +94,16 @@ class Run:
         return sparse_weights(self.model)
 
     def topology(self) -> list[int]:
-        """A fingerprint of each layer's topology."""
+        """Return a fingerprint of each layer's topology."""
         return [weight.fingerprint() for weight in self.weights]
 
     def dense(self) -> list[Tensor]:
-        """All weights as dense tensors."""
+        """Return all weights as dense tensors."""
         return [weight.to_dense() for weight in self.weights]
 
 
 def network(storage: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A sparse network of three layers, the first of them a convolution."""
+    """Return a sparse network of three layers, the first of them a convolution."""
     torch.manual_seed(0)
     first = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*first, nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)).to(dtype)
@@ -111,7 +111,7 @@ def network(storage: str, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 
 def batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Images [16, 1, 6, 6] whose class [16] is where the brightest of five patches is."""
+    """Return images [16, 1, 6, 6] whose class [16] is where the brightest of five patches is."""
     generator = torch.Generator().manual_seed(1000 + step)
     x = torch.randn(16, 1, 6, 6, generator=generator, dtype=torch.float64)
     y = x.flatten(1)[:, :35].unflatten(1, (5, 7)).sum(2).argmax(1)
@@ -122,7 +122,7 @@ def batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def check_invariants(case: Case) -> None:
-    """After every step: counts, zeros, what an update touches, what it leaves alone."""
+    """Check after every step: counts, zeros, what an update touches, what it leaves alone."""
     for name in OPTIMIZERS:
         for autocast in (False, True):
             _check_invariants(case, name, autocast)
@@ -164,7 +164,7 @@ def _check_invariants(case: Case, optimizer_name: str, autocast: bool) -> None:
 
 
 def _tensors(run: Run, weight: SparseWeight) -> list[Tensor]:
-    """The parameter and the optimizer's state of its shape."""
+    """Return the parameter and the optimizer's state of its shape."""
     gradient, weight.parameter.grad = weight.parameter.grad, None
     state = companions(run.optimizer, weight)
     weight.parameter.grad = gradient
@@ -176,7 +176,9 @@ def _snapshot(run: Run) -> dict[int, list[Tensor]]:
 
 
 def _entries(weight: SparseWeight, tensor: Tensor) -> Tensor:
-    """The entries of the active connections, after a check that all others, but for a stamp, are exactly zero."""
+    """Return the entries of the active connections, after a check that all others, but for a stamp, are exactly
+    zero.
+    """
     active = weight.take(tensor)
     if not weight.is_dense:
         tensor, mark = tensor.split([len(tensor) - stamp.SIZE, stamp.SIZE])
@@ -195,7 +197,7 @@ def _check_zeros(run: Run, weight: SparseWeight, at: str) -> None:
 
 
 def _check_move(run: Run, weight: SparseWeight, before: Tensor, snapshot: list[Tensor], at: str) -> None:
-    """Kept connections keep value and state, bit for bit; new ones start at zero in both."""
+    """Check that kept connections keep value and state, bit for bit, and new ones start at zero in both."""
     now = weight.positions()
     kept, new = torch.isin(now, before), ~torch.isin(now, before)
     was_kept = torch.isin(before, now)
@@ -207,7 +209,7 @@ def _check_move(run: Run, weight: SparseWeight, before: Tensor, snapshot: list[T
 
 
 def check_calendar(case: Case) -> None:
-    """Updates are where ``next_update`` says, never at step 0, and the number of connections is kept whole."""
+    """Check that updates are where ``next_update`` says, never at step 0, and keep the number of connections."""
     run = Run(case)
     assert run.method is not None
     records: list[dict[str, Any]] = []
@@ -223,7 +225,7 @@ def check_calendar(case: Case) -> None:
 
 
 def check_reproducible(case: Case) -> None:
-    """The same seed gives the same run, bit for bit."""
+    """Check that the same seed gives the same run, bit for bit."""
     one, two = Run(case), Run(case)
     for _ in zip(one.train(0, STEPS), two.train(0, STEPS), strict=True):
         pass
@@ -237,7 +239,7 @@ def _assert_same(one: Run, two: Run, what: str) -> None:
 
 
 def check_resume(case: Case) -> None:
-    """Model and optimizer, saved and loaded at any step, continue the very same run, whenever the method comes."""
+    """Check that model and optimizer, saved and loaded at any step, continue the same run bit for bit."""
     whole, cut = Run(case), Run(case)
     middle = 3 * EVERY - 1  # one step before an update
     for _ in whole.train(0, STEPS):
@@ -261,7 +263,7 @@ def check_resume(case: Case) -> None:
 
 
 def check_micro_batches(case: Case) -> None:
-    """A batch in four parts gives the same topology as the batch at once, in float64."""
+    """Check that a batch in four parts gives the same topology as the batch at once, in float64."""
     whole, parts = Run(case), Run(case)
     for step in whole.train(0, 10 * EVERY):
         parts.optimizer.zero_grad()
@@ -272,7 +274,7 @@ def check_micro_batches(case: Case) -> None:
 
 
 def check_thrown_away(case: Case) -> None:
-    """A backward pass that is thrown away, with inf in its gradient, leaves no trace."""
+    """Check that a backward pass that is thrown away, with inf in its gradient, leaves no trace."""
     plain, disturbed = Run(case), Run(case)
     for step in plain.train(0, 10 * EVERY):
         disturbed.optimizer.zero_grad()
@@ -285,7 +287,9 @@ def check_thrown_away(case: Case) -> None:
 
 
 def check_both_storages(case: Case) -> None:
-    """In float64, masked and compressed storage choose the same topology at every step and agree in weights."""
+    """Check that masked and compressed storage choose the same topology at every step and agree in weights, in
+    float64.
+    """
     if case.cls.needs_gradient == "always":
         with _refused("masked"):
             Run(Case(case.cls, "compressed", case.options))
@@ -305,13 +309,13 @@ def check_both_storages(case: Case) -> None:
 
 
 def _in_masked_storage(model: nn.Module) -> nn.Module:
-    """The same network, initial weights and topology in masked storage."""
+    """Return the same network, initial weights and topology in masked storage."""
     topology = masks(model)
     return sparsify(densify(model), init=topology, include=list(topology), storage="masked")
 
 
 def check_learns(case: Case) -> None:
-    """The loss over the last twenty steps is below that of the first twenty; what has grown gets time to learn.
+    """Check that the last twenty steps have a lower loss than the first twenty; what has grown gets time to learn.
 
     On 16 networks of this kind SNFS ends at 0.72 to 0.96 of it; a run that learns nothing ends at 0.99.
     """
@@ -323,7 +327,7 @@ def check_learns(case: Case) -> None:
 
 
 def check_copies(case: Case) -> None:
-    """A deep copy of the model trains on by itself, with hooks of its own."""
+    """Check that a deep copy of the model trains on by itself, with hooks of its own."""
     run = Run(case)
     for _ in run.train(0, 2 * EVERY):
         pass
@@ -340,7 +344,7 @@ def check_copies(case: Case) -> None:
 
 
 def check_detach(case: Case) -> None:
-    """After `detach` the topology rests, and another method may be attached."""
+    """Check that the topology rests after `detach`, and that another method may be attached."""
     run = Run(case)
     assert run.method is not None
     for _ in run.train(0, 2 * EVERY):
@@ -366,7 +370,7 @@ def _refused(*words: str) -> Iterator[None]:
 
 
 def check_refusals(case: Case) -> None:
-    """Wrong use is refused, with the remedy."""
+    """Check that wrong use is refused, with the remedy."""
     dense = nn.Sequential(nn.Linear(4, 4))
     with _refused("regrow.sparsify(model"):
         case.method(dense, SGD(dense.parameters(), lr=0.1))

@@ -125,7 +125,7 @@ class Costs:
         )
 
     def training_flops(self, method: str, *, steps: int, batch_size: int) -> float:
-        """FLOPs of a whole training run by `method`.
+        """Return the FLOPs of a whole training run by `method`.
 
         Args:
             method: a key of `training_multiple`.
@@ -143,7 +143,7 @@ class Costs:
         return multiple * 3 * self.flops["dense"] * examples
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
+        """Return plain numbers and strings, for JSON."""
         return {
             "convention": self.convention,
             "layers": [{**vars(layer), "shape": list(layer.shape)} for layer in self.layers],
@@ -227,7 +227,8 @@ def costs(
     multiplier: float = 1.0,
     small_dense: nn.Module | None = None,
 ) -> Costs:
-    """What `model` costs, counted from its shapes and its topology; it runs once on `example` and stays as it is.
+    """Return what `model` costs, counted from its shapes and its topology; it runs once on `example` and stays as
+    it is.
 
     A dot product of n numbers is n multiplications and n - 1 additions, and each output has a bias and an activation,
     one operation each, as in the RigL paper's counter; `Costs.multiply_adds` are the bare products. Only operations
@@ -274,7 +275,7 @@ def costs_of(
     update_every: int = 100,
     multiplier: float = 1.0,
 ) -> Costs:
-    """`costs` of a dense model taken to be as sparse as `sparsities` says, {weight name: sparsity}.
+    """Return `costs` of a dense model taken to be as sparse as `sparsities` says, {weight name: sparsity}.
 
     Works on the meta device, where nothing is computed: the model is only built and traced.
     """
@@ -319,6 +320,6 @@ def _layer(unit: Unit, done: Work, convention: str) -> LayerCost:
 def stored_size(
     model: nn.Module, sparsities: Mapping[str, float] | None = None, convention: str = "clean"
 ) -> float:
-    """Stored size of `model` in megabytes, without running it."""
+    """Return the stored size of `model` in megabytes, without running it."""
     require_choice("convention", convention, CONVENTIONS)
     return stored_megabytes(units(require_model("model", model), sparsities), convention)

@@ -28,7 +28,7 @@ class Work:
 
 
 def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention: str) -> list[Work]:
-    """Work of each of the weights `found` for one example; the model is left as it was.
+    """Return the work of each of the weights `found` for one example; the model is left as it was.
 
     The forward pass runs once, in evaluation mode and without gradients, on the device where the model is.
 
@@ -76,7 +76,7 @@ def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention:
 
 
 def _first(value: Any) -> Tensor:
-    """The first tensor of what a module takes or gives."""
+    """Return the first tensor of what a module takes or gives."""
     while not isinstance(value, Tensor):
         value = value[0]
     return value
@@ -127,7 +127,7 @@ def _add(
 
 
 def _counter_sizes(module: ConvNd | SparseConv2d, sizes: Sequence[int]) -> int:
-    """Output positions as the published counter computes them."""
+    """Return the output positions as the published counter computes them."""
     result = 1
     for size, kernel, stride in zip(sizes, module.kernel_size, module.stride, strict=True):
         result *= math.ceil((size - kernel + 1 + 2 * (kernel // 2)) / stride)
@@ -137,7 +137,7 @@ def _counter_sizes(module: ConvNd | SparseConv2d, sizes: Sequence[int]) -> int:
 def _attention_places(
     unit: Unit, module: nn.MultiheadAttention, inputs: tuple[Any, ...], named: Mapping[str, Any]
 ) -> float:
-    """Tokens of query, key and value; their mean for the three projections in one weight."""
+    """Return the tokens of query, key and value; their mean for the three projections in one weight."""
     given = dict(zip(("query", "key", "value"), inputs, strict=False)) | dict(named)
     tokens = {name: float(given[name].numel() / given[name].shape[-1]) for name in ("query", "key", "value")}
     own = {"q_proj_weight": "query", "k_proj_weight": "key", "v_proj_weight": "value"}.get(

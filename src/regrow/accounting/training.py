@@ -42,7 +42,7 @@ def training_multiple(
     multiplier: float = 1.0,
     levels: list[float] | None = None,
 ) -> float:
-    """FLOPs of training as a multiple of those of dense training of the plain length.
+    """Return the FLOPs of training as a multiple of those of dense training of the plain length.
 
     Args:
         cost: kind of cost, a key of `FORMULAS`.

@@ -47,7 +47,7 @@ class Unit:
         )
 
     def outputs(self, convention: str) -> int:
-        """Outputs that have a bias, whether or not the layer does; none for embeddings and the like.
+        """Return the outputs that have a bias, whether or not the layer does; none for embeddings and the like.
 
         The published counter takes a depthwise kernel for a convolution with one output: ``rigl`` does too.
         """
@@ -67,7 +67,7 @@ class Unit:
 
 
 def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> list[Unit]:
-    """Every weight of `model` in the order of its modules.
+    """List every weight of `model` in the order of its modules.
 
     Args:
         model: dense or sparse, in any storage; on the meta device only if dense.
@@ -110,7 +110,9 @@ def _density(
     weight: SparseWeight | None,
     sparsities: Mapping[str, float] | None,
 ) -> tuple[int, float]:
-    """Connections of a weight, and its density: what was asked for, unless the connections are others by now."""
+    """Return the connections of a weight, and its density: what was asked for, unless the connections are others
+    by now.
+    """
     positions = math.prod(shape)
     if sparsities is not None:
         sparsity = sparsities.get(name, 0.0)
@@ -123,7 +125,7 @@ def _density(
 
 
 def stored_megabytes(found: Sequence[Unit], convention: str = "clean", *, dense: bool = False) -> float:
-    """Size in 10^6 bytes as the RigL paper counts it.
+    """Return the size in 10^6 bytes as the RigL paper counts it.
 
     32 bits a connection, one bit a position of each sparse weight (its mask), 32 bits a bias for each output of
     every layer, whether or not the layer has one; norms are not counted.

@@ -63,7 +63,7 @@ class Augment:
                 raise RegrowValueError(f"`augment.{name}` must be {allowed}, got {pair!r}")
 
     def __bool__(self) -> bool:
-        """Whether anything is done."""
+        """Return whether anything is done."""
         return bool(self.crop or self.resized_crop or self.flip)
 
     def check(self, shape: Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class Augment:
             )
 
     def train(self, images: Tensor | ImageFiles, seed: int, step: int) -> Tensor:
-        """Images [B, C, H, W] of the batch of `step`, changed; [B, C, S, S] where `resized_crop` is S.
+        """Augment images [B, C, H, W] of the batch of `step`; [B, C, S, S] where `resized_crop` is S.
 
         Parts of images in files are cut out of the whole images, everything else is done to their central squares.
         """
@@ -118,7 +118,7 @@ class Augment:
         return torch.where(mirrored.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
 
     def test(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] of a test batch: their centre [B, C, S, S] where `resized_crop` is S."""
+        """Return images [B, C, H, W] of a test batch: their centre [B, C, S, S] where `resized_crop` is S."""
         if not self.resized_crop:
             return images
         top, left = ((side - self.resized_crop) // 2 for side in images.shape[2:])

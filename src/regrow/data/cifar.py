@@ -69,7 +69,7 @@ _HUNDRED = _Layout(
 
 
 def cifar10(folder: str | None = None, limit: int | None = None, per_image: bool = False) -> Dataset:
-    """CIFAR-10: 50,000 + 10,000 colour images 32x32, 10 classes.
+    """Load CIFAR-10: 50,000 + 10,000 colour images 32x32, 10 classes.
 
     Args:
         folder: the unpacked archive, binary or Python. Default: ``cifar-10-batches-bin`` or
@@ -90,7 +90,7 @@ def cifar10(folder: str | None = None, limit: int | None = None, per_image: bool
 def cifar100(
     folder: str | None = None, coarse: bool = False, limit: int | None = None, per_image: bool = False
 ) -> Dataset:
-    """CIFAR-100: 50,000 + 10,000 colour images 32x32, 100 classes, or the 20 `coarse` ones.
+    """Load CIFAR-100: 50,000 + 10,000 colour images 32x32, 100 classes, or the 20 `coarse` ones.
 
     Args:
         folder: the unpacked archive, binary or Python. Default: ``cifar-100-binary`` or ``cifar-100-python`` in
@@ -110,7 +110,7 @@ def cifar100(
 
 
 def read_binary(path: Path, labels: int, count: int) -> tuple[Tensor, Tensor]:
-    """Labels uint8 [count, labels] and images uint8 [count, 3, 32, 32] of the binary file at `path`.
+    """Read labels uint8 [count, labels] and images uint8 [count, 3, 32, 32] from the binary file at `path`.
 
     Raises:
         RegrowValueError: for a file that cannot be read, is cut short or has bytes to spare.
@@ -131,7 +131,7 @@ def read_binary(path: Path, labels: int, count: int) -> tuple[Tensor, Tensor]:
 
 
 def read_python(path: Path, keys: list[str], count: int) -> tuple[Tensor, Tensor]:
-    """Labels int64 [count, labels], named by `keys`, and images uint8 [count, 3, 32, 32] of a pickle at `path`.
+    """Read labels int64 [count, labels], named by `keys`, and images uint8 [count, 3, 32, 32] from a pickle at `path`.
 
     Raises:
         RegrowValueError: for a file that cannot be read, is damaged, asks for anything but arrays, or does not
@@ -192,7 +192,7 @@ def _load(
 def _split(
     layout: _Layout, wanted: _Labels, place: Path, files: tuple[str, ...], count: int
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, 3, 32, 32] and labels int64 [N] of all `files`, `count` each."""
+    """Read images uint8 [N, 3, 32, 32] and labels int64 [N] from all `files`, `count` each."""
     images = torch.empty(len(files) * count, 3, 32, 32, dtype=torch.uint8, device="cpu")
     targets = torch.empty(len(files) * count, dtype=torch.int64, device="cpu")
     for number, name in enumerate(files):

@@ -34,48 +34,48 @@ class Draws:
         return out
 
     def normal(self, *shape: int) -> Tensor:
-        """Float64 [N, *shape] of mean 0 and deviation 1."""
+        """Draw float64 [N, *shape] of mean 0 and deviation 1."""
         return self._filled(shape, torch.float64, Tensor.normal_)
 
     def uniform(self, low: float, high: float, *shape: int) -> Tensor:
-        """Float64 [N, *shape] in [low, high)."""
+        """Draw float64 [N, *shape] from [low, high)."""
         return self._filled(shape, torch.float64, Tensor.uniform_).mul_(high - low).add_(low)
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
-        """Int64 [N, *shape], low .. high - 1."""
+        """Draw int64 [N, *shape] from low .. high - 1."""
         return self._filled(
             shape, torch.int64, lambda row, generator: row.random_(low, high, generator=generator)
         )
 
     def poisson(self, mean: Tensor) -> Tensor:
-        """Counts, float64 [N, ...], with the means `mean` [N, ...]."""
+        """Draw counts, float64 [N, ...], with the means `mean` [N, ...]."""
         return torch.stack([torch.poisson(m, g) for m, g in zip(mean, self.generators, strict=True)])
 
 
 def to_bytes(x: Tensor) -> Tensor:
-    """Shares of white as grey levels, uint8: cut off at the ends and after the point, as published."""
+    """Convert shares of white to grey levels, uint8: clipped and truncated, as published."""
     # a whole number that rounding errors put just below itself stays that number
     return x.clamp(0, 1).mul_(255).add_(1e-6).to(torch.uint8)
 
 
 def gaussian_noise(x: Tensor, draws: Draws, sigma: float) -> Tensor:
-    """Normal noise of deviation `sigma` on every value."""
+    """Add normal noise of deviation `sigma` to every value."""
     return x + sigma * draws.normal(*x.shape[1:])
 
 
 def shot_noise(x: Tensor, draws: Draws, photons: float) -> Tensor:
-    """A Poisson count, where white is `photons`."""
+    """Return a Poisson count, where white is `photons`."""
     return draws.poisson(x * photons) / photons
 
 
 def impulse_noise(x: Tensor, draws: Draws, amount: float) -> Tensor:
-    """Salt and pepper: the share `amount` of all values becomes 0 or 1, equally likely."""
+    """Add salt and pepper: the share `amount` of all values becomes 0 or 1, equally likely."""
     draw = draws.uniform(0, 1, *x.shape[1:])
     return x.masked_fill(draw < amount, 0).masked_fill_(draw < amount / 2, 1)
 
 
 def defocus_blur(x: Tensor, draws: Draws, radius: float, alias: float) -> Tensor:
-    """Mean over a disk of `radius`, its edge smoothed with deviation `alias`; mirrored at the edge pixel."""
+    """Average over a disk of `radius`, its edge smoothed with deviation `alias`; mirrored at the edge pixel."""
     kernel = _disk(radius, alias)
     reach, (height, width) = len(kernel) // 2, x.shape[2:]
     padded, out = F.pad(x, [reach] * 4, mode="reflect"), torch.zeros_like(x)
@@ -86,7 +86,7 @@ def defocus_blur(x: Tensor, draws: Draws, radius: float, alias: float) -> Tensor
 
 
 def _disk(radius: float, alias: float) -> Tensor:
-    """The kernel [K, K] of `defocus_blur`, K odd, without the zeros around it."""
+    """Return the kernel [K, K] of `defocus_blur`, K odd, without the zeros around it."""
     half, taps = (8, 3) if radius <= 8 else (int(radius), 5)
     line = torch.arange(-half, half + 1, dtype=torch.float64, device="cpu")
     disk = (line[:, None] ** 2 + line**2 <= radius**2).double()
@@ -102,7 +102,7 @@ def _disk(radius: float, alias: float) -> Tensor:
 
 
 def glass_blur(x: Tensor, draws: Draws, sigma: float, delta: float, times: float) -> Tensor:
-    """Gaussian blur, then `times` over each pixel takes the colour of one up to `delta` away, then blur again."""
+    """Blur, then `times` over give each pixel the colour of one up to `delta` away, then blur again."""
     blurred = to_bytes(_smooth(x, sigma, 4, "nearest"))
     for _ in range(int(times)):
         blurred = _scattered(blurred, draws, int(delta))
@@ -110,7 +110,8 @@ def glass_blur(x: Tensor, draws: Draws, sigma: float, delta: float, times: float
 
 
 def _scattered(pixels: Tensor, draws: Draws, delta: int) -> Tensor:
-    """Each pixel of [N, C, H, W], the last first, replaced in place by the one `delta` rows and columns away at most.
+    """Return each pixel of [N, C, H, W], the last first, replaced in place by the one `delta` rows and columns
+    away at most.
 
     A pixel that comes before its source in the image gets what the source has become by then, and so on: the chains
     are followed for all pixels at once, each round doubling the steps made.
@@ -138,7 +139,7 @@ def motion_blur(x: Tensor, draws: Draws, radius: float, sigma: float) -> Tensor:
 
 
 def _streaked(x: Tensor, degrees: Tensor, radius: float, sigma: float) -> Tensor:
-    """ImageMagick's motion blur of `x` at `degrees` [N]: one half of a Gaussian, of 2 * radius + 1 pixels.
+    """Apply ImageMagick's motion blur to `x` at `degrees` [N]: half a Gaussian, of 2 * radius + 1 pixels.
 
     Pixels beyond the edge are as the edge.
     """
@@ -158,7 +159,7 @@ def _streaked(x: Tensor, degrees: Tensor, radius: float, sigma: float) -> Tensor
 
 
 def zoom_blur(x: Tensor, draws: Draws, end: float, step: float) -> Tensor:
-    """Mean of the image and its enlargements by 1, 1 + step, ... below `end`."""
+    """Average the image and its enlargements by 1, 1 + step, ... below `end`."""
     factors = np.arange(1, end, step)
     plans = Counter((_plan(x.shape[2], float(f)), _plan(x.shape[3], float(f))) for f in factors)
     total = x.clone()
@@ -178,7 +179,7 @@ def _plan(side: int, factor: float) -> Plan:
 
 
 def _enlarged(x: Tensor, rows: Plan, columns: Plan) -> Tensor:
-    """The centre of `x` enlarged (linear, corner pixels on corner pixels), cut to the size of `x`."""
+    """Return the centre of `x` enlarged (linear, corner pixels on corner pixels), cut to the size of `x`."""
     (top, height, tall, y), (left, width, wide, x0) = rows, columns
     part = x[:, :, top : top + height, left : left + width]
     large = F.interpolate(part, size=(tall, wide), mode="bilinear", align_corners=True)
@@ -196,7 +197,7 @@ def snow(
     sigma: float,
     keep: float,
 ) -> Tensor:
-    """Flakes (normal noise, enlarged, the brightest of it, blurred downwards) over an image that is bleached."""
+    """Add flakes (normal noise, enlarged, the brightest of it, blurred downwards) to a bleached image."""
     height, width = x.shape[2:]
     noise = mean + deviation * draws.normal(1, height, width)
     flakes = _enlarged(noise, _plan(height, zoom), _plan(width, zoom))
@@ -208,14 +209,14 @@ def snow(
 
 
 def _grey(x: Tensor) -> Tensor:
-    """The brightness of colours, [N, 1, H, W]."""
+    """Return the brightness of colours, [N, 1, H, W]."""
     if x.shape[1] == 1:
         return x
     return (x * x.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def fog(x: Tensor, draws: Draws, thickness: float, decay: float) -> Tensor:
-    """`thickness` times a plasma fractal on top; then as bright as the brightest value was, at most."""
+    """Add `thickness` times a plasma fractal; then scale so that the brightest value is no brighter than before."""
     height, width = x.shape[2:]
     cloud = _plasma(draws, 1 << (max(height, width) - 1).bit_length(), decay)[:, None, :height, :width]
     brightest = x.amax((1, 2, 3), keepdim=True)
@@ -223,7 +224,7 @@ def fog(x: Tensor, draws: Draws, thickness: float, decay: float) -> Tensor:
 
 
 def _plasma(draws: Draws, size: int, decay: float) -> Tensor:
-    """Clouds [N, size, size] from 0 to 1 by the diamond-square algorithm; `size` is a power of 2."""
+    """Draw clouds [N, size, size] from 0 to 1 by the diamond-square algorithm; `size` is a power of 2."""
     noise = draws.uniform(-1, 1, size, size)
     cloud = torch.zeros_like(noise)
     step, wibble = size, 100.0
@@ -234,7 +235,7 @@ def _plasma(draws: Draws, size: int, decay: float) -> Tensor:
         def fill(
             rows: int, columns: int, neighbours: Tensor, step: int = step, wibble: float = wibble
         ) -> Tensor:
-            """The mean of the four `neighbours`, summed, and noise, from there on every `step` pixels."""
+            """Return the mean of the four `neighbours`, summed, and noise, from there on every `step` pixels."""
             value = neighbours / 4 + wibble**2 * noise[:, rows::step, columns::step]
             cloud[:, rows::step, columns::step] = value
             return value
@@ -249,20 +250,20 @@ def _plasma(draws: Draws, size: int, decay: float) -> Tensor:
 
 
 def brightness(x: Tensor, draws: Draws, more: float) -> Tensor:
-    """The value of HSV, the largest of a pixel's colours, goes up by `more`, hue and saturation stay."""
+    """Return the value of HSV, the largest of a pixel's colours, goes up by `more`, hue and saturation stay."""
     value = x.amax(1, keepdim=True)
     brighter = (value + more).clamp(max=1)
     return torch.where(value > 0, x * (brighter / value), brighter)  # black has no hue: it becomes grey
 
 
 def contrast(x: Tensor, draws: Draws, factor: float) -> Tensor:
-    """Differences from the mean of each image's channel, times `factor`."""
+    """Multiply differences from the mean of each image's channel by `factor`."""
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * factor + mean
 
 
 def elastic_transform(x: Tensor, draws: Draws, alpha: float, sigma: float, corner: float) -> Tensor:
-    """A random affine map, then random shifts that vary smoothly; parameters are shares of the shorter side.
+    """Return a random affine map, then random shifts that vary smoothly; parameters are shares of the shorter side.
 
     Args:
         alpha: shifts are this times a field of noise in [-1, 1] ...
@@ -287,20 +288,22 @@ def elastic_transform(x: Tensor, draws: Draws, alpha: float, sigma: float, corne
 
 
 def _sampled(x: Tensor, places: Tensor, at_pixel: bool) -> Tensor:
-    """`x` at `places` [N, H, W, 2] (x, y), linear between pixels; mirrored at the edge pixel, or at its outer edge."""
+    """Sample `x` at `places` [N, H, W, 2] (x, y), linearly; mirrored at the edge pixel, or at its outer edge."""
     size = places.new_tensor([x.shape[3], x.shape[2]])
     grid = 2 * places / (size - 1) - 1 if at_pixel else (2 * places + 1) / size - 1
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=at_pixel)
 
 
 def _smooth(x: Tensor, sigma: float, truncate: float, border: str) -> Tensor:
-    """Gaussian blur of `x` [N, C, H, W], cut off at `truncate` deviations."""
+    """Apply a Gaussian blur to `x` [N, C, H, W], cut off at `truncate` deviations."""
     rows, columns = (_smoothing(side, sigma, truncate, border) for side in x.shape[2:])
     return rows @ x @ columns.T
 
 
 def _smoothing(side: int, sigma: float, truncate: float, border: str) -> Tensor:
-    """What blurs a line of `side` pixels, [side, side]; beyond its ends is the end pixel, or its mirror image."""
+    """Return what blurs a line of `side` pixels, [side, side]; beyond its ends is the end pixel, or its mirror
+    image.
+    """
     reach = int(truncate * sigma + 0.5)
     if reach == 0:
         return torch.eye(side, dtype=torch.float64, device="cpu")
@@ -317,7 +320,7 @@ def _smoothing(side: int, sigma: float, truncate: float, border: str) -> Tensor:
 
 
 def pixelate(x: Tensor, draws: Draws, share: float) -> Tensor:
-    """Made smaller to `share` of each side and large again, each time by the mean of a box."""
+    """Shrink to `share` of each side and enlarge again, each time by the mean of a box."""
     height, width = x.shape[2:]
     small = int(width * share), int(height * share)
     box = Image.Resampling.BOX
@@ -325,7 +328,7 @@ def pixelate(x: Tensor, draws: Draws, share: float) -> Tensor:
 
 
 def jpeg_compression(x: Tensor, draws: Draws, quality: float) -> Tensor:
-    """Written and read as JPEG."""
+    """Write and read the images as JPEG."""
 
     def change(image: Image.Image) -> Image.Image:
         file = BytesIO()
@@ -336,7 +339,7 @@ def jpeg_compression(x: Tensor, draws: Draws, quality: float) -> Tensor:
 
 
 def _by_pillow(x: Tensor, change: Callable[[Image.Image], Image.Image]) -> Tensor:
-    """`x`, each image as Pillow's `change` makes it."""
+    """Apply Pillow's `change` to each image of `x`."""
     pixels = to_bytes(x).movedim(1, 3)
     grey = pixels.shape[3] == 1
     arrays = (pixels[..., 0] if grey else pixels).contiguous().numpy()

@@ -10,7 +10,7 @@ Severities = tuple[tuple[float, ...], ...]
 
 
 def _one(*values: float) -> Severities:
-    """The severities of a formula of one parameter."""
+    """Return the severities of a formula of one parameter."""
     return tuple((value,) for value in values)
 
 

@@ -62,7 +62,7 @@ _VALUES = 2**19
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0, *, start: int = 0) -> Tensor:
-    """`images` under one corruption: a pure function of the arguments, image by image.
+    """Apply one corruption to `images`: a pure function of the arguments, image by image.
 
     Each image has random numbers of its own, decided by `seed`, `name`, `severity` and its place, so that parts of a
     set, each with its `start`, are corrupted as the whole is. The work is done on the CPU, in float64.
@@ -104,7 +104,7 @@ def corrupted(
     *,
     start: int = 0,
 ) -> Iterator[tuple[str, int, Tensor]]:
-    """``(name, severity, images)`` for each corruption at each severity, made one after the other when asked for.
+    """Yield ``(name, severity, images)`` for each corruption at each severity, made when asked for.
 
     Args:
         images, seed, start: as for `corrupt`.
@@ -125,7 +125,7 @@ def corrupted(
 
 
 def _list(argument: str, given: object) -> list[Any]:
-    """`given` as a list that is not empty; a word is not taken for its letters."""
+    """Return `given` as a list that is not empty; a word is not taken for its letters."""
     values = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else []
     if not values:
         raise RegrowValueError(f"`{argument}` must be a list of at least one, got {given!r}")
@@ -133,7 +133,7 @@ def _list(argument: str, given: object) -> list[Any]:
 
 
 def _check(name: object, severity: object) -> int:
-    """`severity`, if it is one; what is no corruption, or cannot be computed, is refused too."""
+    """Return `severity` if it is one; also refuse what is not a corruption or cannot be computed."""
     if not isinstance(name, str) or name not in CORRUPTIONS:
         raise RegrowValueError(
             f"`name` must be a corruption, got {name!r}{closest(str(name), CORRUPTIONS)}\n"

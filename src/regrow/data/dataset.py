@@ -74,7 +74,7 @@ class Dataset:
     per_image: bool = False
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """A batch of `inputs` as the model takes it: bytes become normalised float32, all else stays."""
+        """Return a batch of `inputs` as the model takes it: bytes become normalised float32, all else stays."""
         if inputs.dtype != torch.uint8:
             return inputs
         if self.per_image:
@@ -83,7 +83,9 @@ class Dataset:
         return inputs.float().div_(255).sub_(mean).div_(std)
 
     def in_bytes(self, images: Tensor) -> Tensor:
-        """Images of the set [N, C, H, W] as bytes, also where it keeps them normalised; `prepare` takes them back."""
+        """Return images of the set [N, C, H, W] as bytes, also where it keeps them normalised; `prepare` takes
+        them back.
+        """
         if images.dtype == torch.uint8:
             return images
         mean, std = (torch.as_tensor(v, device=images.device).view(-1, 1, 1) for v in (self.mean, self.std))
@@ -102,13 +104,13 @@ def standardized(images: Tensor) -> Tensor:
 
 
 def prepared(data: Tensors, inputs: Tensor) -> Tensor:
-    """A batch of `inputs` as the model takes it, by the method `prepare` where `data` has one."""
+    """Return a batch of `inputs` as the model takes it, by the method `prepare` where `data` has one."""
     prepare = getattr(data, "prepare", None)
     return inputs if prepare is None else prepare(inputs)
 
 
 def check_dataset(data: object, where: str) -> Tensors:
-    """`data`, once it is known to follow `Tensors`.
+    """Return `data`, once it is known to follow `Tensors`.
 
     Raises:
         RegrowValueError: for a missing attribute, lengths that differ, or targets that are no class numbers.
@@ -150,20 +152,20 @@ def check_dataset(data: object, where: str) -> Tensors:
 
 
 def order(seed: int, epoch: int, size: int) -> Tensor:
-    """The order in which an epoch sees its examples, int64 [size]: a pure function of its arguments."""
+    """Return the order in which an epoch sees its examples, int64 [size]: a pure function of its arguments."""
     seed, epoch = require_seed("seed", seed), require_count("epoch", epoch, least=0)
     size = require_count("size", size, least=0)
     return torch.randperm(size, generator=generator(seed, "data order", epoch), device="cpu")
 
 
 def spread(tensor: Tensor) -> Tensor:
-    """`tensor`, or so many of its examples, evenly spaced, that they hold no more than `LARGE` values."""
+    """Return `tensor`, or so many of its examples, evenly spaced, that they hold no more than `LARGE` values."""
     every = -(-tensor.numel() // LARGE)
     return tensor[::every].to("cpu")  # images in files are decoded
 
 
 def statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of `images` in bytes [N, C, H, W], on the scale of 0 to 1.
+    """Return mean and deviation of each channel of `images` in bytes [N, C, H, W], on the scale of 0 to 1.
 
     Exact for sets of up to 2^28 values; of a larger one, images evenly spaced in it.
 

@@ -21,7 +21,7 @@ _REMEDY = "Fetch the file again, or name another folder with `data.folder`."
 
 
 def read_idx(path: Path, dimensions: int) -> Tensor:
-    """The uint8 tensor in the IDX file at `path`, which must have as many `dimensions`.
+    """Return the uint8 tensor in the IDX file at `path`, which must have as many `dimensions`.
 
     Raises:
         RegrowValueError: for a file that cannot be read, is cut short, has bytes to spare, or another type

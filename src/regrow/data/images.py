@@ -49,7 +49,7 @@ def image_folder(
     cache: str | None = None,
     whole: bool = False,
 ) -> Dataset:
-    """Images in ``folder/train/<class>/`` and ``folder/test/<class>/`` (or ``val``): png, jpg or jpeg.
+    """Load the images in ``folder/train/<class>/`` and ``folder/test/<class>/`` (or ``val``): png, jpg or jpeg.
 
     They are decoded when they are first read, into one array file, which is mapped into memory from then on: a set
     larger than the memory is read from disk batch by batch. The file is named after all that decides its
@@ -121,7 +121,7 @@ def image_folder(
 
 
 def _list(root: Path) -> tuple[_Split, _Split, list[str]]:
-    """Training and test files, and the classes by number."""
+    """List training and test files, and the classes by number."""
     tests = [root / name for name in TESTS if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         raise RegrowValueError(
@@ -189,7 +189,7 @@ def _require_name(path: Path) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Name the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
+    """Return name the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
     entries = _entries(folder)
     for path in entries:
         if path.is_symlink() and not path.exists():
@@ -198,7 +198,7 @@ def _folders(folder: Path) -> list[str]:
 
 
 def _key(root: Path, files: list[Path], size: int | None, channels: int) -> str:
-    """A digest of all that decides the decoded array."""
+    """Return a digest of all that decides the decoded array."""
     digest = hashlib.sha256(f"{_FORMAT} {size} {channels}".encode())
     for path in files:
         status = path.stat()
@@ -252,7 +252,7 @@ def require_room(folder: Path, needed: int) -> None:
 
 
 def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDArray[np.uint8]]:
-    """The decoded files in order; Pillow decodes outside Python's lock, so threads help."""
+    """Yield the decoded files in order; Pillow decodes outside Python's lock, so threads help."""
     with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(files), 512):
             some = files[start : start + 512]
@@ -260,7 +260,7 @@ def _images(files: list[Path], size: int | None, channels: int) -> Iterator[NDAr
 
 
 def _mapped(path: Path, count: int, size: int | None, channels: int) -> NDArray[np.uint8]:
-    """The array file in memory as far as it is looked at; what is written to it stays in this process."""
+    """Return the array file in memory as far as it is looked at; what is written to it stays in this process."""
     try:
         # which reads no other format of numpy's
         array: NDArray[Any] = np.lib.format.open_memmap(path, mode="c")

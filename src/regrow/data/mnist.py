@@ -17,7 +17,7 @@ _SYSTEM = Path("/usr/share/datasets/fashion-mnist")
 
 
 def idx(folder: str, classes: int = 10, limit: int | None = None, normalize: bool = True) -> Dataset:
-    """MNIST-format files in `folder`: ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, ``.gz`` or not.
+    """Load MNIST-format files in `folder`: ``{train,t10k}-{images-idx3,labels-idx1}-ubyte``, ``.gz`` or not.
 
     Pixels are scaled to [0, 1] and normalised by the mean and deviation of the training images.
 
@@ -45,7 +45,7 @@ def idx(folder: str, classes: int = 10, limit: int | None = None, normalize: boo
 
 
 def fashion_mnist(folder: str | None = None, limit: int | None = None) -> Dataset:
-    """Fashion-MNIST, complete: 60,000 + 10,000 grey images 28x28 of clothing, 10 classes.
+    """Load Fashion-MNIST, complete: 60,000 + 10,000 grey images 28x28 of clothing, 10 classes.
 
     Args:
         folder: where its four IDX files are. Default: the folder of the Debian package
@@ -98,7 +98,7 @@ def _load(folder: Path, name: str, classes: int, limit: int | None, normalize: b
 
 
 def _split(folder: Path, split: str, classes: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, H, W] and labels int64 [N]."""
+    """Load images uint8 [N, H, W] and labels int64 [N]."""
     images = read_idx(_path(folder, f"{split}-images-idx3-ubyte"), 3)
     path = _path(folder, f"{split}-labels-idx1-ubyte")
     labels = read_idx(path, 1).to(torch.int64)
@@ -126,7 +126,7 @@ def _path(folder: Path, name: str) -> Path:
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    """The file under its usual names: MNIST's archives are also unpacked as ``train-images.idx3-ubyte``."""
+    """Return the file under its usual names: MNIST's archives are also unpacked as ``train-images.idx3-ubyte``."""
     for stem in (name, name.replace("-idx", ".idx")):
         for path in (folder / stem, folder / f"{stem}.gz"):
             if path.is_file():

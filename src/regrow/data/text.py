@@ -27,12 +27,13 @@ class Text(Dataset):
     """Windows of a text. Inputs and targets [N, T] share the text's memory, the targets one byte further on."""
 
     def prepare(self, inputs: Tensor) -> Tensor:
-        """Symbols as int64 [B, T]."""
+        """Convert symbols to int64 [B, T]."""
         return inputs.long()
 
 
 def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = None) -> Text:
-    """The bytes of a file, or of all files of a folder in the order of their names; ``.gz`` and ``.dz`` are unpacked.
+    """Return the bytes of a file, or of all files of a folder in the order of their names; ``.gz`` and ``.dz`` are
+    unpacked.
 
     The first 90% train, the last 5% test; the 5% between them are left for a validation of your own.
 
@@ -68,7 +69,7 @@ def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = N
 
 
 def python_source(length: int = 128, limit: int | None = None) -> Text:
-    """The source code of Python's own standard library: about 11 million characters that need no download.
+    """Load the source code of Python's own standard library: about 11 million characters that need no download.
 
     It differs with Python's patch version: compare figures within one machine.
 
@@ -87,7 +88,7 @@ def python_source(length: int = 128, limit: int | None = None) -> Text:
 
 
 def gcide(folder: str | None = None, length: int = 128, limit: int | None = None) -> Text:
-    """Webster's dictionary, GCIDE: 40 million bytes of English.
+    """Load Webster's dictionary, GCIDE: 40 million bytes of English.
 
     Args:
         folder: where ``gcide.dict.dz`` is. Default: the folder of the Debian package dict-gcide, then the user's

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def waiting(items: Iterable[T], total: int, what: str, every: float = 5.0) -> Iterator[T]:
-    """`items`, with a line on standard error after each `every` seconds: rewritten on a terminal, new elsewhere."""
+    """Yield `items`, with a line on standard error every `every` seconds: rewritten on a terminal, new elsewhere."""
     start = last = time.monotonic()
     terminal = sys.stderr.isatty()
     shown = False

@@ -56,11 +56,11 @@ class ImageFiles:
         return self.shape.numel()
 
     def dim(self) -> int:
-        """4."""
+        """Return 4."""
         return len(self.shape)
 
     def numel(self) -> int:
-        """Values of all central squares."""
+        """Return the values of all central squares."""
         return self.shape.numel()
 
     def to(self, device: torch.device | str) -> Tensor:
@@ -95,5 +95,5 @@ class ImageFiles:
 
 
 def in_files(images: object) -> TypeGuard[ImageFiles]:
-    """Whether `images` are still in their files."""
+    """Return whether `images` are still in their files."""
     return isinstance(images, ImageFiles)

@@ -22,7 +22,9 @@ class Among:
         self._place[chosen] = torch.arange(len(chosen), dtype=torch.int32, device=chosen.device)
 
     def narrow(self, positions: Tensor) -> Tensor:
-        """Those of the ascending `positions` that are in chosen columns, as positions in the matrix of these alone."""
+        """Return those of the ascending `positions` that are in chosen columns, as positions in the matrix of
+        these alone.
+        """
         found = []
         for some in positions.split(PIECE):
             place = self._place[some % self.columns]
@@ -31,5 +33,5 @@ class Among:
         return torch.cat(found) if found else positions
 
     def widen(self, positions: Tensor) -> Tensor:
-        """Positions in the whole matrix of `positions` in the matrix of the chosen columns."""
+        """Return the positions in the whole matrix of `positions` in the matrix of the chosen columns."""
         return positions // len(self.chosen) * self.columns + self.chosen[positions % len(self.chosen)]

@@ -118,7 +118,7 @@ class Computed(DenseGradient):
         return Computed(operands, self.rows, self.columns[columns], self._dtype, self._reduce)
 
     def is_zero(self) -> bool:
-        """Whether all of it is zero, in this process."""
+        """Return whether all of it is zero, in this process."""
         found = [(each, reached) for each in self._operands if len(reached := each.rows())]
         if not found:
             return True

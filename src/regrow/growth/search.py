@@ -104,6 +104,6 @@ def _tiles(gradient: DenseGradient, survivors: Tensor) -> Iterator[tuple[Tensor,
 
 
 def _between(positions: Tensor, first: int, end: int) -> Tensor:
-    """Those of the ascending `positions` that are in [first, end)."""
+    """Return those of the ascending `positions` that are in [first, end)."""
     low, high = torch.searchsorted(positions, torch.tensor([first, end], device=positions.device)).tolist()
     return positions[low:high]

@@ -36,7 +36,7 @@ def run_once(model: nn.Module, example: Example) -> int:
 
 
 def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-    """Positional and keyword arguments of the forward pass, and the number of examples."""
+    """Return positional and keyword arguments of the forward pass, and the number of examples."""
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example, Mapping):
@@ -65,7 +65,7 @@ def _shapes(example: Any) -> str:
 
 @contextmanager
 def _resting(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, no fused operators that pass modules by; all put back afterwards."""
+    """Set evaluation mode, no gradients, no fused operators that bypass modules; restore all of it afterwards."""
     training = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
     state = torch.get_rng_state()

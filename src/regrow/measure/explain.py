@@ -80,7 +80,7 @@ class Explanation:
     """Why the times are those of the reference instead of the kernels; None where they are not."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
+        """Return plain numbers and strings, for JSON."""
         return {
             "layers": [{**asdict(row), "speedup": row.speedup} for row in self.layers],
             "conversions": [asdict(row) for row in self.conversions],
@@ -124,7 +124,7 @@ class Explanation:
 
 
 def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Explanation:
-    """What each sparse layer of `model` costs sparse and dense, and where activations change their layout.
+    """Return what each sparse layer of `model` costs sparse and dense, and where activations change their layout.
 
     A linear layer in compressed storage puts out activations with the batch innermost, a convolution batch tiles; an
     operation of torch's that knows its own layout only breaks the chain, and the next compressed layer converts once.
@@ -182,7 +182,7 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
 
 
 def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -> Iterator[LayerTime]:
-    """The rows of a layer; none where it was not called, or reads several weights at once."""
+    """Yield the rows of a layer; none if it was not called, or reads several weights at once."""
     if given is None:
         return
     own = unfuse(copy.deepcopy(module))
@@ -205,7 +205,7 @@ def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -
 
 
 def _step(module: nn.Module, given: Tensor) -> Callable[[], object]:
-    """Forward and backward of a layer, with the gradients of its input and of its parameters."""
+    """Run forward and backward of a layer, with the gradients of its input and of its parameters."""
     given = given.clone(memory_format=torch.preserve_format)
     given.requires_grad_(given.is_floating_point())
     wanted = [tensor for tensor in (given, *module.parameters()) if tensor.requires_grad]
@@ -260,7 +260,7 @@ def _batch_innermost(tensor: Tensor) -> bool:
 
 
 def _users_line() -> str:
-    """The innermost line of the stack that belongs neither to torch nor to regrow."""
+    """Return the innermost line of the stack that belongs neither to torch nor to regrow."""
     for frame in reversed(traceback.extract_stack()):
         if not frame.filename.startswith(OWN):
             return f"{frame.filename}:{frame.lineno}: {frame.line}"

@@ -44,7 +44,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 
 
 def bezier(points: Sequence[Tensor], t: float | Tensor) -> Tensor:
-    """The point at `t` of the Bezier curve with these control points: ``sum_k C(n, k) (1-t)^(n-k) t^k P_k``.
+    """Return the point at `t` of the Bezier curve with these control points: ``sum_k C(n, k) (1-t)^(n-k) t^k P_k``.
 
     Two points are the straight line, three ``(1-t)^2 A + 2t(1-t) C + t^2 B``.
 
@@ -68,7 +68,7 @@ def bezier(points: Sequence[Tensor], t: float | Tensor) -> Tensor:
 
 
 def require_place(t: object) -> float:
-    """`t` as a float; a curve goes on beyond its ends.
+    """Return `t` as a float; a curve goes on beyond its ends.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -125,23 +125,25 @@ class Curve(nn.Module):
                 self.register_parameter(f"inner{k}_{place}", inner)
 
     def points(self, place: int) -> list[Tensor]:
-        """The control points of the parameter ``names[place]``, both ends included."""
+        """Return the control points of the parameter ``names[place]``, both ends included."""
         names = [f"start{place}", *(f"inner{k}_{place}" for k in range(1, self.degree)), f"end{place}"]
         return [getattr(self, name) for name in names]
 
     def at(self, t: float) -> dict[str, Tensor]:
-        """The parameters at `t`, by name; differentiable in the inner points."""
+        """Return the parameters at `t`, by name; differentiable in the inner points."""
         return {name: bezier(self.points(place), t) for place, name in enumerate(self.names)}
 
     def forward(self, *inputs: Any, t: float | None = None) -> Any:
-        """The model's output at `t`; by default at a random point of the curve, drawn anew each time."""
+        """Return the model's output at `t`; by default at a random point of the curve, drawn anew each time."""
         template = self._template[0].train(self.training)
         if t is None:
             t = float(torch.rand((), device="cpu"))
         return torch.func.functional_call(template, self.at(t), inputs)
 
     def model(self, t: float) -> nn.Module:
-        """A plain dense module with the parameters at `t`; norms have the statistics of `start`, see `profile`."""
+        """Return a plain dense module with the parameters at `t`; norms have the statistics of `start`, see
+        `profile`.
+        """
         model = copy.deepcopy(self._template[0])
         with torch.no_grad():
             values = self.at(t)
@@ -158,7 +160,7 @@ def profile(
     points: int = 21,
     norm_batches: Iterable[Any] | None = None,
 ) -> list[tuple[float, float]]:
-    """Mean loss at evenly spread points of `curve`, from t = 0 to 1.
+    """Return the mean loss at evenly spread points of `curve`, from t = 0 to 1.
 
     Args:
         curve: the path.
@@ -199,7 +201,7 @@ def profile(
 
 
 def barrier(losses: Sequence[tuple[float, float]]) -> float:
-    """How far the loss along a path rises above the higher of its ends; 0 on a path that never does."""
+    """Return how far the loss along a path rises above the higher of its ends; 0 on a path that never does."""
     pairs = require_iterable("losses", losses, "pairs (t, loss)")
     found = [
         number(require_sequence("losses", pair, "pairs (t, loss)", count=2)[1], nan=True) for pair in pairs
@@ -211,12 +213,14 @@ def barrier(losses: Sequence[tuple[float, float]]) -> float:
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    """A dense copy of `model`, with the same parameter names."""
+    """Return a dense copy of `model`, with the same parameter names."""
     return densify(copy.deepcopy(model))
 
 
 def _union(*models: nn.Module) -> dict[str, Tensor]:
-    """The positions that are a connection in any of `models`, by parameter name; dense parameters are left out."""
+    """Return the positions that are a connection in any of `models`, by parameter name; dense parameters are left
+    out.
+    """
     found: dict[str, list[Tensor]] = {}
     for model in models:
         for name, module in model.named_modules():

@@ -24,7 +24,7 @@ CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 
 
 def describe(arguments: Sequence[str]) -> dict[str, Any]:
-    """Versions, processor, caches, memory and kernels; `arguments` are those of ``regrow``."""
+    """Return versions, processor, caches, memory and kernels; `arguments` are those of ``regrow``."""
     total, free = memory()
     return {
         **environment(arguments),
@@ -39,7 +39,7 @@ def describe(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def environment(arguments: Sequence[str]) -> dict[str, Any]:
-    """Versions, machine, and the command that repeats the run; `arguments` are those of ``regrow``."""
+    """Return versions, machine, and the command that repeats the run; `arguments` are those of ``regrow``."""
     versions = {}
     for package in ("regrow", "torch", "numpy"):
         try:
@@ -68,7 +68,7 @@ def _processor() -> str:
 
 
 def memory() -> tuple[int, int | None]:
-    """Bytes of memory, and of those that a new process can have; None where nobody says."""
+    """Return the bytes of memory, and of those that a new process can have; None where nobody says."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:
@@ -78,7 +78,9 @@ def memory() -> tuple[int, int | None]:
 
 
 def caches() -> dict[str, str]:
-    """Size of each cache that the first core has, such as ``{"L1 data": "48K"}``; empty where nobody says."""
+    """Return the size of each cache that the first core has, such as ``{"L1 data": "48K"}``; empty where nobody
+    says.
+    """
     found = {}
     for index in sorted(CACHES.glob("index*")):
         level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
@@ -99,12 +101,12 @@ class Busy:
         return f"{self.name} ({self.pid}) {self.cores:.0%} of a core"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
+        """Return plain numbers and strings."""
         return asdict(self)
 
 
 def busiest(seconds: float = 0.5, count: int = 5) -> list[Busy]:
-    """The other processes that use most, at least a twentieth of a core; empty where there is no /proc."""
+    """Return the other processes that use most, at least a twentieth of a core; empty where there is no /proc."""
     before = _ticks()
     time.sleep(seconds)
     per_core = seconds * os.sysconf("SC_CLK_TCK")
@@ -117,7 +119,7 @@ def busiest(seconds: float = 0.5, count: int = 5) -> list[Busy]:
 
 
 def _ticks() -> dict[int, tuple[str, int]]:
-    """Name and ticks of core time of each process."""
+    """Return name and ticks of core time of each process."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:

@@ -40,7 +40,7 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """The timing of these runs, at least one."""
+        """Return the timing of these runs, at least one."""
         if len(seconds) == 1:
             return cls(seconds[0], seconds[0], seconds[0], 1)
         low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
@@ -55,7 +55,8 @@ class Timing:
 def interleaved(
     ways: Mapping[str, Callable[[], object]], *, seconds: float = 1.0, rounds: int = 3
 ) -> dict[str, Timing]:
-    """How long each of several ways to do something takes, measured in turns so that a disturbance meets all of them.
+    """Return how long each of several ways to do something takes, measured in turns so that a disturbance meets
+    all of them.
 
     Args:
         ways: functions without arguments, by name; each is called twice before anything is timed. What they start on
@@ -84,7 +85,7 @@ def interleaved(
 
 
 def _turn(way: Callable[[], object]) -> list[float]:
-    """The times of its calls in one turn, but for the first where there are more: it finds the caches cold."""
+    """Return the times of its calls in one turn, but for the first where there are more: it finds the caches cold."""
     found: list[float] = []
     _wait()
     start = end = time.perf_counter()
@@ -118,7 +119,7 @@ class Load:
         return self.others < QUIET
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return plain numbers."""
         return {**asdict(self), "quiet": self.quiet}
 
     def __str__(self) -> str:
@@ -132,7 +133,7 @@ class Watch:
         self._start = _clocks()
 
     def load(self) -> Load:
-        """The load from then to now; children of this process that have ended count as its own.
+        """Return the load from then to now; children of this process that have ended count as its own.
 
         Where there is no /proc/stat, what others use is estimated from the load average.
         """
@@ -146,14 +147,16 @@ class Watch:
 
 
 def load(seconds: float = 0.5) -> Load:
-    """The load of the machine, looked at for so long; this process sleeps meanwhile."""
+    """Return the load of the machine, looked at for so long; this process sleeps meanwhile."""
     seconds, watch = require_positive("seconds", seconds, zero=True), Watch()
     time.sleep(seconds)
     return watch.load()
 
 
 def _clocks() -> tuple[float, float, float]:
-    """Seconds of core time that all processes have used (0 where that is unknown), this one's, and the clock's."""
+    """Return the seconds of core time that all processes have used (0 where that is unknown), this one's, and the
+    clock's.
+    """
     times = os.times()
     own = times.user + times.system + times.children_user + times.children_system
     stat = Path("/proc/stat")

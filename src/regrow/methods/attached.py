@@ -83,7 +83,7 @@ class Attached(ABC):
 
     @abstractmethod
     def wants_dense_gradient(self) -> bool:
-        """Whether the coming step needs the dense gradient."""
+        """Return whether the coming step needs the dense gradient."""
 
     @property
     def optimizer(self) -> Optimizer:
@@ -184,7 +184,7 @@ class Attached(ABC):
         logging.getLogger("regrow").info("%s rests %s from step %d on", self, sorted(names), self.step)
 
     def _drivable(self, model: nn.Module) -> list[SparseWeight]:
-        """The sparse weights that are trained now, or that the optimizer holds for later."""
+        """Return the sparse weights that are trained now, or that the optimizer holds for later."""
         held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         weights = sparse_weights(model)
         if not any(weight.parameter.requires_grad for weight in weights):
@@ -220,7 +220,7 @@ class Attached(ABC):
             self._require_format(group)
 
     def _loaded(self, *_: Any) -> None:
-        """State of another step has been loaded: what was seen of the present one is void."""
+        """Forget what was seen of the present step: the state of another one has been loaded."""
         self._group[FORMAT] = OPTIMIZER  # the state may be from before there were numbers
         self._check_state()
         self._loaded_state = True
@@ -242,7 +242,9 @@ class Attached(ABC):
         ]
 
     def _hooks(self) -> list[GradientHook]:
-        """The hooks of the weights that are trained, each told who drives it; anew where a copy or a move lost them."""
+        """Return the hooks of the weights that are trained, each told who drives it; anew where a copy or a move
+        lost them.
+        """
         hooks = []
         for weight in self.weights:
             ensure_hooks(weight.module)
@@ -261,7 +263,7 @@ class Attached(ABC):
         """Step post-hook."""
 
     def _settle_loads(self) -> None:
-        """State of connections that a loaded model has changed goes, unless the optimizer was loaded as well."""
+        """Drop the state of connections that a loaded model has changed, unless the optimizer was loaded as well."""
         changed = moments.carry_over(self.optimizer, self.weights, loaded=self._loaded_state)
         self._loaded_state = False
         if changed:
@@ -272,7 +274,7 @@ class Attached(ABC):
             )
 
     def _replacement(self) -> Any:
-        """The method that has taken over a weight that this one drives, or None."""
+        """Return the method that has taken over a weight that this one drives, or None."""
         for parameter in self._parameters:
             driver = driver_of(parameter)
             if driver is not None and driver is not self:

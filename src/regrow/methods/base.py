@@ -119,11 +119,11 @@ class Method(Attached):
         return False
 
     def is_update(self, step: int) -> bool:
-        """Whether the topology is updated at this step."""
+        """Return whether the topology is updated at this step."""
         return False
 
     def wants_dense_gradient(self) -> bool:
-        """Whether the coming step needs the dense gradient."""
+        """Return whether the coming step needs the dense gradient."""
         return self.needs_gradient == "always" or (
             self.needs_gradient == "update" and self.is_update(self.step)
         )
@@ -150,7 +150,7 @@ class Method(Attached):
         return optimizers.after_gradients(optimizer, args, kwargs, self._begin)
 
     def _begin(self) -> None:
-        """The gradients are there, the weights have not moved yet."""
+        """Act when the gradients are there and the weights have not moved yet."""
         late: set[int] = set()
         if not self._open:
             late = self._adopt_late()
@@ -196,7 +196,7 @@ class Method(Attached):
                 parameter.grad = None
 
     def _reached_elsewhere(self) -> bool:
-        """Whether another process has reached a sparse weight: its gradient, averaged, is here too."""
+        """Return whether another process has reached a sparse weight: its gradient, averaged, is here too."""
         return any(p.grad is not None and bool(p.grad.any()) for p in self._parameters)
 
     def _restore(self) -> None:
@@ -267,7 +267,7 @@ class Method(Attached):
         return {"step": self.step}
 
     def _goes_by(self, weight: SparseWeight) -> bool:
-        """Whether the dense gradient of a weight says anything: one that is zero moves nothing."""
+        """Return whether the dense gradient of a weight says anything: one that is zero moves nothing."""
         return self.needs_gradient == "never" or not weight.is_zero(weight.stashed)
 
     def _reached(self, counts: Callable[[SparseWeight], bool] = lambda weight: True) -> list[int]:
@@ -298,14 +298,14 @@ class Method(Attached):
     # --- what methods use
 
     def average(self, tensor: Tensor) -> Tensor:
-        """`tensor` averaged over the processes, in place; every process gets the same bits."""
+        """Average `tensor` over the processes, in place; every process gets the same bits."""
         if self.distributed:
             dist.all_reduce(tensor, group=self.process_group)
             tensor /= dist.get_world_size(self.process_group)
         return tensor
 
     def random(self, step: int, weight: SparseWeight, *words: str) -> torch.Generator:
-        """The generator of one layer's random choices at one step, the same in every process."""
+        """Return the generator of one layer's random choices at one step, the same in every process."""
         return generator(self.seed, step, weight.name, *words)
 
     def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:
@@ -329,12 +329,14 @@ class Method(Attached):
         return weight.update(drop, grow, list(companions(self.optimizer, weight).values()))
 
     def copies_of(self, weight: SparseWeight) -> list[Tensor]:
-        """State of the optimizer that is a copy of a weight's values: slow weights, schedule-free's z."""
+        """Return the state of the optimizer that is a copy of a weight's values: slow weights, schedule-free's z."""
         state = own(self.optimizer.state.get(weight.parameter, {}))
         return [tensor for key, tensor, _ in state if key in self._found.copies or key == SLOW]
 
     def _copies(self, weight: SparseWeight) -> list[SparseWeight]:
-        """The weights that make the moves of `weight`: those that follow by themselves, and those of `follow`."""
+        """Return the weights that make the moves of `weight`: those that follow by themselves, and those of
+        `follow`.
+        """
         models = [model for follower in self._followers if (model := follower()) is not None]
         asked = [copy for model in models for copy in sparse_weights(model) if copy.name == weight.name]
         for copy in asked:
@@ -342,7 +344,7 @@ class Method(Attached):
         return asked + followers(weight, {copy.module for copy in asked})
 
     def remembered(self, weight: SparseWeight, key: str) -> Tensor | None:
-        """What `remember` has kept under `key` for a weight, or None."""
+        """Return what `remember` has kept under `key` for a weight, or None."""
         kept: Tensor | None = self.optimizer.state.get(weight.parameter, {}).get(key)
         return kept
 

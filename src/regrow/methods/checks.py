@@ -136,7 +136,7 @@ def warn_of_no_update(method: Periodic) -> None:
 
 
 def living_driver(weight: SparseWeight) -> Any:
-    """The method that drives a weight, or None; one that is only garbage by now is collected first."""
+    """Return the method that drives a weight, or None; one that is only garbage by now is collected first."""
     if driver_of(weight.parameter) is None:
         return None
     gc.collect()  # a method and its optimizer refer to each other: deleting both leaves them until then

@@ -23,7 +23,7 @@ INITIAL = ("zeros", "normal", "uniform")
 
 
 def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch.Generator) -> Tensor:
-    """Values [count] that new connections start at, by the reference code's rules.
+    """Return the values [count] that new connections start at, by the reference code's rules.
 
     ``normal`` has the standard deviation of the layer's active weights, ``uniform`` reaches up to their mean magnitude.
     """
@@ -39,7 +39,7 @@ def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch
 def random_positions(
     weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """`count` positions drawn uniformly from all but `survivors` (SET), ascending, int64 [count].
+    """Draw `count` positions uniformly from all but `survivors` (SET), ascending, int64 [count].
 
     Drawn by rank among the free positions, so that every storage draws alike without a dense array.
     """

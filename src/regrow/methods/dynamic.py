@@ -91,16 +91,16 @@ class Dynamic(Periodic):
     # --- the parts of a method
 
     def drop_score(self, weight: SparseWeight) -> Tensor:
-        """Scores of the active connections [nnz]: the lowest are dropped. Magnitude by default."""
+        """Return the scores of the active connections [nnz]: the lowest are dropped. Magnitude by default."""
         return criteria.magnitude(weight)
 
     def drop(self, weight: SparseWeight, fraction: float) -> Tensor:
-        """Which of the active connections go: the `fraction` with the lowest score, rounded down."""
+        """Return which of the active connections go: the `fraction` with the lowest score, rounded down."""
         count = whole_share(fraction, weight.nnz)
         return top(self.drop_score(weight), count, f"a drop score of `{weight.name}`", lowest=True)
 
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
-        """The `count` positions that come, ascending, none of them among `survivors`."""
+        """Return the `count` positions that come, ascending, none of them among `survivors`."""
         raise NotImplementedError(f"{type(self).__name__} must define grow")
 
     def fractions(self, step: int, weights: list[SparseWeight]) -> list[float]:
@@ -108,13 +108,13 @@ class Dynamic(Periodic):
         return [self.fraction(step)] * len(weights)
 
     def redistribute(self, weights: list[SparseWeight], dropped: list[int]) -> list[int]:
-        """How many connections come in each layer, given how many go: as many, by default."""
+        """Return how many connections come in each layer, given how many go: as many, by default."""
         return dropped
 
     # --- beside the schedule
 
     def explore(self, fraction: float) -> None:
-        """At the coming step every layer drops and grows `fraction` of its connections, whatever the schedule says.
+        """Drop and grow `fraction` of each layer's connections at the coming step, whatever the schedule says.
 
         The large exploration step between two tickets (Sup-tickets, arXiv 2205.15322; FreeTickets, arXiv 2106.14568),
         by the method's own criteria and with that step's own dense gradient, also past `total_steps`. The request is
@@ -130,7 +130,7 @@ class Dynamic(Periodic):
         self._ask(EXPLORE, require_fraction("fraction", fraction, one=True))
 
     def evolve(self, fraction: float | None) -> None:
-        """From now on, update every `update_every` steps with this constant fraction, past the schedule's end too.
+        """Update every `update_every` steps from now on with this constant fraction, past the schedule's end too.
 
         The request is part of the optimizer's state.
 
@@ -161,7 +161,7 @@ class Dynamic(Periodic):
         return float(self._group.get(entry, NEVER))
 
     def _under_way(self) -> bool:
-        """Whether the coming step has accumulated gradients already; those set to zero since do not count."""
+        """Return whether the coming step has accumulated gradients already; those set to zero since do not count."""
         gradients = [
             w.parameter.grad for w in self.weights if (hook := hook_of(w.parameter)) is not None and hook.ran
         ]
@@ -226,7 +226,7 @@ class Dynamic(Periodic):
         ]
 
     def exchange(self, step: int, weight: SparseWeight, drop: Tensor, count: int) -> Move:
-        """The move in which `drop` goes and `count` positions come, none of them among the survivors."""
+        """Return the move in which `drop` goes and `count` positions come, none of them among the survivors."""
         return weight, drop, self.grow(weight, count, weight.survivors(drop), self.random(step, weight))
 
     def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:

@@ -72,7 +72,7 @@ def pruning_levels(
     initial: float = 0.0,
     exact: bool = False,
 ) -> list[float]:
-    """Sparsity over a run of gradual pruning, as shares of the final one: ``i + (1 - i) (1 - (1 - p)^3)``.
+    """Return the sparsity over a run of gradual pruning, as shares of the final one: ``i + (1 - i) (1 - (1 - p)^3)``.
 
     Args:
         steps: length of the run; the defaults are ResNet-50's in the RigL paper.

@@ -14,7 +14,7 @@ COUNTED = "_regrow_counted"
 
 
 def note_counted(weights: Iterable[SparseWeight]) -> None:
-    """The gradients that are there now belong to a step that is over, or to none."""
+    """Note that the present gradients belong to a step that is over, or to none."""
     for weight in weights:
         gradient = weight.parameter.grad
         if gradient is not None:
@@ -22,7 +22,7 @@ def note_counted(weights: Iterable[SparseWeight]) -> None:
 
 
 def is_put_by_hand(gradient: Tensor | None) -> bool:
-    """Whether a gradient that no backward pass has left is there all the same, and is not zero.
+    """Return whether a gradient that no backward pass has left is there all the same, and is not zero.
 
     Of zeros there is no saying (torch.distributed.checkpoint makes a step with such, to have state to load into).
     """

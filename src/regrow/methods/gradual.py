@@ -37,7 +37,8 @@ class Descent:
         end: int | None = None,
         prefix: str = "",
     ) -> Descent:
-        """From the first multiple of `update_every` at or after ``start_fraction * total_steps`` to the last update.
+        """Span from the first multiple of `update_every` at or after ``start_fraction * total_steps`` to the last
+        update.
 
         That is the last one by ``stop_fraction * total_steps``. The update at `start` prunes nothing yet, so a curve
         from step 0 has gone the share j / n of its way at the j-th of its n updates.
@@ -69,7 +70,9 @@ class Descent:
         return cls(start, stop, every)
 
     def share(self, step: int) -> float:
-        """The share of the way from the initial to the final sparsity that is gone by the last update up to `step`."""
+        """Return the share of the way from the initial to the final sparsity that is gone by the last update up to
+        `step`.
+        """
         gone, span = step // self.every * self.every - self.start, self.stop - self.start
         progress = gone / span if span else float(gone >= 0)
         return schedules.cubic(min(max(progress, 0.0), 1.0))
@@ -105,7 +108,7 @@ class Final:
             optimizer.param_groups[0].setdefault(INITIAL + weight.name, weight.nnz)
 
     def sparsity(self, group: Sequence[SparseWeight]) -> float:
-        """The final sparsity of all positions of `group` together."""
+        """Return the final sparsity of all positions of `group` together."""
         if not isinstance(self._given, dict):
             return self._given
         if len(group) == 1:
@@ -114,7 +117,7 @@ class Final:
         return 1 - kept / sum(weight.numel for weight in group)
 
     def connections(self, optimizer: Optimizer, group: Sequence[SparseWeight], share: float) -> int:
-        """How many connections `group` has in all, once `share` of the way from its start to its end is gone."""
+        """Return how many connections `group` has in all, once `share` of the way from its start to its end is gone."""
         size = sum(weight.numel for weight in group)
         started = sum(int(optimizer.param_groups[0][INITIAL + weight.name]) for weight in group)
         initial, final = 1 - started / size, self.sparsity(group)

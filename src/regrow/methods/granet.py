@@ -135,7 +135,7 @@ class GraNet(RigL):
         self.final.remember_start(self.optimizer)
 
     def _groups(self, weights: list[SparseWeight]) -> list[list[SparseWeight]]:
-        """Group the weights that are pruned together."""
+        """Return group the weights that are pruned together."""
         return [weights] if self.scope == "global" else [[weight] for weight in weights]
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
@@ -153,7 +153,7 @@ class GraNet(RigL):
         return moves
 
     def _prunes(self, group: list[SparseWeight], share: float) -> dict[str, int]:
-        """How many of each layer's connections are among the smallest of `group` that must go."""
+        """Return how many of each layer's connections are among the smallest of `group` that must go."""
         held = [weight.nnz for weight in group]
         count = max(0, sum(held) - self.final.connections(self.optimizer, group, share))
         device = group[0].parameter.device

@@ -72,11 +72,11 @@ class Periodic(Method):
         checks.warn_of_no_update(self)
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
-        """What goes and what comes in each layer; nothing is changed yet."""
+        """Return what goes and what comes in each layer; nothing is changed yet."""
         raise NotImplementedError(f"{type(self).__name__} must define moves")
 
     def fraction(self, step: int) -> float:
-        """The share of a layer's connections that is dropped at this step."""
+        """Return the share of a layer's connections that is dropped at this step."""
         raise NotImplementedError(f"{type(self).__name__} must define fraction")
 
     def _plan(self) -> dict[str, float]:

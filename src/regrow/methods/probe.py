@@ -72,7 +72,7 @@ def probe(optimizer: Optimizer, weights: list[SparseWeight], *, skips: bool = Fa
 
 
 def _try_shapes(optimizer: Optimizer, group: dict[str, Any], held: list[nn.Parameter], skips: bool) -> None:
-    """Two steps, one without gradients, and another, on a weight of each shape."""
+    """Try two steps, one of them without gradients, and another, on a weight of each shape."""
     shapes = {(_cut(p.shape), p.dtype, p.device) for p in held if p.numel()}
     masks = [(torch.arange(shape.numel(), device=device) % 3 != 1).view(shape) for shape, _, device in shapes]
     weights = [nn.Parameter(m.to(dtype)) for m, (_, dtype, _) in zip(masks, shapes, strict=True)]
@@ -87,7 +87,7 @@ def _try_shapes(optimizer: Optimizer, group: dict[str, Any], held: list[nn.Param
 
 
 def _try_small(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> Found:
-    """Many steps on a matrix some of whose connections move, among them such as have no gradient."""
+    """Try many steps on a matrix some of whose connections move, some of them without gradients."""
     mask = torch.ones(4, 6, dtype=torch.bool, device=like.device).tril()
     loud = mask.clone()
     loud[2] = False  # connections without a gradient
@@ -138,7 +138,7 @@ class Trial:
         return dict(self.made.state.get(weight, {}))
 
     def step(self, masks: list[Tensor]) -> None:
-        """One step, with gradients where `masks` say so."""
+        """Take one step, with gradients where `masks` say so."""
         calls = 0
 
         def closure() -> Tensor:
@@ -160,7 +160,7 @@ class Trial:
             raise RegrowValueError(f"`optimizer`: {self.name} {TWICE}")
 
     def skip(self) -> None:
-        """A step for which all gradients are hidden."""
+        """Take a step for which all gradients are hidden."""
         for weight in self.weights:
             weight.grad = None
         try:
@@ -242,7 +242,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _cut(shape: torch.Size) -> torch.Size:
-    """`shape` with fewer rows where it is large, and as many left over for any power of two up to some thousand."""
+    """Return `shape` with fewer rows if it is large, the same remainder for any power of two up to some thousand."""
     row = max(1, shape[1:].numel())
     block = 1 << max(0, (LARGE // row).bit_length() - 1)
     return torch.Size([min(shape[0], shape[0] % block + block), *shape[1:]])
@@ -253,7 +253,7 @@ def _line(error: Exception) -> str:
 
 
 def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Optimizers that compile their step with torch.compile do not for a trial."""
+    """Keep optimizers that compile their step from doing so for a trial."""
     if not dynamo_is_loaded():
         return contextlib.nullcontext()
     stance: contextlib.AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")

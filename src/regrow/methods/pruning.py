@@ -84,7 +84,7 @@ class Pruning(Periodic):
         self.final.remember_start(self.optimizer)
 
     def fraction(self, step: int) -> float:
-        """The share of the way from the initial to the final sparsity that this update completes."""
+        """Return the share of the way from the initial to the final sparsity that this update completes."""
         return self.descent.share(step)
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:

@@ -121,7 +121,7 @@ class MethodRecord:
         return pruning_levels(initial=min(1.0, self.initial_sparsity / sparsity) if sparsity else 1.0)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain strings, for JSON."""
+        """Return plain strings, for JSON."""
         return {
             **asdict(self),
             "cls": f"{self.cls.__module__}:{self.cls.__qualname__}",
@@ -145,7 +145,7 @@ def register(
     cost: str | None = None,
     kind: str = "method",
 ) -> Callable[[T], T]:
-    """Class decorator that makes a method known by `name` to all commands, tables and common tests.
+    """Return the class decorator that makes a method known by `name` to all commands, tables and common tests.
 
     Args:
         name: what recipes and commands call it.

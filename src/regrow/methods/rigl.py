@@ -88,7 +88,7 @@ class RigL(Dynamic):
         return weight.best(count, survivors, criteria.gradient_magnitude, self.average, among=among)
 
     def searched(self, columns: int) -> int:
-        """How many of a layer's `columns` are searched for candidates."""
+        """Return how many of a layer's `columns` are searched for candidates."""
         if self.grow_columns is None:
             return columns
         wanted = self.grow_columns
@@ -97,7 +97,7 @@ class RigL(Dynamic):
     def among(
         self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
     ) -> Among | None:
-        """The columns to search, more where those drawn have fewer than `count` free positions; None for all."""
+        """Return the columns to search, more where those drawn have fewer than `count` free positions; None for all."""
         rows, columns = as_matrix(weight.shape)
         number = self.searched(columns)
         order = torch.randperm(columns if number < columns else 0, generator=generator, device="cpu")

@@ -13,34 +13,36 @@ DropSchedule = Callable[[float], float]
 
 
 def constant(progress: float) -> float:
-    """f = 1."""
+    """Return f = 1."""
     return 1.0
 
 
 def linear(progress: float) -> float:
-    """f = 1 - t / T_end (RigL's inverse power schedule with k = 1, arXiv 1911.11134, appendix)."""
+    """Return f = 1 - t / T_end (RigL's inverse power schedule with k = 1, arXiv 1911.11134, appendix)."""
     return 1.0 - progress
 
 
 def cosine(progress: float) -> float:
-    """f = (1 + cos(pi t / T_end)) / 2 (RigL, arXiv 1911.11134, section 3)."""
+    """Return f = (1 + cos(pi t / T_end)) / 2 (RigL, arXiv 1911.11134, section 3)."""
     return (1 + math.cos(math.pi * progress)) / 2
 
 
 def inverse_power(k: float) -> DropSchedule:
-    """f = (1 - t / T_end)^k (RigL, arXiv 1911.11134, appendix G); k = 1 is `linear`."""
+    """Return f = (1 - t / T_end)^k (RigL, arXiv 1911.11134, appendix G); k = 1 is `linear`."""
     power = require_positive("k", k, zero=True)
     return lambda progress: (1.0 - progress) ** power
 
 
 def cosine_to(k: float) -> DropSchedule:
-    """f = k + (1 - k) (1 + cos(pi t / T_end)) / 2: `cosine`, down to the share k of its start (arXiv 2102.02887)."""
+    """Return f = k + (1 - k) (1 + cos(pi t / T_end)) / 2: `cosine`, down to the share k of its start (arXiv
+    2102.02887).
+    """
     k = require_fraction("k", k, one=True)
     return lambda progress: k + (1 - k) * cosine(progress)
 
 
 def cubic(progress: float) -> float:
-    """Share of the way to the final sparsity, 1 - (1 - p)^3 (Zhu and Gupta, arXiv 1710.01878)."""
+    """Return the share of the way to the final sparsity, 1 - (1 - p)^3 (Zhu and Gupta, arXiv 1710.01878)."""
     return 1.0 - (1.0 - progress) ** 3
 
 
@@ -50,7 +52,7 @@ FAMILIES = {"inverse-power-": (inverse_power, "inverse-power-3"), "cosine-to-": 
 
 
 def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
-    """The function ``t / T_end -> factor of the drop fraction`` named `schedule`, or itself.
+    """Return the function ``t / T_end -> factor of the drop fraction`` named `schedule`, or itself.
 
     Raises:
         RegrowValueError: for an unknown name.
@@ -91,17 +93,17 @@ def last_step(fraction: float, total_steps: int, every: int = 1) -> int:
 
 
 def is_update_step(step: int, every: int, end: int) -> bool:
-    """RigL's rule: ``step mod every == 0 and 0 < step < end``, steps counted from 0."""
+    """Apply RigL's rule: ``step mod every == 0 and 0 < step < end``, steps counted from 0."""
     return step % every == 0 and 0 < step < end
 
 
 def next_update(step: int, every: int, end: int) -> int | None:
-    """The first update step at or after `step`, or None."""
+    """Return the first update step at or after `step`, or None."""
     due = max(every, -(-step // every) * every)
     return due if due < end else None
 
 
 def last_update(every: int, end: int) -> int | None:
-    """The last update step there will be, or None."""
+    """Return the last update step there will be, or None."""
     due = (end - 1) // every * every
     return due if due > 0 else None

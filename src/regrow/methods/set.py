@@ -95,7 +95,8 @@ class SET(Dynamic):
         seed: int = 0,
         process_group: Any = None,
     ) -> SET:
-        """SET as published: at the end of each epoch but the last, 0.3 of each sign; new connections start at random.
+        """Return SET as published: at the end of each epoch but the last, 0.3 of each sign; new connections start
+        at random.
 
         An update is part of the epoch's last step: an evaluation between two epochs sees the new topology. At the
         start that is Erdos-Renyi with a dense output layer: ``sparsify(model, ..., "er", exclude="last")``.

@@ -150,7 +150,7 @@ class SNFS(Dynamic):
 
 
 def apportion(total: int, shares: Tensor, room: Tensor) -> list[int]:
-    """Whole numbers that add up to `total`, in proportion to `shares` [n], none above `room` [n].
+    """Apportion `total` in whole numbers, in proportion to `shares` [n], none above `room` [n].
 
     What does not fit is spread over the others; the remainder of rounding goes to the largest fractions, the
     lower index first. (The original rounds up and spreads the excess evenly.)

@@ -71,7 +71,7 @@ class SNIP:
         return cls(loss_fn, batch, mode="eval", per_layer=False)
 
     def __call__(self, model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-        """Scores of the weights named in `shapes`, each of its weight's shape."""
+        """Return the scores of the weights named in `shapes`, each of its weight's shape."""
         weights = {y.weight_name: y.parameter for y in find_layers(model) if y.weight_name in shapes}
         frozen = [name for name, weight in weights.items() if not weight.requires_grad]
         if frozen:

@@ -29,7 +29,7 @@ Leaf = tuple[str, Tensor, bool]
 
 
 def leaves(value: Any, key: str) -> Iterator[Leaf]:
-    """The tensors in `value`, through containers, objects and closures, each once; `key` is what `value` is called."""
+    """Yield the tensors in `value`, through containers, objects and closures, each once; `key` is what it is called."""
     seen: set[int] = set()
 
     def walk(value: Any, key: str, inside: bool, depth: int) -> Iterator[Leaf]:
@@ -53,7 +53,7 @@ def leaves(value: Any, key: str) -> Iterator[Leaf]:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """What an object that is no container holds, by name."""
+    """Return what an object that is no container holds, by name."""
     if isinstance(value, type | ModuleType | nn.Module | Optimizer | LRScheduler):
         return []
     parts = list(getattr(value, "__dict__", {}).items())
@@ -71,14 +71,14 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
 
 
 def own(state: Mapping[Any, Any]) -> Iterator[Leaf]:
-    """The tensors in the state of one parameter that are the optimizer's, not the method's."""
+    """Yield the tensors in the state of one parameter that are the optimizer's, not the method's."""
     for key, value in state.items():
         if not str(key).startswith(PREFIX):
             yield from leaves(value, str(key))
 
 
 def unmovable(tensor: Tensor, inside: bool, shape: torch.Size) -> str | None:
-    """Why a tensor in the state of a parameter of this `shape` cannot move with connections, or None."""
+    """Return why a tensor in the state of a parameter of this `shape` cannot move with connections, or None."""
     if tensor.numel() <= 1 and type(tensor) in PLAIN:
         return None
     if type(tensor) not in PLAIN:
@@ -89,7 +89,8 @@ def unmovable(tensor: Tensor, inside: bool, shape: torch.Size) -> str | None:
 
 
 def companions(optimizer: Optimizer, weight: SparseWeight, *, gradient: bool = True) -> dict[str, Tensor]:
-    """What moves with a weight's connections: its gradient, and optimizer state of the parameter's shape, by key.
+    """Return what moves with a weight's connections: its gradient, and optimizer state of the parameter's shape,
+    by key.
 
     Raises:
         RegrowRuntimeError: state of another shape or kind, naming the key.
@@ -117,7 +118,8 @@ def companions(optimizer: Optimizer, weight: SparseWeight, *, gradient: bool = T
 
 
 def kept_elsewhere(optimizer: Optimizer, shapes: Iterable[tuple[int, ...]]) -> str | None:
-    """The name of a tensor of one of these `shapes` that an optimizer keeps outside of its parameters' state, or None.
+    """Return the name of a tensor of one of these `shapes` that an optimizer keeps outside of its parameters'
+    state, or None.
 
     Slow weights in an attribute, in a closure that took the place of ``step``, in a parameter group.
     """

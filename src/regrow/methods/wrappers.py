@@ -27,7 +27,7 @@ SOUND = {
 
 
 def unwrap(optimizer: Any) -> Optimizer:
-    """The torch optimizer itself, without the wrappers of Accelerate and Lightning.
+    """Return the torch optimizer itself, without the wrappers of Accelerate and Lightning.
 
     Raises:
         RegrowValueError: several optimizers, another wrapper, or something else.
@@ -52,7 +52,7 @@ def _is_stateless(optimizer: Any) -> bool:
 
 
 def _inside(optimizer: Any) -> Iterator[tuple[str, Any]]:
-    """The optimizers that `optimizer` holds, with the attributes that hold them."""
+    """Yield the optimizers that `optimizer` holds, with the attributes that hold them."""
     for name, value in getattr(optimizer, "__dict__", {}).items():
         several = isinstance(value, list | tuple | Mapping)
         held = list(value.values() if isinstance(value, Mapping) else value) if several else [value]

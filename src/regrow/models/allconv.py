@@ -32,7 +32,7 @@ class AllConv(Plain):
 def allconv(
     hidden: Sequence[int] = (64, 64, 128, 128), classes: int = 10, channels: int = 1, width: float = 1.0
 ) -> AllConv:
-    """A small convolutional network in the manner of the all convolutional net; 259,904 weights by default.
+    """Build a small network in the manner of the all convolutional net; 259,904 weights by default.
 
     Args:
         hidden: channels of the convolutions.

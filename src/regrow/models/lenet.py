@@ -30,7 +30,7 @@ class LeNet(nn.Module):
         self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, size, size]."""
+        """Return the logits [N, classes] of images `x` [N, channels, size, size]."""
         x = F.max_pool2d(F.relu(self.conv1(x)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         logits: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
@@ -38,7 +38,7 @@ class LeNet(nn.Module):
 
 
 def lenet(channels: int = 1, size: int = 28, classes: int = 10, width: float = 1.0) -> LeNet:
-    """LeNet-5-Caffe: 20 and 50 channels, 500 hidden units, 430,500 weights at the defaults.
+    """Build LeNet-5-Caffe: 20 and 50 channels, 500 hidden units, 430,500 weights at the defaults.
 
     Args:
         channels: channels of the images.

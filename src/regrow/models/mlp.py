@@ -23,13 +23,13 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*modules[:-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of `x`, [N, ...] with as many values an example as the network has inputs."""
+        """Return the logits [N, classes] of `x`, [N, ...] with as many values an example as the network has inputs."""
         logits: Tensor = self.layers(x.flatten(1))
         return logits
 
 
 def mlp(inputs: int = 784, hidden: Sequence[int] = (300, 100), classes: int = 10, width: float = 1.0) -> MLP:
-    """LeNet-300-100 by default: 784-300-100-10, 266,200 weights.
+    """Build an MLP, LeNet-300-100 by default: 784-300-100-10, 266,200 weights.
 
     Args:
         inputs: values of one example; images [N, C, H, W] are flattened to C * H * W.

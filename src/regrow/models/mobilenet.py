@@ -17,7 +17,7 @@ BLOCKS = (
 
 
 def _padding(stride: int) -> nn.Module:
-    """Before a 3x3 of stride 2: right and bottom, as TensorFlow pads, by a layer of its own as in Keras."""
+    """Pad before a 3x3 of stride 2: right and bottom, as TensorFlow pads, by a layer of its own as in Keras."""
     return nn.ZeroPad2d((0, 1, 0, 1)) if stride == 2 else nn.Identity()
 
 
@@ -34,7 +34,7 @@ class SeparableBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
+        """Return the features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
         x = F.relu(self.bn1(self.depthwise(self.pad(x))))
         return F.relu(self.bn2(self.pointwise(x)))
 
@@ -64,14 +64,14 @@ class MobileNetV1(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, H, W]."""
+        """Return the logits [N, classes] of images `x` [N, channels, H, W]."""
         x = self.blocks(F.relu(self.bn1(self.conv1(self.pad(x)))))
         logits: Tensor = self.fc(x.mean((2, 3), keepdim=True)).flatten(1)
         return logits
 
 
 def mobilenet_v1(classes: int = 1000, channels: int = 3, width: float = 1.0) -> MobileNetV1:
-    """MobileNet-v1: 4,209,088 weights. The RigL paper keeps ``conv1`` and the depthwise kernels dense.
+    """Build MobileNet-v1: 4,209,088 weights. The RigL paper keeps ``conv1`` and the depthwise kernels dense.
 
     Args:
         classes: the number of outputs.

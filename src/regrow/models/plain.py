@@ -13,7 +13,7 @@ def initialise(model: nn.Module) -> None:
 
 
 def convolution(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
-    """A padded 3x3 convolution, norm and ReLU."""
+    """Build a padded 3x3 convolution, norm and ReLU."""
     return [
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
         nn.BatchNorm2d(outputs),
@@ -31,6 +31,6 @@ class Plain(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, H, W], H and W large enough for `features`."""
+        """Return the logits [N, classes] of images `x` [N, channels, H, W], H and W large enough for `features`."""
         logits: Tensor = self.fc(self.features(x).mean((2, 3)))
         return logits

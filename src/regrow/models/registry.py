@@ -33,7 +33,7 @@ class ModelRecord:
     """Layers that the RigL paper keeps dense whatever the distribution, as globs for `sparsify(exclude=...)`."""
 
     def example_shape(self, options: Mapping[str, Any]) -> tuple[int, ...]:
-        """Shape of one example where `options` are given to `build`."""
+        """Return the shape of one example where `options` are given to `build`."""
         defaults = {n: p.default for n, p in inspect.signature(self.build).parameters.items()}
         known = {**defaults, **options}
         return tuple(known[size] if isinstance(size, str) else size for size in self.input)

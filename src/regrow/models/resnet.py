@@ -22,7 +22,7 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
-    """A projection where the shape changes."""
+    """Return a projection where the shape changes."""
     if inputs == outputs and stride == 1:
         return None
     return nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
@@ -40,7 +40,7 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
+        """Return the features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return F.relu(y + shortcut)
@@ -59,7 +59,7 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
+        """Return the features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
         y = self.bn3(self.conv3(y))
@@ -108,7 +108,7 @@ class ResNet(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, H, W]."""
+        """Return the logits [N, classes] of images `x` [N, channels, H, W]."""
         x = self.maxpool(F.relu(self.bn1(self.conv1(self.pad(x)))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         logits: Tensor = self.fc(x.mean((2, 3)))
@@ -116,7 +116,7 @@ class ResNet(nn.Module):
 
 
 def resnet18(classes: int = 1000, channels: int = 3, width: float = 1.0) -> ResNet:
-    """ResNet-18 in the form for ImageNet.
+    """Build ResNet-18 in the form for ImageNet.
 
     Args:
         classes: the number of outputs.
@@ -127,7 +127,7 @@ def resnet18(classes: int = 1000, channels: int = 3, width: float = 1.0) -> ResN
 
 
 def resnet50(classes: int = 1000, channels: int = 3, width: float = 1.0) -> ResNet:
-    """ResNet-50 in the form for ImageNet, the stride on the 3x3: 25,502,912 weights.
+    """Build ResNet-50 in the form for ImageNet, the stride on the 3x3: 25,502,912 weights.
 
     Args:
         classes: the number of outputs.
@@ -138,7 +138,7 @@ def resnet50(classes: int = 1000, channels: int = 3, width: float = 1.0) -> ResN
 
 
 def resnet18_cifar(classes: int = 10, channels: int = 3, width: float = 1.0) -> ResNet:
-    """ResNet-18 with a 3x3 stem, without max-pooling.
+    """Build ResNet-18 with a 3x3 stem, without max-pooling.
 
     Args:
         classes: the number of outputs.
@@ -149,7 +149,7 @@ def resnet18_cifar(classes: int = 10, channels: int = 3, width: float = 1.0) -> 
 
 
 def resnet50_cifar(classes: int = 10, channels: int = 3, width: float = 1.0) -> ResNet:
-    """ResNet-50 with a 3x3 stem, without max-pooling.
+    """Build ResNet-50 with a 3x3 stem, without max-pooling.
 
     Args:
         classes: the number of outputs.

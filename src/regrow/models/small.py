@@ -18,7 +18,7 @@ STEPS = 1000
 
 
 def small_dense(build: Callable[..., nn.Module], size_megabytes: float, convention: str = "clean") -> float:
-    """The width, to three digits, whose stored size is closest to `size_megabytes`.
+    """Return the width, to three digits, whose stored size is closest to `size_megabytes`.
 
     Compare with the size of the sparse network that `regrow.costs` gives: the masks' bits are in it.
 
@@ -81,7 +81,7 @@ def small_dense(build: Callable[..., nn.Module], size_megabytes: float, conventi
 
 
 def scales(build: Callable[..., nn.Module]) -> bool:
-    """Whether `build` has an argument ``width`` that is a factor of its layers, 1.0 by default."""
+    """Return whether `build` has an argument ``width`` that is a factor of its layers, 1.0 by default."""
     return _is_factor(_width(build))
 
 
@@ -98,7 +98,7 @@ def _is_factor(default: object) -> bool:
 
 
 def _build(build: Callable[..., nn.Module], width: float) -> nn.Module:
-    """The network without memory for its weights, if it can be built so."""
+    """Return the network without memory for its weights, if it can be built so."""
     try:
         with torch.device("meta"):
             return build(width=width)

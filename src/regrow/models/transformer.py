@@ -23,7 +23,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(size, size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, L, size] of `x` [N, L, size]."""
+        """Return [N, L, size] of `x` [N, L, size]."""
         # [N, L, size] -> [N, heads, L, size / heads]
         query, key, value = (
             y.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -48,7 +48,7 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, L, size] of `x` [N, L, size]."""
+        """Return [N, L, size] of `x` [N, L, size]."""
         x = x + self.dropout(self.attention(self.norm1(x)))
         result: Tensor = x + self.dropout(self.fc2(F.gelu(self.fc1(self.norm2(x)))))
         return result
@@ -57,7 +57,7 @@ class TransformerBlock(nn.Module):
 def _blocks(
     dim: int, depth: int, heads: int, dropout: float, width: float, causal: bool
 ) -> tuple[int, nn.Sequential]:
-    """The size of a token's vector, and the blocks; `width` scales each head."""
+    """Return the size of a token's vector, and the blocks; `width` scales each head."""
     dim, depth, heads = (
         require_count("dim", dim),
         require_count("depth", depth),
@@ -108,7 +108,7 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.positions, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, size, size]."""
+        """Return the logits [N, classes] of images `x` [N, channels, size, size]."""
         tokens = self.patches(x).flatten(2).transpose(1, 2) + self.positions
         logits: Tensor = self.fc(self.norm(self.blocks(tokens)).mean(1))
         return logits
@@ -141,7 +141,7 @@ class GPT(nn.Module):
         _initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, L, classes] of the token after each of `x` [N, L], int64, L at most `context`."""
+        """Return the logits [N, L, classes] of the token after each of `x` [N, L], int64, L at most `context`."""
         if x.shape[-1] > self.context:
             raise RegrowValueError(
                 f"`x` must hold at most `context` = {self.context} tokens, got {x.shape[-1]}"
@@ -163,7 +163,7 @@ def vit(
     dropout: float = 0.0,
     width: float = 1.0,
 ) -> ViT:
-    """A vision transformer; the defaults are ViT-Ti's sizes on images of 32 x 32 in patches of 4 x 4.
+    """Build a vision transformer; by default ViT-Ti's sizes on images of 32 x 32 in patches of 4 x 4.
 
     Args:
         classes: the number of outputs.
@@ -188,7 +188,7 @@ def gpt(
     dropout: float = 0.0,
     width: float = 1.0,
 ) -> GPT:
-    """A decoder-only transformer in GPT-2's form; its read-out is tied to the embedding and so stays dense.
+    """Build a decoder-only transformer in GPT-2's form; its read-out is tied to the embedding and so stays dense.
 
     Args:
         classes: the size of the vocabulary; 256 for bytes.

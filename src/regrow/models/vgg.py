@@ -31,7 +31,7 @@ class VGG(Plain):
 
 
 def vgg16(classes: int = 10, channels: int = 3, width: float = 1.0) -> VGG:
-    """VGG-16: thirteen convolutions and one linear layer.
+    """Build VGG-16: thirteen convolutions and one linear layer.
 
     Args:
         classes: the number of outputs.
@@ -42,7 +42,7 @@ def vgg16(classes: int = 10, channels: int = 3, width: float = 1.0) -> VGG:
 
 
 def vgg19(classes: int = 10, channels: int = 3, width: float = 1.0) -> VGG:
-    """VGG-19: sixteen convolutions and one linear layer.
+    """Build VGG-19: sixteen convolutions and one linear layer.
 
     Args:
         classes: the number of outputs.

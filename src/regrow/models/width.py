@@ -7,7 +7,7 @@ from regrow.errors import RegrowValueError
 
 
 def require_width(width: object) -> float:
-    """`width` as a float above 0.
+    """Return `width` as a float above 0.
 
     Raises:
         RegrowValueError: naming what was given and what is allowed.
@@ -16,7 +16,7 @@ def require_width(width: object) -> float:
 
 
 def scaled(channels: int, width: float) -> int:
-    """``int(channels * width)``, rounded to six digits before it is cut: ``100 * 0.29`` is 28.999999999999996.
+    """Return ``int(channels * width)``, rounded to six digits before it is cut: ``100 * 0.29`` is 28.999999999999996.
 
     Raises:
         RegrowValueError: a width that leaves no channel.

@@ -24,7 +24,7 @@ class PreActivationBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
+        """Return the features [N, outputs, H / stride, W / stride] of `x` [N, inputs, H, W]."""
         y = F.relu(self.bn1(x))
         shortcut = x if self.skip is None else self.skip(y)
         y = self.dropout(F.relu(self.bn2(self.conv1(y))))
@@ -64,7 +64,7 @@ class WRN(nn.Module):
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes] of images `x` [N, channels, H, W]."""
+        """Return the logits [N, classes] of images `x` [N, channels, H, W]."""
         x = self.group3(self.group2(self.group1(self.conv1(x))))
         logits: Tensor = self.fc(F.relu(self.bn(x)).mean((2, 3)))
         return logits
@@ -78,7 +78,7 @@ def wrn(
     dropout: float = 0.0,
     width: float = 1.0,
 ) -> WRN:
-    """WRN-depth-widen, pre-activation, with 1x1 convolutions as shortcuts.
+    """Build WRN-depth-widen, pre-activation, with 1x1 convolutions as shortcuts.
 
     Args:
         depth: number of layers, 6 n + 4.
@@ -92,7 +92,7 @@ def wrn(
 
 
 def wrn_22_2(classes: int = 10, channels: int = 3, dropout: float = 0.0, width: float = 1.0) -> WRN:
-    """WRN-22-2, the RigL paper's network for CIFAR-10: 1,076,912 weights.
+    """Build WRN-22-2, the RigL paper's network for CIFAR-10: 1,076,912 weights.
 
     Args:
         classes: the number of outputs.

@@ -118,12 +118,13 @@ class SparseModule(CompressedModule):
         return self.listener_of("weight")
 
     def _connections(self) -> str:
-        """What `extra_repr` says of them; they cannot be counted on the meta device."""
+        """Return what `extra_repr` says of them; they cannot be counted on the meta device."""
         crow = self.weight_crow
         return f"connections={'?' if crow.is_meta else int(crow[-1])}"
 
     def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Input, values and bias in the dtype to compute in; what a pass forward needs is seen to (`ensure_hooks`).
+        """Return the input, values and bias in the dtype to compute in; what a pass forward needs is seen to
+        (`ensure_hooks`).
 
         Raises:
             RegrowRuntimeError: an input of another dtype than the weight's, or a topology that other code has changed.

@@ -92,7 +92,7 @@ class SparseConv2d(SparseModule):
         self._window = Window(kernel, step, self._paddings(), spread)
 
     def _paddings(self) -> tuple[int, int, int, int]:
-        """Rows above and below, columns left and right."""
+        """Return the padding: rows above and below, columns left and right."""
         if self.padding == "valid":
             return (0, 0, 0, 0)
         if self.padding == "same" and self.stride == (1, 1):

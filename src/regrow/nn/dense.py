@@ -32,26 +32,26 @@ class TiledConv2d(nn.Conv2d):
 
     @classmethod
     def pays(cls, module: nn.Module) -> TypeGuard[nn.Conv2d]:
-        """Whether it is a convolution whose work the kernels can do, and faster."""
+        """Return whether it is a convolution whose work the kernels can do, and faster."""
         if type(module) is not nn.Conv2d or module.in_channels > cls.MOST or module._forward_pre_hooks:
             return False
         return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d) -> TiledConv2d:
-        """With the very parameters and hooks of `conv`."""
+        """Make one with the very parameters and hooks of `conv`."""
         tiled = cls.__new__(cls)
         tiled.__dict__ = dict(conv.__dict__)
         return tiled
 
     def to_conv(self) -> nn.Conv2d:
-        """Torch's convolution, with the very parameters and hooks of this one."""
+        """Return torch's convolution, with the very parameters and hooks of this one."""
         conv = nn.Conv2d.__new__(nn.Conv2d)
         conv.__dict__ = dict(self.__dict__)
         return conv
 
     def forward(self, input: Tensor) -> Tensor:
-        """Output (N, out_channels, H', W') of `input` (N, in_channels, H, W)."""
+        """Return the output (N, out_channels, H', W') of `input` (N, in_channels, H, W)."""
         if is_traced(input):
             return leaf(self, input)
         weight, padding = self.weight, (int(p) for p in self.padding for _ in range(2))

@@ -55,7 +55,7 @@ class SparseLinear(SparseModule):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, positions: Tensor, values: Tensor | None = None) -> SparseLinear:
-        """The connections at `positions` of a dense layer, with the layer's own bias parameter.
+        """Return the connections at `positions` of a dense layer, with the layer's own bias parameter.
 
         Their `values` [nnz] are the layer's, unless they are given.
         """
@@ -68,7 +68,7 @@ class SparseLinear(SparseModule):
         return sparse
 
     def to_linear(self, dense: Tensor) -> nn.Linear:
-        """The dense layer with weight `dense` [out_features, in_features] and this layer's bias parameter."""
+        """Return the dense layer with weight `dense` [out_features, in_features] and this layer's bias parameter."""
         linear = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
         self._give_to(linear, dense)
         return linear
@@ -84,7 +84,7 @@ class SparseLinear(SparseModule):
         return linear(input, values, bias, self._index, self.activation or "none", self._listener)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, live: bool) -> Tensor:
-        """`torch.nn.functional.linear` of somebody who reads `weight`, a view; `live`: with its gradient."""
+        """Apply `torch.nn.functional.linear` for somebody who reads `weight`, a view; `live`: with its gradient."""
         input, values, _ = self._operands(input)
         bias = None if bias is None else bias.to(values.dtype)
         return linear(input, values if live else values.detach(), bias, self._index, listener=self._listener)

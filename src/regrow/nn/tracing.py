@@ -11,12 +11,12 @@ from regrow.errors import RegrowRuntimeError
 
 
 def is_traced(input: Any) -> bool:
-    """Whether torch.fx has a module called; `leaf` is then what it returns."""
+    """Return whether torch.fx has a module called; `leaf` is then what it returns."""
     return isinstance(input, fx.Proxy)
 
 
 def leaf(module: nn.Module, *args: Any) -> Tensor:
-    """The output of `module` as torch.fx is to see it, a proxy: of one call, as that of torch's own layers."""
+    """Return the output of `module` as torch.fx is to see it, a proxy: of one call, as that of torch's own layers."""
     tracer: Any = next(x.tracer for x in args if isinstance(x, fx.Proxy))
     path = tracer.path_of_module(module)
     if not path:
@@ -29,5 +29,5 @@ def leaf(module: nn.Module, *args: Any) -> Tensor:
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a forward hook sees the output of `module`."""
+    """Return whether a forward hook sees the output of `module`."""
     return bool(module._forward_hooks) or has_global_hooks()

@@ -68,7 +68,7 @@ class Gradient(NamedTuple):
 
 
 def dense_weight(module: SparseModule) -> Tensor:
-    """The dense weight of a compressed module, through which gradients reach its values."""
+    """Return the dense weight of a compressed module, through which gradients reach its values."""
     dense = _in_places(module, module.weight_values)
     if dense.requires_grad:
         # growth needs what the gather would leave out
@@ -80,7 +80,9 @@ def dense_weight(module: SparseModule) -> Tensor:
 
 
 def _in_places(module: SparseModule, values: Tensor) -> Tensor:
-    """`values` [n, 1] of the module's connections at their places in the flattened dense weight, zero elsewhere."""
+    """Return `values` [n, 1] of the module's connections at their places in the flattened dense weight, zero
+    elsewhere.
+    """
     shape = module._weight_shape
     places = positions(module.weight_crow, module.weight_col, shape[1:].numel())
     return values.new_zeros(shape.numel()).index_copy(0, places, values[: len(places), 0])
@@ -102,12 +104,12 @@ class WeightView(Tensor):
         return view
 
     def dense(self) -> Tensor:
-        """The dense tensor."""
+        """Return the dense tensor."""
         dense = dense_weight(self._module)
         return dense if self._live else dense.detach()
 
     def values(self) -> Tensor:
-        """The values of the connections [nnz]."""
+        """Return the values of the connections [nnz]."""
         values = self._module.weight_values[: int(self._module.weight_crow[-1]), 0]
         return values if self._live else values.detach()
 
@@ -162,7 +164,7 @@ class WeightView(Tensor):
 
 
 def _writes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a function would write to a view: its name ends with one underscore, or it has an `out`."""
+    """Return whether a function would write to a view: its name ends with one underscore, or it has an `out`."""
     if any(isinstance(x, WeightView) for x in tree_leaves(kwargs.get("out"))):
         return True
     in_place = is_in_place(func) or short_name(func) == "__set__"  # of .data, say
@@ -176,7 +178,7 @@ def _set_requires_grad(view: WeightView, value: bool = True) -> WeightView:
 
 
 def _gradient(view: WeightView) -> Tensor | None:
-    """The gradient of the values at their places."""
+    """Return the gradient of the values at their places."""
     gradient = view._module.weight_values.grad
     return None if gradient is None else _in_places(view._module, gradient).view(view._module._weight_shape)
 

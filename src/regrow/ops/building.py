@@ -86,7 +86,9 @@ def provide(load: Callable[[Path], str | None], *, ask: bool = False) -> Path:
 
 
 def places(*, make: bool = False) -> Iterator[Path]:
-    """Folders for libraries: in the user's cache, else a temporary one of the user's own, which `make` creates."""
+    """Yield folders for libraries: in the user's cache, else a temporary one of the user's own, which `make`
+    creates.
+    """
     with suppress(RuntimeError):  # there is no home
         yield cache() / "kernels"
     own = Path(tempfile.gettempdir(), f"regrow-{os.getuid()}")

@@ -43,7 +43,7 @@ class CompilerError(RuntimeError):
 
 
 def sources_key() -> str:
-    """Names and contents of all sources."""
+    """Digest the names and contents of all sources."""
     found = hashlib.sha256()
     for file in sorted(SOURCES.iterdir()):
         found.update(f"{file.name}\n{file.stat().st_size}\n".encode() + file.read_bytes())
@@ -51,14 +51,16 @@ def sources_key() -> str:
 
 
 def flags() -> tuple[str, ...]:
-    """What the compiler is told, paths apart: `REGROW_SANITIZE` names sanitizers, `REGROW_PORTABLE` is for wheels."""
+    """Return what the compiler is told, paths apart: `REGROW_SANITIZE` names sanitizers, `REGROW_PORTABLE` is for
+    wheels.
+    """
     if named := os.environ.get("REGROW_SANITIZE"):
         return (*FLAGS, "-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={named}")
     return (*FLAGS, "-O3", "-g0", *(PORTABLE if os.environ.get("REGROW_PORTABLE") else ()))
 
 
 def key() -> str:
-    """What decides what a library does: sources, flags and processor.
+    """Return what decides what a library does: sources, flags and processor.
 
     The version of torch is no part: the flags name the stable ABI, which each later torch keeps.
     """
@@ -66,7 +68,7 @@ def key() -> str:
 
 
 def key_of(library: Path) -> str:
-    """The key that `library` carries; empty where it has none. The file is read, not loaded."""
+    """Return the key that `library` carries; empty where it has none. The file is read, not loaded."""
     try:
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             start = content.find(MARK)
@@ -76,7 +78,7 @@ def key_of(library: Path) -> str:
 
 
 def compiler() -> list[str] | None:
-    """The C++ compiler, as a command: `CXX`, or the system's; None where there is none."""
+    """Return the C++ compiler, as a command: `CXX`, or the system's; None where there is none."""
     named = os.environ.get("CXX")
     for words in [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]:
         if words and (path := shutil.which(words[0])):
@@ -85,20 +87,20 @@ def compiler() -> list[str] | None:
 
 
 def compiler_key(command: Sequence[str]) -> str:
-    """Which compiler this is, by its file: asking it for its version would take longer at each start."""
+    """Return which compiler this is, by its file: asking it for its version would take longer at each start."""
     file = os.path.realpath(command[0])
     found = os.stat(file)
     return _digest(file, *command[1:], str(found.st_size), str(found.st_mtime_ns))
 
 
 def torch_folder() -> Path | None:
-    """Where torch is installed, without importing it."""
+    """Return where torch is installed, without importing it."""
     found = importlib.util.find_spec("torch")
     return Path(found.origin).parent if found and found.origin else None
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Return how many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -17,7 +17,9 @@ T = TypeVar("T")
 
 
 def unflatten(at: int, *kinds: Callable[..., Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Decorate the function of an operator: from argument number `at` on, it is given named tuples of these `kinds`."""
+    """Return decorate the function of an operator: from argument number `at` on, it is given named tuples of these
+    `kinds`.
+    """
     ends = [at]
     for kind in kinds:
         ends.append(ends[-1] + len(kind._fields))  # type: ignore[attr-defined]

@@ -35,7 +35,7 @@ class Calls:
 
     @classmethod
     def of(cls, module: nn.Module, name: str) -> Calls:
-        """The calls of `module`; none, with a warning that tells its `name`, where it cannot be traced."""
+        """Return the calls of `module`; none, with a warning that tells its `name`, where it cannot be traced."""
         tracer = _Tracer()
         try:
             nodes = list(tracer.trace(module).nodes)
@@ -52,7 +52,7 @@ class Calls:
 
     @classmethod
     def in_both_modes(cls, module: nn.Module, name: str) -> list[Calls]:
-        """The calls in training and in evaluation, which `forward` may ask for; warns as `of` does."""
+        """Return the calls in training and in evaluation, which `forward` may ask for; warns as `of` does."""
         training, found = module.training, []
         try:
             for module.training in (True, False):
@@ -62,19 +62,19 @@ class Calls:
         return found
 
     def node(self, child: str) -> fx.Node | None:
-        """The call of the child with this name, if there is one and only one."""
+        """Return the call of the child with this name, if there is one and only one."""
         found = [node for node in self._nodes if node.op == "call_module" and node.target == child]
         return found[0] if len(found) == 1 else None
 
     def is_relu(self, node: fx.Node) -> bool:
-        """Whether a call is a ReLU: a function, a method, or a child without hooks."""
+        """Return whether a call is a ReLU: a function, a method, or a child without hooks."""
         if node.op == "call_module":
             child = self._child(node)  # whose hooks, if it has some, are to see what torch's ReLU is given
             return type(child) is nn.ReLU and not child._forward_pre_hooks and not child._forward_hooks
         return node.target in RELU or (node.op == "call_method" and node.target in ("relu", "relu_"))
 
     def input_child(self, child: str) -> nn.Module | None:
-        """The child whose output is the input of `child`, and goes nowhere else."""
+        """Return the child whose output is the input of `child`, and goes nowhere else."""
         node = self.node(child)
         before: Any = node.args[0] if node is not None and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
@@ -82,11 +82,13 @@ class Calls:
         return self._child(before) if self._times[before.target] == 1 else None
 
     def only_relu_follows(self, child: str) -> bool:
-        """Whether the output of `child` goes into a ReLU and nowhere else."""
+        """Return whether the output of `child` goes into a ReLU and nowhere else."""
         return self._goes_into_relu(self.node(child))
 
     def only_sum_follows(self, child: str, relu: bool = False) -> bool:
-        """Whether the output of `child` is added to another at once, and goes nowhere else; then into a ReLU alone."""
+        """Return whether the output of `child` is added to another at once, and goes nowhere else; then into a
+        ReLU alone.
+        """
         node = self.node(child)
         total = node.next if node is not None else None
         if (
@@ -105,7 +107,7 @@ class Calls:
         return another and (not relu or self._goes_into_relu(total))
 
     def readers(self, child: str, relu: bool = False) -> list[nn.Module]:
-        """The children that read the output of `child`, or of the ReLU behind it, max-pooled or not.
+        """Return the children that read the output of `child`, or of the ReLU behind it, max-pooled or not.
 
         None of them where others read it too.
         """
@@ -132,6 +134,6 @@ class Calls:
 
 
 def is_shared(model: nn.Module) -> Any:
-    """A function that says whether `model` has a module under two names."""
+    """Return a function that says whether `model` has a module under two names."""
     times = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
     return lambda module: times[id(module)] > 1

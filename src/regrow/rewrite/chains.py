@@ -95,7 +95,7 @@ class Step:
     """What an element-wise step does."""
 
     def on_constants(self, values: Tensor, module: nn.Module | None) -> Tensor:
-        """What becomes of channels [C] that are constant over images and pixels, in evaluation mode."""
+        """Return what becomes of channels [C] that are constant over images and pixels, in evaluation mode."""
         if self.kind == "norm":
             assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
             return F.batch_norm(
@@ -112,7 +112,7 @@ class Step:
 
 
 def chain(model: nn.Module) -> list[Step]:
-    """The steps of `model`, a plain dense module in evaluation mode, from its first layer to its last.
+    """Return the steps of `model`, a plain dense module in evaluation mode, from its first layer to its last.
 
     Raises:
         RegrowValueError: naming the module or function that makes it no chain of what can be followed.
@@ -183,7 +183,7 @@ def _step(model: nn.Module, node: fx.Node) -> Step:
 
 
 def _call(node: fx.Node) -> Callable[[Tensor], Tensor]:
-    """What the function or method of `node` does to a tensor."""
+    """Return what the function or method of `node` does to a tensor."""
     target: Any = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
     rest: Any = node.args[1:]
     options: dict[str, Any] = {**node.kwargs, **({"inplace": False} if "inplace" in node.kwargs else {})}

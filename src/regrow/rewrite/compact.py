@@ -48,18 +48,19 @@ class _Layer:
     """Inputs that belong to one unit of the layer before: the pixels of a channel that was flattened."""
 
     def reads(self) -> Tensor:
-        """Which output is connected to which unit of the layer before, boolean [out, units]."""
+        """Return which output is connected to which unit of the layer before, boolean [out, units]."""
         out = self.mask.shape[0]
         return self.mask.reshape(out, -1, self.block * self.mask[0, 0].numel()).any(2)
 
     def sums(self) -> Tensor:
-        """The weight from each unit of the layer before, over its pixels and the kernel [out, units]."""
+        """Return the weight from each unit of the layer before, over its pixels and the kernel [out, units]."""
         weight = self.module.weight.detach() * self.mask
         return weight.reshape(len(weight), -1, self.block * weight[0, 0].numel()).sum(2)
 
 
 def compact(model: nn.Module, *, inputs: bool = False) -> nn.Module:
-    """A smaller model with the same outputs in evaluation mode: units that nothing reaches, or that reach nothing, go.
+    """Return a smaller model with the same outputs in evaluation mode: units that nothing reaches, or that reach
+    nothing, go.
 
     A unit that nothing reaches is a constant, its bias through the activation that follows; the constant moves into the
     biases of the units that read it. The other connections, their values and their storage stay what they are.

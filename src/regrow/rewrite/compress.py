@@ -95,7 +95,9 @@ def _compress(model: nn.Module, found: list[tuple[Layer, SparseWeight]], optimiz
 
 
 def _taken(weight: SparseWeight, value: Any) -> Any:
-    """Optimizer state of the parameter's shape for the connections alone, [nnz, 1]; anything else as it is."""
+    """Return the optimizer state of the parameter's shape for the connections alone, [nnz, 1]; anything else as it
+    is.
+    """
     if isinstance(value, Tensor) and tuple(value.shape) == weight.shape:
         return pad(weight.take(value), (0, stamp.SIZE))[:, None]
     return value

@@ -23,7 +23,8 @@ NORMS = (
 
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """A copy of `model` in evaluation mode, whose batch norms are folded into values and biases where they can be.
+    """Return a copy of `model` in evaluation mode, whose batch norms are folded into values and biases where they
+    can be.
 
     A batch norm with running statistics, whose input comes from one convolution or linear layer (dense, masked or
     compressed) and goes nowhere else (as torch.fx sees it in the `forward` of the module that owns both), scales that
@@ -52,7 +53,7 @@ def fold(model: nn.Module) -> nn.Module:
 
 
 def _is_watched(module: nn.Module) -> bool:
-    """Whether it has hooks of others, which may compute its weight or see its output."""
+    """Return whether it has hooks of others, which may compute its weight or see its output."""
     own = (before_forward, before_forward_of_reader, after_forward)
     return any(
         h not in own for hooks in (module._forward_hooks, module._forward_pre_hooks) for h in hooks.values()
@@ -60,13 +61,13 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
-    """Whether another module holds a parameter of the layer."""
+    """Return whether another module holds a parameter of the layer."""
     mine = {id(parameter) for parameter in layer.parameters(recurse=False)}
     return any(id(p) in mine for m in model.modules() if m is not layer for p in m.parameters(recurse=False))
 
 
 def _takes(layer: nn.Module, norm: BatchNorm) -> bool:
-    """Whether the layer's rows are the norm's channels, and nothing is between them."""
+    """Return whether the layer's rows are the norm's channels, and nothing is between them."""
     rows = getattr(layer, "out_channels", getattr(layer, "out_features", None))
     plain = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     compressed = "weight_values" in layer._parameters and getattr(layer, "activation", None) is None

@@ -75,7 +75,7 @@ def _fuse_called(parent: nn.Module, name: str, shared: Any) -> None:
 
 
 def _want_tiles(readers: list[nn.Module]) -> bool:
-    """Whether there are some, and all have sparse convolutions, or are norms that want tiles themselves."""
+    """Return whether there are some, and all have sparse convolutions, or are norms that want tiles themselves."""
 
     def wants(reader: nn.Module) -> bool:
         tiled = isinstance(reader, FusedBatchNorm2d) and reader.tiled

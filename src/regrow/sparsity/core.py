@@ -238,5 +238,5 @@ def masks(model: nn.Module) -> dict[str, Tensor]:
 
 
 def is_sparse(model: nn.Module) -> bool:
-    """Whether any weight of `model` is sparse."""
+    """Return whether any weight of `model` is sparse."""
     return bool(sparse_weights(require_model("model", model)))

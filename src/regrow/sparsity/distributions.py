@@ -28,7 +28,7 @@ Distribution = Callable[[Shapes, float], Mapping[str, float]]
 
 
 def whole_share(fraction: float, count: int, *, up: bool = False) -> int:
-    """``floor(fraction * count)``, the product rounded to 6 digits first; `up` rounds it up instead.
+    """Return ``floor(fraction * count)``, the product rounded to 6 digits first; `up` rounds it up instead.
 
     0.29 * 100 is 28.999999999999996 in floating point and 0.1 * 30 is 3.0000000000000004.
     """
@@ -37,13 +37,13 @@ def whole_share(fraction: float, count: int, *, up: bool = False) -> int:
 
 
 def connections(shape: Shape, sparsity: float) -> int:
-    """Exact number of active connections: ``N - floor(sparsity * N)`` for a weight of N positions."""
+    """Return the exact number of active connections: ``N - floor(sparsity * N)`` for a weight of N positions."""
     size = math.prod(require_shape("shape", shape))
     return size - whole_share(require_fraction("sparsity", sparsity, one=True), size)
 
 
 def require_shape(name: str, shape: object) -> Shape:
-    """`shape`, sizes of at least 1, as a tuple.
+    """Return `shape`, sizes of at least 1, as a tuple.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -58,18 +58,18 @@ def _require_shapes(shapes: object) -> dict[str, Shape]:
 
 
 def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
-    """The same sparsity everywhere (`sparsify` leaves the model's first layer dense beside it)."""
+    """Return the same sparsity everywhere (`sparsify` leaves the model's first layer dense beside it)."""
     return dict.fromkeys(_require_shapes(shapes), require_fraction("sparsity", sparsity))
 
 
 def er(shapes: Shapes, sparsity: float) -> dict[str, float]:
-    """Erdos-Renyi: density proportional to ``(n_in + n_out) / (n_in * n_out)`` (SET, arXiv 1707.04780)."""
+    """Apply Erdos-Renyi: density proportional to ``(n_in + n_out) / (n_in * n_out)`` (SET, arXiv 1707.04780)."""
     shapes = _require_shapes(shapes)
     return _erdos_renyi({name: sum(s[:2]) / math.prod(s[:2]) for name, s in shapes.items()}, shapes, sparsity)
 
 
 def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
-    """Erdos-Renyi-Kernel: density proportional to ``sum(shape) / prod(shape)`` (RigL, section 3)."""
+    """Apply Erdos-Renyi-Kernel: density proportional to ``sum(shape) / prod(shape)`` (RigL, section 3)."""
     shapes = _require_shapes(shapes)
     return _erdos_renyi({name: sum(s) / math.prod(s) for name, s in shapes.items()}, shapes, sparsity)
 
@@ -114,7 +114,7 @@ def require_distribution(distribution: object, others: Sequence[str] = (), *, ow
 def distribute(
     distribution: str | Distribution, shapes: Shapes, sparsity: float, *, others: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Sparsity of each layer, checked.
+    """Return the sparsity of each layer, checked.
 
     Args:
         distribution: a name in `DISTRIBUTIONS` or a function ``(shapes, sparsity) -> {layer: sparsity}``.

@@ -38,7 +38,7 @@ def initial_topology(
     init: str | Mapping[str, Tensor] | Criterion,
     seed: int,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Density asked for and initial positions of each chosen weight."""
+    """Return the density asked for and initial positions of each chosen weight."""
     says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
     if says_all != (sparsity is None):
         what = (
@@ -64,7 +64,7 @@ def initial_topology(
 
 
 def require_init(init: object) -> str | Mapping[str, Tensor] | Criterion:
-    """`init` of `sparsify`; None is ``"random"``.
+    """Return `init` of `sparsify`; None is ``"random"``.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
@@ -102,7 +102,8 @@ def asked_sparsities(
     include: Selector | None = None,
     exclude: Selector | None = None,
 ) -> dict[str, float]:
-    """The sparsity that `sparsify` with these arguments would ask of each weight, by its name; nothing is changed.
+    """Return the sparsity that `sparsify` with these arguments would ask of each weight, by its name; nothing is
+    changed.
 
     Works on the meta device. Weights that would stay dense are left out.
 
@@ -126,7 +127,7 @@ def asked_sparsities(
 
 
 def _by_glob(distribution: Mapping[str, float], chosen: list[Layer]) -> dict[str, float]:
-    """Sparsity of each chosen weight by the first glob that matches it."""
+    """Return the sparsity of each chosen weight by the first glob that matches it."""
     result: dict[str, float] = {}
     for glob, value in distribution.items():
         value = require_fraction(f"distribution[{glob!r}]", value)
@@ -200,12 +201,12 @@ def _best_of_all(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 def _home(layer: Layer) -> torch.device:
-    """Where the layer's weight is, or will be."""
+    """Return where the layer's weight is, or will be."""
     return torch.device("cpu") if layer.parameter.is_meta else layer.parameter.device
 
 
 def _own_masks(masks: Mapping[str, Tensor], shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Positions of the connections, from masks, or from positions themselves."""
+    """Return the positions of the connections, from masks, or from positions themselves."""
     listed = {name for name, mask in masks.items() if mask.dtype == torch.int64 and name in shapes}
     _check_shapes(
         "init",

@@ -66,7 +66,7 @@ Owners = dict[int, list[tuple[str, nn.Module]]]
 
 
 def find_layers(model: nn.Module) -> list[Layer]:
-    """Every weight of two or more dimensions but compressed ones, with the verdict of the default rule.
+    """Return every weight of two or more dimensions but compressed ones, with the verdict of the default rule.
 
     Sparse by default: Linear, convolutions but depthwise ones, the Conv1D of the transformers library, the
     projections of `nn.MultiheadAttention` and recurrent weights; never an embedding or a weight tied to one, nor one
@@ -115,7 +115,7 @@ def _layer(
 def _by_kind(
     name: str, module: nn.Module, parameter_name: str, tied: list[tuple[str, nn.Module]]
 ) -> str | None:
-    """Why weights of this kind stay dense, or None where they are sparse."""
+    """Return why weights of this kind stay dense, or None where they are sparse."""
     embedding = next((n for n, m in tied if isinstance(m, EMBEDDINGS)), None)
     if isinstance(module, EMBEDDINGS):
         return "embedding"
@@ -144,14 +144,14 @@ PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weigh
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    """The transformers library's Conv1D, a linear layer with a transposed weight."""
+    """Return the transformers library's Conv1D, a linear layer with a transposed weight."""
     return any(
         c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
     )
 
 
 def _is_gain(module: nn.Module, parameter_name: str) -> bool:
-    """Whether it is a magnitude that `torch.nn.utils.weight_norm`, in either form, has split off a weight."""
+    """Return whether it is a magnitude that `torch.nn.utils.weight_norm`, in either form, has split off a weight."""
     if isinstance(module, parametrize.ParametrizationList):
         return parameter_name == "original0" and any(is_weight_norm(p) for p in module)
     other = f"{parameter_name.removesuffix('_g')}_v"
@@ -159,7 +159,9 @@ def _is_gain(module: nn.Module, parameter_name: str) -> bool:
 
 
 def _computed_by(model: nn.Module, name: str, module: nn.Module, parameter_name: str) -> str | None:
-    """What computes from a parameter the weight that the layer uses: a parametrization, or a hook of torch.nn.utils."""
+    """Return what computes from a parameter the weight that the layer uses: a parametrization, or a hook of
+    torch.nn.utils.
+    """
     if isinstance(module, parametrize.ParametrizationList):
         parent, _, tensor = name.rpartition("parametrizations.")
         owner = model.get_submodule(parent.rstrip("."))
@@ -182,7 +184,7 @@ def _computed_by(model: nn.Module, name: str, module: nn.Module, parameter_name:
 def _never_because(
     module: nn.Module, parameter_name: str, owners: Sequence[nn.Module]
 ) -> tuple[str, str] | None:
-    """Why a parameter cannot be sparse, and the remedy."""
+    """Return why a parameter cannot be sparse, and the remedy."""
     parameter = getattr(module, parameter_name)
     leave = "Leave it out."
     if any(isinstance(owner, EMBEDDINGS) and owner.sparse for owner in owners):
@@ -221,7 +223,7 @@ def warn_of_unlike(layers: Sequence[Layer], chosen: Sequence[Layer]) -> None:
 
 
 def select(argument: str, selector: Selector, layers: Sequence[Layer]) -> set[str]:
-    """Weight names of the `layers` that a selector picks.
+    """Return the weight names of the `layers` that a selector picks.
 
     Args:
         argument: name of the argument, for messages.
@@ -252,7 +254,7 @@ class NoSuchLayerError(RegrowValueError):
 
 
 def matching(argument: str, glob: str, layers: Sequence[Layer]) -> list[str]:
-    """Weight names of the `layers` that one glob matches.
+    """Return the weight names of the `layers` that one glob matches.
 
     Raises:
         NoSuchLayerError: a glob that matches nothing.
@@ -284,7 +286,7 @@ def choose(
     distribution: object,
     dense_because: dict[str, str | None],
 ) -> list[Layer]:
-    """The layers that become sparse, for `sparsify`'s arguments.
+    """Return the layers that become sparse, for `sparsify`'s arguments.
 
     Args:
         model: the model.
@@ -346,7 +348,9 @@ def choose(
 
 
 def in_distribution(glob: str, layers: Sequence[Layer]) -> list[str]:
-    """Weight names that a glob of a dictionary means: those sparse by default, unless it names a layer exactly."""
+    """Return the weight names that a glob of a dictionary means: those sparse by default, unless it names a layer
+    exactly.
+    """
     found = matching("distribution", glob, layers)
     exact = [layer.weight_name for layer in layers if glob in (layer.name, layer.weight_name)]
     default = [
@@ -396,5 +400,5 @@ def why_not_stored(storage: str, layer: Layer, model: nn.Module, beside: Mapping
 
 
 def reads_weights(module: nn.Module) -> bool:
-    """Whether `module` reads its children's weights without calling them."""
+    """Return whether `module` reads its children's weights without calling them."""
     return isinstance(module, nn.TransformerEncoderLayer | nn.MultiheadAttention)

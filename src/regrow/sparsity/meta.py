@@ -21,12 +21,12 @@ DRAWN = (nn.Linear.reset_parameters, ConvNd.reset_parameters)
 
 
 def is_on_meta(model: nn.Module) -> bool:
-    """Whether any parameter or buffer of `model` is on the meta device."""
+    """Return whether any parameter or buffer of `model` is on the meta device."""
     return any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers()))
 
 
 def draw(module: nn.Module, shape: Sequence[int]) -> Tensor:
-    """Values of `shape` for the weight or the bias of a linear layer or a convolution, on the CPU."""
+    """Draw values of `shape` for the weight or the bias of a linear layer or a convolution, on the CPU."""
     weight: Tensor = module.weight  # type: ignore[assignment]
     bound = 1 / math.sqrt(math.prod(weight.shape[1:]))
     return torch.empty(*shape, dtype=weight.dtype, device="cpu").uniform_(-bound, bound)

@@ -173,7 +173,9 @@ def _layers_of(
     tensors: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> dict[str, Any]:
-    """Shape and storage of each sparse weight: as `save` noted them, or read off the keys of a state dict."""
+    """Return the shape and storage of each sparse weight: as `save` noted them, or read off the keys of a state
+    dict.
+    """
     if metadata.get("regrow") == modelfile.FORMAT:
         return modelfile.layers_in(file, metadata.get("layers"))
     layers = {}
@@ -197,7 +199,7 @@ def _layers_of(
 
 
 def _keys_of(layers: Iterable[str], into: nn.Module) -> set[str]:
-    """All keys that these weights of `into` can have, under each name that their modules have in it."""
+    """Return all keys that these weights of `into` can have, under each name that their modules have in it."""
     owned: dict[nn.Module, list[str]] = {}
     for name in layers:
         path, _, parameter_name = name.rpartition(".")
@@ -216,7 +218,7 @@ def _check_architecture(
     tensors: Mapping[str, Any],
     into: nn.Module,
 ) -> None:
-    """Everything that could make loading fail, before anything is changed."""
+    """Check everything that could make loading fail, before anything is changed."""
     for name, layer in layers.items():
         if shapes.get(name) != tuple(layer["shape"]):
             raise RegrowValueError(

@@ -43,7 +43,8 @@ def warn_of_flat_start(model: nn.Module, chosen: Sequence[Layer], connections: M
 
 
 def signal_left(model: nn.Module, left: Mapping[str, float]) -> float:
-    """The share of a signal that reaches the output by the best way, as torch.fx sees it; 1 where it sees nothing.
+    """Return the share of a signal that reaches the output by the best way, as torch.fx sees it; 1 where it sees
+    nothing.
 
     Args:
         model: any module; its `forward` runs on a copy without memory.

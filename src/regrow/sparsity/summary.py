@@ -53,7 +53,7 @@ class Summary:
         return 1 - self.connections / positions if positions else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, for JSON."""
+        """Return plain numbers and strings, for JSON."""
         return {
             "layers": [asdict(row) for row in self.rows],
             "connections": self.connections,
@@ -89,7 +89,7 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """Summarize what is sparse in `model`, how, and why the rest is not."""
+    """Return summarize what is sparse in `model`, how, and why the rest is not."""
     settle(require_model("model", model))
     sparse = dict(named_weights(model))
     known = named_records(model)

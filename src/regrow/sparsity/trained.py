@@ -26,7 +26,9 @@ EDGE = 1.25
 
 
 def looks_trained(model: nn.Module, weights: Sequence[Tensor]) -> bool:
-    """Whether norms of `model` have seen batches or learned, or most of `weights` [rows, ...] do not look drawn."""
+    """Return whether norms of `model` have seen batches or learned, or most of `weights` [rows, ...] do not look
+    drawn.
+    """
     if any(_norm_has_learned(module) for module in model.modules()):
         return True
     drawn = trained = 0
@@ -52,7 +54,7 @@ def _norm_has_learned(module: nn.Module) -> bool:
 
 
 def looks_drawn(weight: Tensor) -> bool | None:
-    """Whether the entries of `weight` [rows, ...] look independent and of one scale; None where too few vary."""
+    """Return whether the entries of `weight` [rows, ...] look independent and of one scale; None where too few vary."""
     some = weight.detach()[:: -(-len(weight) // ROWS)].flatten(1)
     some = some[:, :: -(-some.shape[1] // COLUMNS)].float()
     some = some - some.mean()
@@ -74,7 +76,7 @@ def looks_drawn(weight: Tensor) -> bool | None:
 
 
 def _largest_singular_value(matrix: Tensor, rounds: int = 12) -> float:
-    """From below, by power iteration."""
+    """Estimate the largest singular value from below, by power iteration."""
     vector = torch.linspace(1, 2, matrix.shape[1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(rounds):
         vector = nn.functional.normalize(matrix.T @ (matrix @ vector), dim=0)

@@ -44,7 +44,7 @@ CARRIES, MULTIPLIES = ({word for words in table for word in words.split()} for t
 
 
 def meta_copies(model: nn.Module) -> dict[int, Any]:
-    """A memo for `copy.deepcopy` with which modules of `model` are copied without their memory."""
+    """Return a memo for `copy.deepcopy` with which modules of `model` are copied without their memory."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         empty = torch.empty_like(parameter.detach(), device="meta")
@@ -55,7 +55,7 @@ def meta_copies(model: nn.Module) -> dict[int, Any]:
 
 
 def overrides(module: nn.Module) -> bool:
-    """Whether `module` computes by other code than the class of torch that it is made from."""
+    """Return whether `module` computes by other code than the class of torch that it is made from."""
     base = next((c for c in type(module).__mro__ if c.__module__.startswith("torch.nn.modules.")), nn.Module)
     return any(
         name in vars(module) or getattr(type(module), name, None) is not getattr(base, name, None)
@@ -64,12 +64,13 @@ def overrides(module: nn.Module) -> bool:
 
 
 def is_replaced(module: nn.Module) -> bool:
-    """Whether other code than its class's has been put into `module` itself."""
+    """Return whether other code than its class's has been put into `module` itself."""
     return any(name in vars(module) for name in COMPUTES)
 
 
 def another_weight(module: nn.Module, parameter_name: str, memo: dict[int, Any]) -> str | None:
-    """Why a zero in the weight of a layer that `overrides` may be no missing connection, or None where it is one.
+    """Return why a zero in the weight of a layer that `overrides` may be no missing connection, or None where it
+    is one.
 
     Args:
         module: a layer.
@@ -95,7 +96,7 @@ def another_weight(module: nn.Module, parameter_name: str, memo: dict[int, Any])
 
 
 def _speaks_of(module: nn.Module, parameter_name: str) -> bool:
-    """Whether the code of `module` that is not torch's names the weight, or hides what it names."""
+    """Return whether the code of `module` that is not torch's names the weight, or hides what it names."""
     if any(name in vars(module) for name in COMPUTES):
         return True
     own = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.")]
@@ -110,7 +111,7 @@ def _speaks_of(module: nn.Module, parameter_name: str) -> bool:
 
 
 def _words(code: CodeType) -> Iterator[str]:
-    """The attributes and strings of a function and of those inside it."""
+    """Yield the attributes and strings of a function and of those inside it."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -157,7 +158,7 @@ def _name(func: Any) -> str:
 
 
 def _inputs(module: nn.Module) -> Iterator[tuple[Tensor, ...]]:
-    """What a layer may be called with."""
+    """Yield what a layer may be called with."""
     weight = next(p for p in module.parameters(recurse=False) if p.dim() > 1)
 
     def empty(*shape: int) -> Tensor:

@@ -45,7 +45,7 @@ class Connections:
     """[n], the share of the tickets that hold each connection; None where nobody asks."""
 
     def at(self, chosen: Tensor) -> Connections:
-        """Those with the indices `chosen` [m], ascending."""
+        """Return those with the indices `chosen` [m], ascending."""
         held = None if self.held is None else self.held[chosen]
         return Connections(self.positions[chosen], self.values[chosen], held)
 
@@ -59,7 +59,7 @@ class Average:
 
     @classmethod
     def of(cls, model: nn.Module, divide: str = "tickets") -> Average:
-        """The average of `model` alone (copies)."""
+        """Return the average of `model` alone (copies)."""
         sparse = {}
         for name, weight in named_weights(model):
             values = _exact(weight.values())
@@ -77,27 +77,29 @@ class Average:
         return model
 
     def with_buffers_of(self, model: nn.Module) -> Average:
-        """This with the buffers of `model` (batch-norm statistics that were estimated anew) in the place of its own."""
+        """Return this with the buffers of `model` (batch-norm statistics that were estimated anew) in the place of
+        its own.
+        """
         buffers = {name: _exact(b.clone()) for name, b in model.named_buffers() if name in self.dense}
         return Average(self.sparse, self.dense | buffers)
 
     def pruned(self, budget: Budget) -> Average:
-        """What is left of it after pruning back to `budget`; see `prune_back`."""
+        """Return what is left of it after pruning back to `budget`; see `prune_back`."""
         chosen = _largest(self.sparse, budget)
         return Average({name: own.at(chosen[name]) for name, own in self.sparse.items()}, self.dense)
 
     def count(self) -> int:
-        """Connections of all sparse weights together."""
+        """Return the connections of all sparse weights together."""
         return sum(len(own.positions) for own in self.sparse.values())
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors by name, as `torch.load(weights_only=True)` reads them."""
+        """Return the tensors by name, as `torch.load(weights_only=True)` reads them."""
         sparse = {name: vars(own).copy() for name, own in self.sparse.items()}
         return {"sparse": sparse, "dense": dict(self.dense)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any], model: nn.Module) -> Average:
-        """What `state_dict` gave, on the devices of `model`.
+        """Return what `state_dict` gave, on the devices of `model`.
 
         Raises:
             RegrowValueError: a state of another architecture.
@@ -117,7 +119,7 @@ class Average:
 def superpose(
     models: Sequence[nn.Module], factors: Sequence[float] | None = None, *, divide: str = "tickets"
 ) -> nn.Module:
-    """The average of several networks of one architecture, on the union of their connections; not pruned yet.
+    """Return the average of several networks of one architecture, on the union of their connections; not pruned yet.
 
     A connection that a network does not have counts as 0 there. Dense parameters and floating-point buffers are
     averaged too, shared ones once; other buffers (counters) are those of the last network.
@@ -185,7 +187,9 @@ def prune_back(
 
 
 def blend(average: Average, ticket: Average, factor: float, divide: str = "tickets") -> Average:
-    """``(1 - factor) average + factor ticket``; with ``divide="holders"`` over the share that holds each connection."""
+    """Return ``(1 - factor) average + factor ticket``; with ``divide="holders"`` over the share that holds each
+    connection.
+    """
     sparse = {name: _blend(average.sparse[name], own, factor, divide) for name, own in ticket.sparse.items()}
     dense = {}
     for name, newest in ticket.dense.items():
@@ -212,13 +216,13 @@ def _blend(average: Connections, ticket: Connections, factor: float, divide: str
 
 
 def union(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The ascending union of two ascending lists of positions, and where the entries of each lie in it."""
+    """Return the ascending union of two ascending lists of positions, and where the entries of each lie in it."""
     both = torch.cat([first, second]).unique()
     return both, torch.searchsorted(both, first), torch.searchsorted(both, second)
 
 
 def _largest(sparse: Mapping[str, Connections], budget: Budget) -> dict[str, Tensor]:
-    """Which connections of each weight `budget` keeps: indices, ascending."""
+    """Return which connections of each weight `budget` keeps: indices, ascending."""
     sizes = {name: len(own.values) for name, own in sparse.items()}
     if not isinstance(budget, int):
         for name, count in budget.items():
@@ -279,13 +283,13 @@ def check_alike(models: Sequence[nn.Module]) -> None:
 
 
 def _shapes(model: nn.Module) -> dict[str, str]:
-    """What each tensor of `model` is, by name, whatever its storage."""
+    """Return what each tensor of `model` is, by name, whatever its storage."""
     sparse = {name: f"sparse, {tuple(weight.shape)}" for name, weight in named_weights(model)}
     return sparse | {name: f"dense, {tuple(tensor.shape)}" for name, tensor in _dense(model)}
 
 
 def _dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Names and tensors, shared ones once, of all parameters and buffers that are no part of a sparse weight."""
+    """Yield names and tensors, shared ones once, of all parameters and buffers that are not part of a sparse weight."""
     model = unwrapped(model)
     weights = [weight for _, weight in named_weights(model)]
     own = {id(weight.parameter) for weight in weights}
@@ -296,7 +300,7 @@ def _dense(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _exact(tensor: Tensor) -> Tensor:
-    """In float32 or better, where it is floating point: in bfloat16 an average would lose what tickets differ in."""
+    """Convert floating point to float32 or better: in bfloat16 an average would lose what tickets differ in."""
     if not tensor.is_floating_point():
         return tensor
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -17,7 +17,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 def copied(model: nn.Module, method: Method | None = None) -> nn.Module:
-    """A deep copy of `model`, in evaluation mode, for use by itself.
+    """Return a deep copy of `model`, in evaluation mode, for use by itself.
 
     Parameters, buffers, topology and storage are its own. Gradients, the hooks by which a method sees them, and hooks
     of the modules that are methods of objects outside the model (loggers, trainers) stay behind; hooks that are plain
@@ -40,7 +40,7 @@ def copied(model: nn.Module, method: Method | None = None) -> nn.Module:
 
 
 def _watched(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any]]:
-    """Dictionary, key and owner of each hook that is a method of something that is no module."""
+    """Yield dictionary, key and owner of each hook that is a method of something other than a module."""
     for module in model.modules():
         for name in HOOKS:
             hooks = getattr(module, name)
@@ -51,7 +51,7 @@ def _watched(model: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any]]:
 
 
 def is_finite(model: nn.Module) -> bool:
-    """Whether no parameter holds inf or nan and no buffer nan (inf is usual in attention masks)."""
+    """Return whether no parameter holds inf or nan and no buffer nan (inf is usual in attention masks)."""
     return all(bool(parameter.isfinite().all()) for parameter in model.parameters()) and not any(
         bool(torch.isnan(buffer).any()) for buffer in model.buffers() if buffer.is_floating_point()
     )

@@ -158,7 +158,7 @@ class FreeTickets:
         return True
 
     def _check_considered(self) -> None:
-        """Before each step: no window may have ended without a ticket."""
+        """Check before each step that no window has ended without a ticket."""
         ended = min((self.step - self.phases.start) // self.phases.length, self.phases.count)
         missing = [window for window in range(ended) if window not in self._considered]
         if missing:
@@ -177,7 +177,7 @@ class FreeTickets:
         return {"start": self.phases.start, "ticket_steps": self.phases.length}
 
     def state_dict(self) -> dict[str, Any]:
-        """The tickets so far, in plain numbers and tensors, for `torch.load(weights_only=True)`.
+        """Return the tickets so far, in plain numbers and tensors, for `torch.load(weights_only=True)`.
 
         With model and optimizer, which hold the rest, a run resumes at any step exactly.
         """

@@ -39,7 +39,7 @@ def _require_pair(probabilities: object, targets: object) -> None:
 
 @torch.no_grad()
 def probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """The predictions of `model`, in evaluation mode, and the targets.
+    """Return the predictions of `model`, in evaluation mode, and the targets.
 
     Args:
         model: gives logits [n, C]; an `Ensemble` does.
@@ -71,13 +71,13 @@ def probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
 
 
 def accuracy(probabilities: Tensor, targets: Tensor) -> float:
-    """The share of rows whose largest probability is the target's, in [0, 1]."""
+    """Return the share of rows whose largest probability is the target's, in [0, 1]."""
     _require_pair(probabilities, targets)
     return float((probabilities.argmax(1) == targets).double().mean())
 
 
 def negative_log_likelihood(probabilities: Tensor, targets: Tensor, *, floor: float | None = None) -> float:
-    """The mean of ``-ln p(target)``.
+    """Return the mean of ``-ln p(target)``.
 
     Args:
         probabilities: [N, C].
@@ -95,7 +95,7 @@ def negative_log_likelihood(probabilities: Tensor, targets: Tensor, *, floor: fl
 def expected_calibration_error(
     probabilities: Tensor, targets: Tensor, *, bins: int = 15, edges: int | None = None
 ) -> float:
-    """How far confidence is from accuracy: the sum over bins of ``|correct - confidence|``, over N.
+    """Return how far confidence is from accuracy: the sum over bins of ``|correct - confidence|``, over N.
 
     Args:
         probabilities: [N, C]; the confidence is the largest of a row.
@@ -117,7 +117,7 @@ def expected_calibration_error(
 
 
 def disagreement(predictions: Sequence[Tensor]) -> float:
-    """The share of rows that two networks put into different classes, as the mean over all pairs.
+    """Return the share of rows that two networks put into different classes, as the mean over all pairs.
 
     Args:
         predictions: the probabilities [N, C] of each network.
@@ -130,7 +130,7 @@ def disagreement(predictions: Sequence[Tensor]) -> float:
 
 
 def kl_diversity(predictions: Sequence[Tensor]) -> float:
-    """The mean over ordered pairs of networks, and over rows, of the divergence ``sum_c p ln(p / q)``.
+    """Return the mean over ordered pairs of networks, and over rows, of the divergence ``sum_c p ln(p / q)``.
 
     Args:
         predictions: the probabilities [N, C] of each network.
@@ -148,7 +148,7 @@ def kl_diversity(predictions: Sequence[Tensor]) -> float:
 
 
 def overlap(models: Sequence[nn.Module]) -> Tensor:
-    """How far the topologies of networks agree: entry (i, j) is the share of i's connections that j has too.
+    """Return how far the topologies of networks agree: entry (i, j) is the share of i's connections that j has too.
 
     Counted by positions, over all sparse weights together. Where two networks have equally many connections the
     entry is the same both ways; two random topologies of density d overlap by about d.
@@ -177,7 +177,7 @@ def overlap(models: Sequence[nn.Module]) -> Tensor:
 
 
 def _common(first: Tensor, second: Tensor) -> int:
-    """How many entries two ascending lists of positions share."""
+    """Return how many entries two ascending lists of positions share."""
     if not len(second):
         return 0
     place = torch.searchsorted(second, first).clamp(max=len(second) - 1)

@@ -15,7 +15,7 @@ from regrow.errors import RegrowValueError
 
 
 def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """The batch norms of `model` that keep running statistics."""
+    """Return the batch norms of `model` that keep running statistics."""
     return [
         module for module in model.modules() if isinstance(module, BatchNorm) and module.track_running_stats
     ]

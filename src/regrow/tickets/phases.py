@@ -84,11 +84,11 @@ class Phases:
         return self.start + self.count * self.length
 
     def window(self, step: int) -> int | None:
-        """The number of the window that optimizer step `step` belongs to, counted from 0, or None."""
+        """Return the number of the window that optimizer step `step` belongs to, counted from 0, or None."""
         return (step - self.start) // self.length if self.start <= step < self.end else None
 
     def learning_rate(self, step: int) -> float | None:
-        """The learning rate of optimizer step `step`; None outside the windows, where it is the loop's own."""
+        """Return the learning rate of optimizer step `step`; None outside the windows, where it is the loop's own."""
         if self.window(step) is None:
             return None
         return self.rate((step - self.start) % self.length / self.length)

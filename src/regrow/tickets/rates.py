@@ -11,7 +11,7 @@ Rate = Callable[[float], float]
 
 
 def triangular(progress: float, low: float, high: float) -> float:
-    """From `low` to `high` in the middle of the cycle and back (Sup-tickets, arXiv 2205.15322).
+    """Rise from `low` to `high` in the middle of the cycle and fall back (Sup-tickets, arXiv 2205.15322).
 
     ``low (1 - 2t) + 2t high`` in the first half, ``low (2t - 1) + (2 - 2t) high`` in the second.
 
@@ -27,7 +27,7 @@ def triangular(progress: float, low: float, high: float) -> float:
 
 
 def steps(progress: float, rates: Sequence[float]) -> float:
-    """Each of `rates` for an equal part of the cycle (FreeTickets, arXiv 2106.14568: 0.01, then 0.001).
+    """Return each of `rates` for an equal part of the cycle (FreeTickets, arXiv 2106.14568: 0.01, then 0.001).
 
     Args:
         progress: the share of the cycle that is done, in [0, 1).

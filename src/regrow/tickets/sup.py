@@ -38,7 +38,7 @@ STATE = "what state_dict() of SupTickets gave"
 
 
 def calendar(total: int, share: float, cycle: int) -> tuple[int, int, int]:
-    """How a run is divided into training and cycles, in whatever unit `total` and `cycle` are (epochs, steps).
+    """Return how a run is divided into training and cycles, in whatever unit `total` and `cycle` are (epochs, steps).
 
     The cyclic phase is `share` of the run, rounded down to whole cycles; where it holds none, there are none.
 
@@ -269,14 +269,14 @@ class SupTickets:
         self._average, self._budget, self._model = kept.with_buffers_of(model), budget, model
 
     def _written(self, average: Average) -> nn.Module:
-        """A network with these values, in the working model's storage."""
+        """Return a network with these values, in the working model's storage."""
         model = average.into(copied(self.method.model, self.method))
         for _, weight in named_weights(model):
             weight.record.asked = weight.density
         return model
 
     def _budget_of(self, first: Average) -> Budget:
-        """The connections to keep, from those of the first ticket and `density`."""
+        """Return the connections to keep, from those of the first ticket and `density`."""
         sizes = {name: len(own.positions) for name, own in first.sparse.items()}
         present, total = sum(sizes.values()), sum(w.numel for _, w in named_weights(self.method.model))
         wanted = present if self.density is None else whole_share(self.density, total)
@@ -294,7 +294,7 @@ class SupTickets:
         return budget
 
     def _check_collected(self) -> None:
-        """Before each step: no ticket may be passed over."""
+        """Check before each step that no ticket is passed over."""
         if self.due is not None and self.step >= self.due:
             raise RegrowRuntimeError(
                 f"ticket {self._next} was due at step {self.due} and is not collected; this is step {self.step}.\n"
@@ -313,7 +313,7 @@ class SupTickets:
         return phases | {key: getattr(self, key) for key in ("rule", "divide", "scope", "density")}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything collected so far, in plain numbers and tensors, for `torch.load(weights_only=True)`.
+        """Return everything collected so far, in plain numbers and tensors, for `torch.load(weights_only=True)`.
 
         With model and optimizer, which hold the rest, a run resumes at any step exactly.
         """

@@ -94,7 +94,7 @@ class _OnTiles(torch.autograd.Function):
 
 
 def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    """What `_OnTiles.backward` finds, to be differentiated again."""
+    """Return what `_OnTiles.backward` finds, to be differentiated again."""
     tiles, values, *index = ctx.saved_tensors
     geometry, output, needs = ctx.geometry, ctx.output, ctx.needs_input_grad
     buffer = buffer_of(tiles, geometry, "input of SparseConv2d")

@@ -70,7 +70,7 @@ def copy(to: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
 
 
 def alias(x: BatchTiles, *shape: Any) -> Any:
-    """Share the buffer, where the shape stays."""
+    """Return the share the buffer, where the shape stays."""
     same = not shape or tuple(shape[0]) == tuple(x.shape)
     return BatchTiles(x.buffer.detach(), x.geometry) if same else NotImplemented
 

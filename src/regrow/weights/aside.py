@@ -36,7 +36,7 @@ def put_back(copy: SparseWeight) -> None:
 
 
 def _is_as_moved(copy: SparseWeight) -> bool:
-    """Whether nothing but moves has changed `copy` since it was kept aside."""
+    """Return whether nothing but moves has changed `copy` since it was kept aside."""
     assert copy.record.kept is not None
     mine, now = copy.positions(), copy.values()
     positions, values = copy.record.kept

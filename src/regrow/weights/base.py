@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a weight of any shape: the first dimension, and all the others."""
+    """Return the rows and columns of a weight of any shape: the first dimension, and all the others."""
     return shape[0], math.prod(shape[1:])
 
 
@@ -133,7 +133,9 @@ class SparseWeight(GrownWeight):
 
     @abstractmethod
     def saved(self) -> dict[str, Tensor]:
-        """The topology as a state dict holds it, ``<name>_mask`` or ``<name>_crow`` and ``<name>_col``, by name."""
+        """Return the topology as a state dict holds it, ``<name>_mask`` or ``<name>_crow`` and ``<name>_col``, by
+        name.
+        """
 
     @abstractmethod
     def loadable(self, base: str, positions: Tensor, values: Tensor, capacity: int) -> dict[str, Tensor]:
@@ -163,28 +165,30 @@ class SparseWeight(GrownWeight):
 
     @abstractmethod
     def positions(self) -> Tensor:
-        """Positions of the active connections, int64 [nnz]."""
+        """Return the positions of the active connections, int64 [nnz]."""
 
     def survivors(self, drop: Tensor) -> Tensor:
-        """Positions of the active connections but for those that `drop` names by index, ascending, int64."""
+        """Return the positions of the active connections but for those that `drop` names by index, ascending, int64."""
         stays = torch.ones(self.nnz, dtype=torch.bool, device=drop.device)
         stays[drop] = False
         return self.positions()[stays]
 
     @abstractmethod
     def take(self, tensor: Tensor) -> Tensor:
-        """Entries of the active connections [nnz], from a tensor of the parameter's shape (a copy)."""
+        """Return the entries of the active connections [nnz], from a tensor of the parameter's shape (a copy)."""
 
     @abstractmethod
     def take_former(self, tensor: Tensor, before: Tensor) -> Tensor:
-        """Entries [n] of the connections that were at positions `before` [n] when `tensor` was the parameter's."""
+        """Return the entries [n] of the connections that were at positions `before` [n] when `tensor` was the
+        parameter's.
+        """
 
     def values(self) -> Tensor:
-        """Values of the active connections [nnz] (a copy)."""
+        """Return the values of the active connections [nnz] (a copy)."""
         return self.take(self.parameter.detach())
 
     def magnitudes(self) -> Tensor:
-        """Absolute values of the active connections [nnz] (a copy)."""
+        """Return the absolute values of the active connections [nnz] (a copy)."""
         return self.values().abs_()
 
     def to_dense(self) -> Tensor:
@@ -203,17 +207,17 @@ class SparseWeight(GrownWeight):
         return flat.view(self.shape)
 
     def fan_in(self) -> Tensor:
-        """Active connections of each row, int64 [rows]."""
+        """Return the active connections of each row, int64 [rows]."""
         rows, columns = as_matrix(self.shape)
         return torch.bincount(self.positions() // columns, minlength=rows)
 
     @abstractmethod
     def restrict(self, gradient: Tensor) -> Tensor:
-        """`gradient`, of the parameter's shape, with zeros at whatever is not an active connection."""
+        """Return `gradient`, of the parameter's shape, with zeros at whatever is not an active connection."""
 
     @abstractmethod
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
-        """`restrict` in place, for what others have written there; where not known to be `edited`, after a look."""
+        """Apply `restrict` in place, for what others have written there; if not known to be `edited`, after a look."""
 
     def prepare(self) -> None:
         """Make ready for a forward pass; called before each one, once the hook is attached."""
@@ -273,7 +277,7 @@ class SparseWeight(GrownWeight):
         return int(sketch.mix(self.positions()).sum())
 
     def is_consistent(self) -> bool:
-        """Whether all that follows from the topology is as it should be."""
+        """Return whether all that follows from the topology is as it should be."""
         return True
 
     def forget(self) -> None:
@@ -332,7 +336,7 @@ class SparseWeight(GrownWeight):
 
     @abstractmethod
     def _settle_values(self, thorough: bool) -> None:
-        """`settle` for the values."""
+        """Settle the values."""
 
     def _check_given(self) -> None:
         """Look at what a functional call has put in the parameter's place, which is not regrow's to write to."""
@@ -346,12 +350,12 @@ class SparseWeight(GrownWeight):
         """
 
     def is_overwritten(self) -> bool:
-        """Whether the values may be those of one copy at one moment, rather than an average."""
+        """Return whether the values may be those of one copy at one moment, rather than an average."""
         return True
 
     @abstractmethod
     def is_untouched(self) -> bool:
-        """Whether nothing was written into the weight, which is kept aside, since a move was made in it."""
+        """Return whether nothing was written into the weight, which is kept aside, since a move was made in it."""
 
     def _leave_state(self) -> None:
         """Let the method see to the optimizer's state, which is of the topology that goes now."""

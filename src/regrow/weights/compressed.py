@@ -34,7 +34,7 @@ INDEX = Csr._fields[:2]  # what is saved
 
 @cache
 def _names(parameter_name: str) -> tuple[str, ...]:
-    """Of what holds the topology: every forward pass asks for them."""
+    """Return the names of what holds the topology, which every forward pass asks for."""
     return tuple(f"{parameter_name}_{part}" for part in Csr._fields)
 
 
@@ -230,7 +230,7 @@ class CompressedWeight(StampedWeight):
 def to_csr(
     base: str, shape: tuple[int, ...], positions: Tensor, values: Tensor, capacity: int | None = None
 ) -> dict[str, Tensor]:
-    """Keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
+    """Return keys and tensors of a compressed weight in a state dict, from its positions and values [nnz].
 
     With a `capacity`, values and columns are padded with zeros up to it, and a stamp follows, as a module has them.
     """

@@ -13,7 +13,7 @@ from regrow.weights.record import module_records
 
 
 def copies_of(weight: SparseWeight) -> list[SparseWeight]:
-    """The other copies of a weight that are alive, in its storage; those that are driven come first."""
+    """Return the other copies of a weight that are alive, in its storage; those that are driven come first."""
     name, family, found = weight.parameter_name, weight.record.family, []
     for module in family.modules():
         record = module_records(module).get(name)
@@ -48,7 +48,9 @@ def followers(weight: SparseWeight, besides: Container[nn.Module] = ()) -> list[
 
 
 def _is_of_another(copied: SparseWeight, model: SparseWeight) -> bool:
-    """Whether a copy is rather another model's than `model`'s: those trained apart (twin critics) may be copies too."""
+    """Return whether a copy is rather another model's than `model`'s: those trained apart (twin critics) may be
+    copies too.
+    """
     others = [
         each
         for each in copies_of(copied)

@@ -42,7 +42,7 @@ GIVEN = "_regrow_given"
 
 
 def _stands_in(parameter: Tensor) -> bool:
-    """Whether a tensor stands in for a parameter for the time of a call."""
+    """Return whether a tensor stands in for a parameter for the time of a call."""
     # asking for the very type is faster, and settles it as a rule
     return type(parameter) is not nn.Parameter and not isinstance(parameter, nn.Parameter)
 
@@ -68,7 +68,7 @@ def cut_substituted(module: nn.Module, caller: nn.Module) -> None:
 
 
 def before_forward(self: nn.Module, args: tuple[Tensor]) -> None:
-    """Forward pre-hook of a module with a masked weight: a plain function, so that copies keep it.
+    """Prepare a masked weight; a module's forward pre-hook, and a plain function, so that copies keep it.
 
     `regrow.nn.base.SparseModule` does the same in its own forward pass: torch takes longer to call a hook.
     """
@@ -85,6 +85,6 @@ def before_forward_of_reader(module: nn.Module, args: Any) -> None:
 
 
 def after_forward(module: nn.Module, args: Any, output: Any) -> None:
-    """Forward hook that puts back what `cut_substituted` has replaced: the tensors are the user's."""
+    """Put back what `cut_substituted` has replaced, since the tensors are the user's; a forward hook."""
     for owner, name, given in module.__dict__.pop(GIVEN, ()):
         owner._parameters[name] = given

@@ -39,7 +39,7 @@ class GrownWeight(ABC):
 
     @abstractmethod
     def is_zero(self, noted: Any) -> bool:
-        """Whether a dense gradient as `note` gives it is zero everywhere."""
+        """Return whether a dense gradient as `note` gives it is zero everywhere."""
 
     @abstractmethod
     def note(self, gradient: Tensor, left: list[Any]) -> Any:

@@ -39,7 +39,7 @@ class Driver(Protocol):
     """What a hook asks of the method that drives its parameter."""
 
     def wants_dense_gradient(self) -> bool:
-        """Whether the coming step needs the dense gradient."""
+        """Return whether the coming step needs the dense gradient."""
 
 
 class GradientHook:
@@ -191,11 +191,13 @@ class GradientHook:
         self._left = (parameter.grad.data_ptr(), parameter.grad._version)
 
     def was_edited(self, gradient: Tensor) -> bool:
-        """Whether `gradient`, which is in ``.grad`` now, is another than the last backward pass has left there."""
+        """Return whether `gradient`, which is in ``.grad`` now, is another than the last backward pass has left
+        there.
+        """
         return (gradient.data_ptr(), gradient._version) != self._left
 
     def _is_under_way(self, accumulated: Tensor | None) -> bool:
-        """Whether ``.grad`` holds earlier micro-batches of this step: untouched, or not set to zero."""
+        """Return whether ``.grad`` holds earlier micro-batches of this step: untouched, or not set to zero."""
         if accumulated is None:
             return False
         return not self.was_edited(accumulated) or bool(accumulated.any())
@@ -216,7 +218,7 @@ def driver_of(parameter: Tensor) -> Driver | None:
 
 
 def is_trained(parameter: Tensor) -> bool:
-    """Whether a method drives `parameter`, or gradients have reached it: its values are its own affair."""
+    """Return whether a method drives `parameter`, or gradients have reached it: its values are its own affair."""
     hook = hook_of(parameter)
     return hook is not None and (hook.ran or hook.driving is not None)
 

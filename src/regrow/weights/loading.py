@@ -42,7 +42,7 @@ ZEROS_TELL = 0.9
 
 
 def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[str, Any], *_: Any) -> None:
-    """`load_state_dict` pre-hook: bring each sparse weight below `module` into the form its storage loads.
+    """Bring each sparse weight below `module` into the form its storage loads; a `load_state_dict` pre-hook.
 
     Raises:
         RegrowValueError: naming the key, what it holds and what is allowed; nothing has been written then.
@@ -84,7 +84,7 @@ def require_formats(state: Mapping[str, Any], *own: Mapping[str, Any]) -> None:
 
 
 def save_topology(module: nn.Module, state: State, prefix: str, metadata: MutableMapping[str, Any]) -> None:
-    """`state_dict` post-hook: the topology of `module`'s own weights, as copies, so that nobody can change it there.
+    """Add the topology of `module`'s own weights, as copies that nobody can change it by; a `state_dict` post-hook.
 
     The format's number goes into torch's `metadata` of the module, since strict loading refuses a key more.
     """
@@ -152,7 +152,7 @@ def _warn_of_cuts(state: State, taken: Mapping[str, Tensor]) -> None:
 
 
 def after_load(module: nn.Module, incompatible: Any) -> None:
-    """`load_state_dict` post-hook: what is loaded is now the known topology (``assign=True`` included)."""
+    """Take what is loaded as the known topology (``assign=True`` included); a `load_state_dict` post-hook."""
     for submodule in module.modules():
         # on the root once more, since a tied weight is loaded by each of its owners
         for weight in views(submodule):
@@ -162,7 +162,9 @@ def after_load(module: nn.Module, incompatible: Any) -> None:
 
 
 def all_names(module: nn.Module, prefix: str = "") -> list[tuple[str, SparseWeight]]:
-    """Each sparse weight of `module` with the name it has in a state dict; one that has several, by each of them."""
+    """Return each sparse weight of `module` with the name it has in a state dict; one that has several, by each of
+    them.
+    """
     return [
         (f"{prefix}{name}.{weight.parameter_name}" if name else prefix + weight.parameter_name, weight)
         for name, submodule in module.named_modules(remove_duplicate=False)
@@ -171,7 +173,7 @@ def all_names(module: nn.Module, prefix: str = "") -> list[tuple[str, SparseWeig
 
 
 def keys(base: str) -> list[str]:
-    """All keys that a weight called `base` can have in a state dict, in any form."""
+    """Return all keys that a weight called `base` can have in a state dict, in any form."""
     return [base, f"{base}_mask", f"{base}_values", *(f"{base}_{part}" for part in INDEX)]
 
 
@@ -208,7 +210,7 @@ def _forms(base: str) -> list[set[str]]:
 def read(
     state: Mapping[str, Any], base: str, shape: tuple[int, ...], present: Callable[[], Tensor] | None = None
 ) -> tuple[Tensor, Tensor] | None:
-    """Positions and values of a sparse weight in a state dict, checked, or None where it holds nothing of it.
+    """Read positions and values of a sparse weight from a state dict, checked; None if it holds nothing of it.
 
     Args:
         state: the state dict.
@@ -293,7 +295,7 @@ def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology
 def from_csr(
     base: str, shape: tuple[int, ...], values: Tensor, crow: Tensor, col: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Positions and values [nnz] of a CSR matrix, its index checked whole.
+    """Return the positions and values [nnz] of a CSR matrix, its index checked whole.
 
     Raises:
         RegrowValueError: an index that is out of range, unsorted or repeated, or lengths that do not fit.

@@ -93,7 +93,7 @@ class MaskedWeight(SparseWeight):
         )
 
     def cut_of(self, given: Tensor) -> Tensor:
-        """What stands in for the weight in one pass, with zeros at whatever is not an active connection."""
+        """Return what stands in for the weight in one pass, with zeros at whatever is not an active connection."""
         if not torch.compiler.is_compiling() and is_under_vmap(given):
             return given.where(given.detach() != 0, 0)  # an ensemble's, whose masks are not here
         cut = self.restrict(given)
@@ -154,11 +154,11 @@ class MaskedWeight(SparseWeight):
         return new
 
     def _places(self, positions: Tensor) -> tuple[Tensor, ...]:
-        """Positions as an index of the dense tensor, whatever its memory format."""
+        """Return the positions as an index of the dense tensor, whatever its memory format."""
         return torch.unravel_index(positions, self.shape)
 
     def _outside(self) -> bool:
-        """Whether any value is not zero where there is no connection."""
+        """Return whether any value is not zero where there is no connection."""
         return outside(self.parameter.detach(), self._mask)
 
     def cut(self) -> bool:

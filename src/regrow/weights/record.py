@@ -32,7 +32,7 @@ class Family:
         self.clock = CLOCK
 
     def tick(self) -> float:
-        """A clock for the stamp of one of them that no other has."""
+        """Return a clock for the stamp of one of them that no other has."""
         self.clock = stamp.tick(self.clock)
         return self.clock
 
@@ -41,7 +41,7 @@ class Family:
         self._modules.add(module)
 
     def modules(self) -> list[nn.Module]:
-        """Those that are alive."""
+        """Return those that are alive."""
         return list(self._modules)
 
 
@@ -128,7 +128,7 @@ class Record:
         return made
 
     def _hook(self, parameter: nn.Parameter, mask: Tensor | None) -> None:
-        """Hook the parameter of the module that is being made: torch's copies lose their hooks."""
+        """Attach hooks to the parameter of the module that is being made: torch's copies lose their hooks."""
         module = self.owner()
         assert self.view is not None
         assert module is not None
@@ -149,7 +149,7 @@ class Record:
 
 
 def module_records(module: nn.Module) -> dict[str, Record]:
-    """The records of the weights that `module` itself owns, by parameter name; dense ones included."""
+    """Return the records of the weights that `module` itself owns, by parameter name; dense ones included."""
     records: dict[str, Record] = module.__dict__.get(RECORDS, {})
     return records
 
@@ -157,7 +157,7 @@ def module_records(module: nn.Module) -> dict[str, Record]:
 def _revive(
     plain: dict[str, Any], module: nn.Module | None, parameter: nn.Parameter | None, mask: Tensor | None
 ) -> Record:
-    """A record from a pickle, where the module's own attributes are still to come."""
+    """Return a record from a pickle, where the module's own attributes are still to come."""
     record = Record(**plain)
     record.follows, record.family.clock = False, record.clock
     if module is not None and parameter is not None:

@@ -11,7 +11,7 @@ ONE, TWO = "FullyShardedDataParallel", "FSDPModule"
 
 
 def is_sharded(model: nn.Module, *kinds: str) -> bool:
-    """Whether some module of `model` is of one of these classes (`ONE`, `TWO`)."""
+    """Return whether some module of `model` is of one of these classes (`ONE`, `TWO`)."""
     return any(c.__name__ in kinds for module in model.modules() for c in type(module).__mro__)
 
 

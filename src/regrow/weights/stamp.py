@@ -58,15 +58,15 @@ class Stamp:
         return 8 * self.precision > DRIFT
 
     def is_of(self, fingerprint: int) -> bool:
-        """Whether the values belong to the topology with this fingerprint, and to it alone."""
+        """Return whether the values belong to the topology with this fingerprint, and to it alone."""
         return self.distance(fingerprint) <= max(DRIFT, 8 * self.precision)
 
     def distance(self, fingerprint: int) -> float:
-        """How far the code is from that of a fingerprint: bfloat16 allows so much that it may be of two."""
+        """Return how far the code is from that of a fingerprint: bfloat16 allows so much that it may be of two."""
         return max(abs(a - b) for a, b in zip(self.code, code_of(fingerprint), strict=True))
 
     def is_at(self, clock: float) -> bool:
-        """Whether no values of another clock have come in."""
+        """Return whether no values of another clock have come in."""
         return abs(self.clock - clock) <= 8 * self.precision
 
     @property
@@ -76,34 +76,34 @@ class Stamp:
 
 
 def code_of(fingerprint: int) -> tuple[float, ...]:
-    """Numbers in [0.5, 1) that tell topologies apart."""
+    """Return the numbers in [0.5, 1) that tell topologies apart."""
     return tuple(0.5 + (fingerprint >> 7 * part) % FINE / (2 * FINE) for part in range(PARTS))
 
 
 def tick(clock: float) -> float:
-    """The clock's next value."""
+    """Return the clock's next value."""
     return 0.5 + ((clock - 0.5) * 2 * FINE + STEP) % FINE / (2 * FINE)
 
 
 def nearest(clock: float) -> float:
-    """The value that a clock was written with, before rounding."""
+    """Return the value that a clock was written with, before rounding."""
     return round(clock * 2 * FINE) / (2 * FINE)
 
 
 def fits(values: Tensor) -> bool:
-    """Whether values of this type can hold a stamp: those of float16 are too coarse."""
+    """Return whether values of this type can hold a stamp: those of float16 are too coarse."""
     return values.dtype in PRECISION and not values.is_meta
 
 
 def write(values: Tensor, fingerprint: int, clock: float = 0.5) -> None:
-    """Stamp `values` [n, 1], whose last entries are free for it; not a change that autograd should see."""
+    """Write the stamp into the last entries of `values` [n, 1]; not a change that autograd should see."""
     if fits(values):
         entries = [SCALE * part for part in (1.0, *code_of(fingerprint), clock)]
         values.data[-SIZE:, 0] = torch.tensor(entries, dtype=values.dtype, device=values.device)
 
 
 def is_whole(values: Tensor, code: tuple[float, ...]) -> bool:
-    """Whether the stamp of `values` on the CPU is as it was written for a topology of this code, or nearly.
+    """Return whether the stamp of `values` on the CPU is as it was written for a topology of this code, or nearly.
 
     Asked at every forward pass: a tenth of the time of `read`.
     """
@@ -125,7 +125,7 @@ def is_whole(values: Tensor, code: tuple[float, ...]) -> bool:
 
 
 def read(values: Tensor) -> Stamp | None:
-    """The stamp of `values` [n, 1], or None where it is gone: after noise, an initialiser, or in float16."""
+    """Return the stamp of `values` [n, 1], or None where it is gone: after noise, an initialiser, or in float16."""
     if not fits(values):
         return None
     scale, *entries = values.detach()[-SIZE:, 0].tolist()
@@ -136,5 +136,5 @@ def read(values: Tensor) -> Stamp | None:
 
 
 def is_written_over(values: Tensor) -> bool:
-    """Whether an initialiser or noise has written to the stamp, rather than a type without the range for it."""
+    """Return whether an initialiser or noise has written to the stamp, rather than a type without the range for it."""
     return float(values.detach()[-SIZE:].abs().max()) >= STRANGE  # in float16 it would be 0

@@ -91,7 +91,7 @@ class StampedWeight(SparseWeight):
         )
 
     def _is_own(self, found: stamp.Stamp) -> bool:
-        """Whether the values are of this weight's topology, and not rather of a copy's."""
+        """Return whether the values are of this weight's topology, and not rather of a copy's."""
         own, distance = self.record.fingerprint, found.distance(self.record.fingerprint)
         return found.is_of(own) and not (
             distance and any(found.distance(copy.record.fingerprint) < distance for copy in copies_of(self))
@@ -104,7 +104,7 @@ class StampedWeight(SparseWeight):
         return float(self.parameter.detach().sum(dtype=torch.float64))
 
     def _settle_unstamped(self) -> None:
-        """`settle` for values without a stamp: noise or an initialiser was written over it, or float16 has none."""
+        """Settle values without a stamp: noise or an initialiser was written over it, or float16 has none."""
         before, written = self.record.total, stamp.fits(self.parameter)  # regrow leaves none without
         if not written:
             self.record.total = self.total

@@ -43,7 +43,7 @@ class Form:
 
 
 def register(storage: S) -> S:
-    """Class decorator that makes a storage known by its name.
+    """Return the class decorator that makes a storage known by its name.
 
     Raises:
         RegrowValueError: a name that is taken.

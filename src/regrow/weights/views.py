@@ -26,7 +26,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, SparseWeight]]:
-    """Each sparse weight with the name that it has in `model` now, ``layers.0.weight``, wrappers of torch left out."""
+    """Yield each sparse weight with its name in `model` now, ``layers.0.weight``, torch's wrappers left out."""
     for name, module in unwrapped(model).named_modules():
         for weight in views(module):
             yield f"{name}.{weight.parameter_name}" if name else weight.parameter_name, weight
@@ -49,7 +49,7 @@ def views(module: nn.Module) -> Iterator[SparseWeight]:
 
 
 def sparse_weights(model: nn.Module) -> list[SparseWeight]:
-    """All sparse weights of `model`, in the order of its modules."""
+    """Return all sparse weights of `model`, in the order of its modules."""
     return [weight for module in model.modules() for weight in views(module)]
 
 

@@ -14,7 +14,8 @@ from regrow.measure.timing import interleaved
 def layer_shares(
     model: nn.Module, run: Callable[[], object], step: Callable[[], object], names: set[str], seconds: float
 ) -> dict[str, float]:
-    """Time that a step of each of some layers of a dense network takes, alone, over that of the network's step.
+    """Return the time that a step of each of some layers of a dense network takes, alone, over that of the
+    network's step.
 
     Args:
         model: the dense network.
@@ -48,7 +49,7 @@ def layer_shares(
 
 
 def _step(layer: nn.Module, given: Tensor) -> Callable[[], None]:
-    """A training step of a copy of `layer` alone."""
+    """Return a training step of a copy of `layer` alone."""
     layer = copy.deepcopy(layer)
     leaf = given.detach().requires_grad_(given.requires_grad)
     gradient = torch.ones_like(layer(leaf))
@@ -64,7 +65,8 @@ def _step(layer: nn.Module, given: Tensor) -> Callable[[], None]:
 
 
 def bound(shares: Mapping[str, float], densities: Mapping[str, float]) -> float:
-    """How many times faster a step is in which layers take their density of their time, and all else takes the same.
+    """Return how many times faster a step is in which layers take their density of their time, and all else takes
+    the same.
 
     Args:
         shares: of the step's time, of its layers; alone they may take longer than all together.

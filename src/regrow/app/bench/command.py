@@ -32,7 +32,7 @@ NOTES = (
 def bench(
     plan: Plan, arguments: Sequence[str], *, wait: float = 0.0, out: Path | None = None, json_: bool = False
 ) -> int:
-    """The command.
+    """Run the command.
 
     Args:
         plan: what to measure.
@@ -92,7 +92,7 @@ def bench(
 
 
 def heading(machine: dict[str, Any], dtype: str) -> str:
-    """The conditions in one line."""
+    """Return the conditions in one line."""
     threads = machine["threads"]
     return (
         f"{machine['processor']}, {threads} thread{'s' if threads > 1 else ''}, {dtype}, torch "
@@ -118,7 +118,7 @@ def look(console: Console, wait: float) -> Load:
 
 
 def fits(rows: Sequence[Row]) -> list[Fit]:
-    """The fitted exponents of each series of `Scale` rows."""
+    """Return the fitted exponents of each series of `Scale` rows."""
     series: dict[tuple[str, int], list[Scale]] = {}
     for row in rows:
         if isinstance(row, Scale):

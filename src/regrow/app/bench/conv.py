@@ -40,34 +40,34 @@ class Convolution:
         return (self.side + 2 * (self.kernel // 2) - self.kernel) // self.stride + 1
 
     def flops(self, connections: int, batch: int) -> float:
-        """Of a forward pass with so many connections: a multiplication and an addition each for each pixel put out."""
+        """Count the FLOPs of a forward pass with this many connections: two per connection and output pixel."""
         return 2.0 * connections * batch * self.out_side**2
 
     def dense(self, dtype: torch.dtype) -> nn.Conv2d:
-        """The dense layer."""
+        """Return the dense layer."""
         padding = self.kernel // 2
         return nn.Conv2d(
             self.inputs, self.outputs, self.kernel, self.stride, padding, bias=False, dtype=dtype
         )
 
     def sparse(self, dense: nn.Module, sparsity: float) -> nn.Module:
-        """`dense` with compressed storage; `dense` stays as it is."""
+        """Return `dense` with compressed storage; `dense` stays as it is."""
         model = nn.Sequential(copy.deepcopy(dense))
         regrow.sparsify(model, sparsity, "uniform", include=["*"], storage="compressed")
         return model[0]
 
     def example(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """An input and a gradient of the output, in torch's own layout."""
+        """Return an input and a gradient of the output, in torch's own layout."""
         x = torch.randn(batch, self.inputs, self.side, self.side, dtype=dtype)
         return x, torch.randn(batch, self.outputs, self.out_side, self.out_side, dtype=dtype)
 
     def laid_out(self, tensor: Tensor) -> Tensor:
-        """`tensor` as sparse layers of this kind hand it to each other: in batch tiles."""
+        """Return `tensor` as sparse layers of this kind hand it to each other: in batch tiles."""
         return to_tiles(tensor)
 
 
 def convolutions(text: str) -> list[Convolution]:
-    """The layers in ``64x64x16,64x256x56x1``: outputs, inputs, side, kernel (3) and stride (1).
+    """Return the layers in ``64x64x16,64x256x56x1``: outputs, inputs, side, kernel (3) and stride (1).
 
     Raises:
         RegrowValueError: text that is something else.

@@ -20,7 +20,7 @@ FORMS = {"eager": torch.contiguous_format, "channels last": torch.channels_last}
 
 
 def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, Way]:
-    """The ways ``eager``, ``channels last`` and ``compiled`` to do with `module` what `make` makes of it.
+    """Return the ways ``eager``, ``channels last`` and ``compiled`` to do with `module` what `make` makes of it.
 
     Where there is no convolution, the second is left out; where torch.compile fails (no C++ compiler), the last is,
     and the reason goes to standard error.
@@ -48,11 +48,11 @@ def dense_ways(make: Make, module: nn.Module, settings: Settings) -> dict[str, W
 
 
 def in_format(module: nn.Module, form: torch.memory_format) -> nn.Module:
-    """A copy of `module` with its convolutions in that memory format."""
+    """Return a copy of `module` with its convolutions in that memory format."""
     formed: nn.Module = copy.deepcopy(module).to(memory_format=form)  # type: ignore[call-overload]
     return formed
 
 
 def formatted(tensor: Tensor, form: torch.memory_format) -> Tensor:
-    """`tensor`, where it holds images in that memory format."""
+    """Return `tensor`, where it holds images in that memory format."""
     return tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor

@@ -16,12 +16,12 @@ from regrow.sparsity.distributions import connections
 
 
 def forward(layer: nn.Module, x: Tensor, gradient: Tensor) -> Way:
-    """A forward pass that keeps nothing for a backward pass."""
+    """Return a forward pass that keeps nothing for a backward pass."""
     return torch.no_grad()(lambda: layer(x))
 
 
 def both(layer: nn.Module, x: Tensor, gradient: Tensor) -> Way:
-    """A forward and a backward pass that returns the gradients of the input and of all parameters."""
+    """Return a forward and a backward pass that returns the gradients of the input and of all parameters."""
     leaf = x.detach().requires_grad_()
     leaves = [leaf, *layer.parameters()]
     return lambda: torch.autograd.grad(layer(leaf), leaves, gradient)
@@ -37,7 +37,7 @@ PASSES: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], Way], int]] = {
 def measure(
     layer: Linear | Convolution, batch: int, sparsities: Sequence[float], settings: Settings
 ) -> list[Comparison]:
-    """`layer` at one batch size and each sparsity, each side on inputs in its own layout."""
+    """Measure `layer` at one batch size and each sparsity, each side on inputs in its own layout."""
     x, gradient = layer.example(batch, settings.dtype)
     own = layer.laid_out(x), layer.laid_out(gradient)
     dense = layer.dense(settings.dtype)
@@ -62,5 +62,5 @@ def measure(
 
 
 def _on(make: Callable[[nn.Module, Tensor, Tensor], Way], x: Tensor, gradient: Tensor) -> Make:
-    """`make` on these tensors, in the memory format that is asked for."""
+    """Call `make` on these tensors, in the memory format asked for."""
     return lambda module, form: make(module, formatted(x, form), formatted(gradient, form))

@@ -34,29 +34,29 @@ class Linear:
         return self.rows * self.columns
 
     def flops(self, connections: int, batch: int) -> float:
-        """Of a forward pass with so many connections: a multiplication and an addition each for each example."""
+        """Count the FLOPs of a forward pass with this many connections: two per connection and example."""
         return 2.0 * connections * batch
 
     def dense(self, dtype: torch.dtype) -> nn.Linear:
-        """The dense layer."""
+        """Return the dense layer."""
         return nn.Linear(self.columns, self.rows, dtype=dtype)
 
     def sparse(self, dense: nn.Module, sparsity: float) -> nn.Module:
-        """`dense` with compressed storage; `dense` stays as it is."""
+        """Return `dense` with compressed storage; `dense` stays as it is."""
         model = nn.Sequential(copy.deepcopy(dense))
         regrow.sparsify(model, sparsity, "uniform", include=["*"], storage="compressed")
         return model[0]
 
     def example(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """An input and a gradient of the output, in torch's own layout."""
+        """Return an input and a gradient of the output, in torch's own layout."""
         return torch.randn(batch, self.columns, dtype=dtype), torch.randn(batch, self.rows, dtype=dtype)
 
     def laid_out(self, tensor: Tensor) -> Tensor:
-        """`tensor` as sparse layers of this kind hand it to each other: the batch innermost."""
+        """Return `tensor` as sparse layers of this kind hand it to each other: the batch innermost."""
         return tensor.t().contiguous().t()
 
     def random(self, connections: int, dtype: torch.dtype) -> nn.Sequential:
-        """A network of this one layer, compressed, made from its connections alone."""
+        """Return a network of this one layer, compressed, made from its connections alone."""
         positions = _positions(connections, self.size)
         values = torch.randn(connections, generator=generator(1), dtype=dtype)
         values.mul_((self.rows / connections) ** 0.5)
@@ -70,7 +70,7 @@ class Linear:
 
 
 def _positions(count: int, population: int) -> Tensor:
-    """`count` random positions, ascending; drawn block by block, which needs little memory beside the result."""
+    """Return `count` random positions, ascending; drawn block by block, which needs little memory beside the result."""
     found = torch.empty(count, dtype=torch.int64)
     draw = generator(0)
     for block in range(BLOCKS):
@@ -81,7 +81,7 @@ def _positions(count: int, population: int) -> Tensor:
 
 
 def linears(text: str) -> list[Linear]:
-    """The layers in ``768x3072,1024x1024``, outputs before inputs.
+    """Return the layers in ``768x3072,1024x1024``, outputs before inputs.
 
     Raises:
         RegrowValueError: text that is something else.

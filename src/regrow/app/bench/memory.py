@@ -28,7 +28,7 @@ class Memory:
     """The same with a tenth of the connections."""
 
     def bytes_of(self, part: str) -> float:
-        """A connection's bytes at the peak of ``start``, ``steps`` or ``update``."""
+        """Return a connection's bytes at the peak of ``start``, ``steps`` or ``update``."""
         more, fewer = (getattr(run, part) for run in (self.run, self.tenth))
         return float(more - fewer) / (self.run.connections - self.tenth.connections)
 
@@ -39,7 +39,7 @@ class Memory:
         return self.run.update - self.run.steps
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
         return {
             "": self.subject,
             "batch": str(self.batch),
@@ -54,13 +54,13 @@ class Memory:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings; bytes and seconds."""
+        """Return plain numbers and strings; bytes and seconds."""
         derived = {part: self.bytes_of(part) for part in PARTS}
         return {**asdict(self), "bytes_per_connection": derived, "update_adds": self.update_adds}
 
 
 def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Settings) -> list[Memory]:
-    """`layer` at one batch size and each sparsity, each run in a fresh process."""
+    """Measure `layer` at one batch size and each sparsity, each run in a fresh process."""
     rows = []
     for sparsity in sparsities:
         count = connections((layer.size,), sparsity)

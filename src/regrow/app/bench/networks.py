@@ -34,7 +34,7 @@ class Network:
 
 
 def mlp(width: int, batch: int) -> Network:
-    """784-WIDTH-WIDTH-10 with ReLU; made sparse, the last layer stays dense and the ReLUs are fused."""
+    """Build 784-WIDTH-WIDTH-10 with ReLU; made sparse, the last layer stays dense and the ReLUs are fused."""
 
     def build() -> nn.Module:
         first, second, last = nn.Linear(784, width), nn.Linear(width, width), nn.Linear(width, 10)
@@ -51,7 +51,7 @@ def mlp(width: int, batch: int) -> Network:
 
 
 def own(name: str, x: Tensor, storage: str, distribution: str) -> Network:
-    """The user's ``package.module:function``, or a network of the zoo, as `regrow.sparsify` makes it sparse.
+    """Return the user's ``package.module:function``, or a network of the zoo, as `regrow.sparsify` makes it sparse.
 
     Args:
         name: what builds it, without arguments.
@@ -68,14 +68,15 @@ def own(name: str, x: Tensor, storage: str, distribution: str) -> Network:
 
 
 def example(model: nn.Module, sizes: Sequence[int]) -> Tensor:
-    """An input of `model`; two sizes are a batch of tokens where it embeds them."""
+    """Return an input of `model`; two sizes are a batch of tokens where it embeds them."""
     embeddings = [m.num_embeddings for m in model.modules() if isinstance(m, nn.Embedding)]
     tokens = bool(embeddings) and len(sizes) == 2
     return torch.randint(min(embeddings), tuple(sizes)) if tokens else torch.randn(*sizes)
 
 
 def tried(name: str, sizes: Sequence[int]) -> Tensor:
-    """An input of the network that `name` builds, with which a step was taken, to see whether it can be measured.
+    """Return an input of the network that `name` builds, with which a step was taken, to see whether it can be
+    measured.
 
     Raises:
         RegrowValueError: nothing of that name, or what it gives is no network or does not take the input.
@@ -99,7 +100,7 @@ def tried(name: str, sizes: Sequence[int]) -> Tensor:
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
-    """The output of `model` [..., classes], also where it is called ``logits``.
+    """Return the output of `model` [..., classes], also where it is called ``logits``.
 
     Raises:
         RegrowValueError: an output that is neither a tensor nor has ``logits``.
@@ -112,7 +113,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def step(model: nn.Module, x: Tensor) -> Way:
-    """One step of the usual loop: cross entropy over the output's last dimension, SGD with momentum."""
+    """Return one step of the usual loop: cross entropy over the output's last dimension, SGD with momentum."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, fused=True)
     with torch.no_grad():
         *lead, classes = logits(model, x).shape
@@ -127,7 +128,9 @@ def step(model: nn.Module, x: Tensor) -> Way:
 
 
 def measure(network: Network, sparsities: Sequence[float], settings: Settings) -> list[Step]:
-    """A training step of `network` at each sparsity; a step's FLOPs are counted as those of three forward passes."""
+    """Return a training step of `network` at each sparsity; a step's FLOPs are counted as those of three forward
+    passes.
+    """
     x = network.input.to(settings.dtype) if network.input.is_floating_point() else network.input
     dense = network.build().to(settings.dtype)
     flops, sparse, densities = {}, {}, {}
@@ -152,7 +155,7 @@ def measure(network: Network, sparsities: Sequence[float], settings: Settings) -
 
 
 def _flops(model: nn.Module, x: Tensor) -> tuple[float, float] | None:
-    """Of a training step, dense and sparse; None where the network has a module that nobody can count."""
+    """Count the FLOPs of a training step, dense and sparse; None if the network has a module that cannot be counted."""
     try:
         counted = regrow.costs(model, x[:1]).flops
     except RegrowError:

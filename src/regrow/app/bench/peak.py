@@ -77,7 +77,7 @@ def run(layer: Linear, connections: int, batch: int, settings: Settings, update:
 
 
 def resident(key: str) -> int:
-    """Bytes of resident memory of this process: ``VmRSS`` now, ``VmHWM`` at its peak since `settle`."""
+    """Return the bytes of resident memory of this process: ``VmRSS`` now, ``VmHWM`` at its peak since `settle`."""
     found = re.search(rf"{key}:\s+(\d+) kB", STATUS.read_text())
     assert found is not None
     return 1024 * int(found[1])

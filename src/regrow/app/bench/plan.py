@@ -110,7 +110,7 @@ def plan(
     quick: bool = False,
     files: Sequence[str] = (),
 ) -> Plan:
-    """The plan that these options of the command make; texts may hold several values divided by commas.
+    """Return the plan that these options of the command make; texts may hold several values divided by commas.
 
     Args:
         linear: layers, outputs before inputs: ``768x3072``. Default: the standard ones.
@@ -186,7 +186,7 @@ class Given:
     distributions: tuple[str, ...]
 
     def layers(self) -> list[Case]:
-        """Forward and backward passes of layers."""
+        """Plan forward and backward passes of layers."""
         sparsities = self.sparsities or self.standard.sparsities
         return [
             Case(f"{layer}, batch {batch}", partial(layers.measure, layer, batch, sparsities, self.settings))
@@ -195,7 +195,7 @@ class Given:
         ]
 
     def convolutions(self) -> list[Case]:
-        """Forward and backward passes of convolutions."""
+        """Plan forward and backward passes of convolutions."""
         sparsities = self.sparsities or self.standard.sparsities
         return [
             Case(f"{layer}, batch {size}", partial(layers.measure, layer, size, sparsities, self.settings))
@@ -204,7 +204,7 @@ class Given:
         ]
 
     def steps(self) -> list[Case]:
-        """Training steps of the standard networks."""
+        """Plan training steps of the standard networks."""
         perceptrons = [
             self.step(networks.mlp(width, size))
             for width, batch in self.standard.mlps
@@ -219,11 +219,11 @@ class Given:
         return perceptrons + zoo
 
     def network(self, name: str, x: Tensor, storage: str) -> list[Case]:
-        """Training steps of a network on `x` with each distribution."""
+        """Plan training steps of a network on `x` with each distribution."""
         return [self.step(networks.own(name, x, storage, each)) for each in self.distributions]
 
     def step(self, network: networks.Network) -> Case:
-        """Training steps of one network."""
+        """Plan training steps of one network."""
         sparsities = self.sparsities or self.standard.sparsities
         return Case(
             f"training steps of {network.name}",
@@ -231,7 +231,7 @@ class Given:
         )
 
     def updates(self) -> list[Case]:
-        """Topology updates."""
+        """Plan topology updates."""
         sparsities = self.sparsities or self.standard.sparsities
         return [
             Case(
@@ -243,7 +243,7 @@ class Given:
         ]
 
     def memory(self) -> list[Case]:
-        """Peak memory."""
+        """Plan measurements of peak memory."""
         return [
             Case(
                 f"memory of {layer}, batch {batch}",
@@ -254,7 +254,7 @@ class Given:
         ]
 
     def scale(self) -> list[Case]:
-        """Layers that grow."""
+        """Plan layers of growing size."""
         return [
             Case(f"{size:,} connections", partial(scale.measure, size, batch, sparsity, self.settings))
             for sparsity in self.sparsities or (*DEEP, None)
@@ -292,7 +292,7 @@ def _require_a_part(option: str, given: bool, has_one: bool, kinds: Sequence[str
 
 
 def whole_numbers(option: str, text: str) -> tuple[int, ...]:
-    """The numbers in ``1,8,128``.
+    """Return the numbers in ``1,8,128``.
 
     Raises:
         RegrowValueError: text that holds something else, or a number below 1.

@@ -31,10 +31,10 @@ class Row(Protocol):
     """Of the table that it is a line of."""
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
+        """Return plain numbers and strings."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Comparison:
         return None if self.flops is None else self.faster * self.flops[1] / self.flops[0]
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
         return {
             "": self.subject,
             "batch": str(self.batch),
@@ -102,7 +102,7 @@ class Comparison:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings; times in seconds."""
+        """Return plain numbers and strings; times in seconds."""
         derived = {"best": self.best, "faster": self.faster}
         rates = {"gflops": self.gflops, "utilisation": self.utilisation}
         return {**asdict(self), **derived, **rates}
@@ -118,31 +118,33 @@ class Step(Comparison):
     what it costs the dense network (Amdahl)."""
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
         cells = super().cells()
         others = cells.pop("others")
         return {**cells, "bound": f"{self.bound:.1f}x", "others": others}
 
 
 def percent(share: float) -> str:
-    """A share as a percentage without needless zeros."""
+    """Return a share as a percentage without needless zeros."""
     return f"{100 * share:g}%"
 
 
 def number(value: float | None, form: str) -> str:
-    """A number in a format, or a dash."""
+    """Return a number in a format, or a dash."""
     return "-" if value is None else format(value, form)
 
 
 def milliseconds(timing: Timing) -> str:
-    """A median with three digits, and the distance of the quartiles as a share of it."""
+    """Return a median with three digits, and the distance of the quartiles as a share of it."""
     median = 1e3 * timing.median
     digits = max(0, 2 - math.floor(math.log10(median))) if median > 0 else 0
     return f"{median:.{digits}f} ±{timing.spread / 2:.0%}"
 
 
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """b of the best ``values = a * sizes ** b``, by least squares of the logarithms; two or more different sizes."""
+    """Return b of the best ``values = a * sizes ** b``, by least squares of the logarithms; two or more different
+    sizes.
+    """
     x, y = ([math.log(v) for v in numbers] for numbers in (sizes, values))
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(

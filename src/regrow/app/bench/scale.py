@@ -40,7 +40,7 @@ class Scale:
         return max(self.run.start, self.run.steps)
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
         connections = self.run.connections
         return {
             "": self.subject,
@@ -54,7 +54,7 @@ class Scale:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings; bytes and seconds."""
+        """Return plain numbers and strings; bytes and seconds."""
         return {**asdict(self), "peak": self.peak}
 
 
@@ -71,7 +71,7 @@ class Fit:
     memory: float
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
         return {
             "": self.series,
             "batch": str(self.batch),
@@ -81,12 +81,12 @@ class Fit:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
+        """Return plain numbers and strings."""
         return asdict(self)
 
 
 def fit(rows: Sequence[Scale]) -> Fit:
-    """The exponents of the rows of one series, at least two."""
+    """Return the exponents of the rows of one series, at least two."""
     sizes = [row.run.connections for row in rows]
     return Fit(
         rows[0].series,
@@ -98,13 +98,13 @@ def fit(rows: Sequence[Scale]) -> Fit:
 
 
 def square(connections: int, sparsity: float | None) -> Linear:
-    """The square layer with about so many connections: at this sparsity, or `FAN_IN` a unit."""
+    """Return the square layer with about so many connections: at this sparsity, or `FAN_IN` a unit."""
     side = connections / FAN_IN if sparsity is None else math.sqrt(connections / (1 - sparsity))
     return Linear(math.ceil(side), math.ceil(side))
 
 
 def measure(connections: int, batch: int, sparsity: float | None, settings: Settings) -> list[Row]:
-    """One row.
+    """Return one row.
 
     Raises:
         RegrowRuntimeError: the machine has too little free memory for it.

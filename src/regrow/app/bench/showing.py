@@ -29,7 +29,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def steps(cases: Sequence[Case], console: Console) -> Iterator[Case]:
-    """The cases one after the other, with a bar and the time left on `console`, or a line each without a terminal."""
+    """Yield the cases one by one, with a bar and the time left on `console`, or a line each without a terminal."""
     if console.is_terminal:
 
         def numbers(task: Task) -> list[str]:

@@ -35,7 +35,7 @@ class Update:
         return self.update.median / self.backward.median
 
     def cells(self) -> dict[str, str]:
-        """Texts by the heads of their columns."""
+        """Return the cells' texts by column heading."""
         return {
             "": self.subject,
             "batch": str(self.batch),
@@ -47,12 +47,12 @@ class Update:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings; times in seconds."""
+        """Return plain numbers and strings; times in seconds."""
         return {**asdict(self), "passes": self.passes}
 
 
 def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Settings) -> list[Update]:
-    """`layer` at one batch size and each sparsity."""
+    """Measure `layer` at one batch size and each sparsity."""
     dense = layer.dense(settings.dtype)
     ways = {"backward": backward(layer, dense, batch, settings.dtype)}
     for sparsity in sparsities:
@@ -64,7 +64,7 @@ def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Se
 
 
 def backward(layer: Linear, dense: nn.Module, batch: int, dtype: torch.dtype) -> Way:
-    """The backward pass of the dense layer: gradients of the input and of all parameters."""
+    """Return the backward pass of the dense layer: gradients of the input and of all parameters."""
     x, gradient = layer.example(batch, dtype)
     output = dense(x.requires_grad_())
     leaves = [x, *dense.parameters()]
@@ -72,7 +72,9 @@ def backward(layer: Linear, dense: nn.Module, batch: int, dtype: torch.dtype) ->
 
 
 def update(layer: Linear, sparse: nn.Module, batch: int, dtype: torch.dtype) -> Way:
-    """A whole update of RigL's: drop, exact candidates, the index and its mirror, the momentum, the bookkeeping."""
+    """Return a whole update of RigL's: drop, exact candidates, the index and its mirror, the momentum, the
+    bookkeeping.
+    """
     model = nn.Sequential(sparse)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)
     method = regrow.RigL(model, optimizer, total_steps=10**6, stop_fraction=1.0, update_every=1)

@@ -17,14 +17,14 @@ BUILD = "Build the kernels into the user's cache where there are none that are r
 
 
 def run_doctor(given: Sequence[str]) -> int:
-    """``regrow doctor``; `given` are the arguments of ``regrow``."""
+    """Run ``regrow doctor``; `given` are the arguments of ``regrow``."""
     parser = argparse.ArgumentParser("regrow doctor", description=DOCTOR)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     return doctor(given, parser.parse_args(given[1:]).json)
 
 
 def run_build(given: Sequence[str]) -> int:
-    """``regrow build``: exit code 1 where there are no kernels afterwards."""
+    """Run ``regrow build``: exit code 1 if there are no kernels afterwards."""
     argparse.ArgumentParser("regrow build", description=BUILD).parse_args(given[1:])
     try:
         library = native.build()
@@ -36,7 +36,7 @@ def run_build(given: Sequence[str]) -> int:
 
 
 def run_version(given: Sequence[str]) -> int:
-    """``regrow --version``."""
+    """Run ``regrow --version``."""
     print(f"regrow {regrow.__version__}")
     return 0
 

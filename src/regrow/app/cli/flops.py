@@ -36,7 +36,7 @@ class Flops:
     small_dense_width: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON document."""
+        """Return the JSON document."""
         return {
             "model": self.model,
             "options": self.options,
@@ -139,7 +139,7 @@ def count(
 
 
 def _options(name: str, build: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` texts as options of `build`."""
+    """Return ``key=value`` texts as options of `build`."""
     parameters = inspect.signature(build).parameters
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     options: dict[str, Any] = {}
@@ -190,7 +190,7 @@ def _build(name: str, build: Callable[..., Any], options: Mapping[str, Any], dev
 
 
 def _example(model: nn.Module, shape: tuple[int, ...], device: str) -> Tensor:
-    """One example; a single size is a count of tokens where the model embeds them."""
+    """Return one example; a single size is a count of tokens where the model embeds them."""
     tokens = len(shape) == 1 and any(isinstance(module, nn.Embedding) for module in model.modules())
     return torch.zeros(1, *shape, dtype=torch.int64 if tokens else torch.float32, device=device)
 
@@ -203,7 +203,7 @@ def _small(
     device: str,
     example: Tensor,
 ) -> tuple[float, float] | None:
-    """Width and FLOPs of the dense network with the stored size of the sparse one, if there is one."""
+    """Return the width and FLOPs of the dense network with the stored size of the sparse one, if there is one."""
     if not scales(build):
         return None
     full = float(options.get("width", 1.0))

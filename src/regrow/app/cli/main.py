@@ -356,7 +356,7 @@ _listed("build", basic.BUILD)
 
 
 def _stem(recipe: Recipe) -> str:
-    """What run folders of `recipe` are called after."""
+    """Return what run folders of `recipe` are called after."""
     tickets = f"{recipe.tickets.name}-" if recipe.tickets else ""
     return f"{recipe.name}-{tickets}{recipe.method.name}"
 

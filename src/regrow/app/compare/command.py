@@ -28,7 +28,7 @@ def compare(
     folder: Path | None,
     json_: bool,
 ) -> int:
-    """The command; the arguments are those of `plan` and `run_all`.
+    """Run the command; the arguments are those of `plan` and `run_all`.
 
     Returns:
         The exit code: 1 where a run has failed, and its row is of fewer runs or missing.
@@ -78,7 +78,7 @@ def compare(
 
 
 def numbers(option: str, text: str) -> list[float]:
-    """The numbers in ``1,2,5``.
+    """Return the numbers in ``1,2,5``.
 
     Raises:
         RegrowValueError: text that is no number.

@@ -92,7 +92,7 @@ def plan(
     imports: Sequence[str] = (),
     folder: Path | None = None,
 ) -> Grid:
-    """The runs of a comparison, each resolved and checked; nothing is written.
+    """Return the runs of a comparison, each resolved and checked; nothing is written.
 
     A method other than the recipe's own gets those of the recipe's method options that it has too (``update_every``,
     ``drop_fraction``, ...), and so do ``method.option=value``: one budget for all.
@@ -161,7 +161,7 @@ def _axes(keys: list[Key]) -> dict[str, tuple[str, ...]]:
 
 
 def _cells(base: Base, keys: list[Key], ways: dict[str, Way]) -> Iterator[tuple[Cell, list[str]]]:
-    """Each condition with the overrides that make it, but for length and seed."""
+    """Yield each condition with the overrides that make it, apart from length and seed."""
     for method, way in ways.items():
         mine = [key for key in of_method(keys, method) if _is_for(key, way)]
         made = overrides(way, base.recipe, _shared(base.recipe.method, way.method), mine)
@@ -173,7 +173,7 @@ def _cells(base: Base, keys: list[Key], ways: dict[str, Way]) -> Iterator[tuple[
 
 
 def _shared(own: Part, method: str) -> dict[str, Any]:
-    """What `method` takes over of the options that the recipe gives its own method: all that it has too.
+    """Return what `method` takes over of the options that the recipe gives its own method: all that it has too.
 
     Only between `Dynamic` methods: there, words such as ``stop_fraction`` mean the same.
     """
@@ -198,7 +198,7 @@ def _fits(option: str | None, has: set[str] | None) -> bool:
 
 
 def _is_for(key: Key, way: Way) -> bool:
-    """Whether `key` sets no option of a method or of tickets, or one that `way` has."""
+    """Return whether `key` sets no option of a method or of tickets, or one that `way` has."""
     method, tickets = key.option(), key.option("tickets")
     if tickets is not None:
         return _fits(tickets, way.ticket_options())
@@ -206,7 +206,7 @@ def _is_for(key: Key, way: Way) -> bool:
 
 
 def _check_options(keys: list[Key], ways: dict[str, Way]) -> None:
-    """An option that none of the methods it is meant for has is a mistake."""
+    """Refuse an option that none of the methods it is meant for has."""
     for key in keys:
         part = next((part for part in ("method", "tickets") if key.option(part)), None)
         meant = {key.method: ways[key.method]} if key.method else ways
@@ -220,14 +220,14 @@ def _check_options(keys: list[Key], ways: dict[str, Way]) -> None:
 
 
 def _known(part: str, way: Way) -> set[str]:
-    """The options of `way` that a key may set."""
+    """Return the options of `way` that a key may set."""
     if part == "tickets":
         return way.ticket_options()
     return (_options(way.method) or set()) - SUPPLIED["method"]
 
 
 def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:
-    """The folder of a run: one that holds this very run, or else a free one."""
+    """Return the folder of a run: one that holds this very run, or else a free one."""
     stem = file_name(name)[:120]
     for number in itertools.count(1):
         path = root / (stem if number == 1 else f"{stem}-{number}")
@@ -237,7 +237,7 @@ def _folder(root: Path, name: str, recipe: Recipe, taken: set[Path]) -> Path:
 
 
 def _same(folder: Path, recipe: Recipe) -> bool:
-    """Whether `folder` is free or holds a run of `recipe`."""
+    """Return whether `folder` is free or holds a run of `recipe`."""
     config = folder / "config.yaml"
     if not config.is_file():
         return True

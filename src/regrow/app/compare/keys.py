@@ -22,13 +22,13 @@ class Key:
     """The only method it is meant for; None is all."""
 
     def option(self, part: str = "method") -> str | None:
-        """The option of the method, or of its tickets, that it sets, if it does."""
+        """Return the option of the method, or of its tickets, that it sets, if it does."""
         first, _, option = self.key.partition(".")
         return option if first == part and option else None
 
 
 def parse(overrides: Iterable[str], methods: Sequence[str]) -> list[Key]:
-    """`overrides` such as ``optimizer.lr=0.05,0.1`` or, for one of `methods`, ``rigl.optimizer.lr=0.05``.
+    """Parse `overrides` such as ``optimizer.lr=0.05,0.1`` or, for one of `methods`, ``rigl.optimizer.lr=0.05``.
 
     Commas inside brackets, braces and quotes do not divide: ``model.hidden=[300,100],[600,200]`` is two values.
 
@@ -59,7 +59,7 @@ def parse(overrides: Iterable[str], methods: Sequence[str]) -> list[Key]:
 
 
 def split(text: str) -> tuple[str, ...]:
-    """`text` cut at the commas that stand outside brackets, braces and quotes."""
+    """Split `text` at the commas outside brackets, braces and quotes."""
     parts, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -76,6 +76,6 @@ def split(text: str) -> tuple[str, ...]:
 
 
 def of_method(keys: Sequence[Key], method: str) -> list[Key]:
-    """The keys for `method`: its own, and those of all that it has none of its own for."""
+    """Return the keys for `method`: its own, and those of all that it has none of its own for."""
     own = {key.key for key in keys if key.method == method}
     return [k for k in keys if k.method == method or (k.method is None and k.key not in own)]

@@ -9,7 +9,7 @@ from regrow.errors import RegrowValueError
 
 
 def multiply(recipe: Recipe, multiplier: float) -> list[str]:
-    """The overrides that make `recipe` `multiplier` times as long.
+    """Return the overrides that make `recipe` `multiplier` times as long.
 
     Length, milestones and warm-up of the learning rate, moments of the method (``..._step``, ``..._steps``) and the
     windows of tickets are multiplied; T_end is a share of the length and so follows; ``update_every`` stays, as in the
@@ -41,7 +41,7 @@ def multiply(recipe: Recipe, multiplier: float) -> list[str]:
 
 
 def _is_moment(part: str, option: str) -> bool:
-    """Whether an option says when something happens, counted in steps or epochs."""
+    """Return whether an option says when something happens, counted in steps or epochs."""
     if part != "method":
         return option == "milestones" or option.endswith(("_steps", "_epochs", "_step", "_epoch"))
     return option.endswith(("_steps", "_step"))

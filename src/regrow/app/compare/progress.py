@@ -35,17 +35,17 @@ class Show:
         self.tasks: dict[Path, TaskID] = {}
 
     def ended(self, run: Run, how: str) -> None:
-        """`run` is finished."""
+        """Note that `run` has finished."""
         summary = RunFolder(run.folder).summary()
         best = measures_of(summary).best
         self._line(run, f"{best.text(summary[best.name])}   ({how})")
 
     def failed(self, run: Run, reason: str) -> None:
-        """`run` did not come to its end."""
+        """Note that `run` did not reach its end."""
         self._line(run, f"failed: {reason.splitlines()[0]}")
 
     def running(self, runs: Sequence[Run]) -> None:
-        """`runs` are those that train at this moment."""
+        """Note that `runs` are the ones training now."""
         if self.bars is None:
             return
         for run in runs:
@@ -67,7 +67,7 @@ class Show:
 
 @contextmanager
 def shower(console: Console, runs: Sequence[Run]) -> Iterator[Show]:
-    """What shows `runs` on `console`."""
+    """Show `runs` on `console` while the body runs."""
     if not console.is_terminal:
         yield Show(console, runs)
         return
@@ -93,7 +93,7 @@ def _where(run: Run) -> tuple[float, str]:
 
 
 def _read(log: Path, recipe: Recipe) -> tuple[float, str]:
-    """The share of one run that is done, and its last loss."""
+    """Return the share of one run that is done, and its last loss."""
     for line in reversed(_tail(log)):
         try:
             record = json.loads(line)

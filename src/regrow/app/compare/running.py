@@ -151,5 +151,5 @@ def _stop(children: Sequence[_Child]) -> None:
 
 
 def summary_of(run: Run) -> dict[str, Any]:
-    """``summary.json`` of a finished run."""
+    """Return ``summary.json`` of a finished run."""
     return RunFolder(run.folder).summary()

@@ -90,7 +90,7 @@ class Table:
 
 
 def tabulate(grid: Grid) -> Table:
-    """The table of the runs of `grid` that are finished.
+    """Return the table of the runs of `grid` that are finished.
 
     Raises:
         RegrowRuntimeError: no run is finished, or some are of another task than others.
@@ -145,7 +145,7 @@ def _row(cell: Cell, runs: Sequence[Run], base: Recipe, dense: float | None, mea
 
 
 def _curve(runs: Sequence[Run], best: Metric) -> tuple[tuple[float, float], ...]:
-    """Of the tests that all runs have; none where an older version did not note their times."""
+    """Return the curve of the tests that all runs have; none if an older version did not note their times."""
     tests = [
         [
             (record["seconds"], best.shown(record[best.logged]))
@@ -161,13 +161,13 @@ def _curve(runs: Sequence[Run], best: Metric) -> tuple[tuple[float, float], ...]
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
-    """Of numbers that runs of an older version may not have."""
+    """Return the mean of numbers that runs of an older version may lack."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def reference(base: Recipe, runs: Iterable[Run]) -> float | None:
-    """FLOPs of a forward pass of the recipe's own network, dense, for one example."""
+    """Return the FLOPs of a forward pass of the recipe's own network, dense, for one example."""
     for run in runs:
         same = run.recipe.model == base.model and not method_of(run.recipe.method).is_narrow
         if (flops := summary_of(run).get("flops")) and same:
@@ -237,7 +237,9 @@ class Difference:
 
 
 def differences(rows: Sequence[Row]) -> list[Difference]:
-    """Each condition against that of the first method with the same length and values, where both have deviations."""
+    """Return each condition against that of the first method with the same length and values, where both have
+    deviations.
+    """
     result = []
     for row in rows:
         for first in rows:

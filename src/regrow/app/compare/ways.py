@@ -39,7 +39,7 @@ def way_of(name: str, own: Part) -> Way:
 
 
 def is_dynamic(method: str) -> bool:
-    """Whether a method drops and grows."""
+    """Return whether a method drops and grows."""
     return method_of(Part(name=method)).explores
 
 
@@ -73,5 +73,5 @@ def overrides(way: Way, recipe: Recipe, shared: dict[str, Any], keys: Sequence[K
 
 
 def _flow(value: dict[str, Any]) -> str:
-    """`value` on one line of YAML."""
+    """Return `value` on one line of YAML."""
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip()

@@ -23,7 +23,7 @@ LONGEST = 180
 
 
 def conditions(grid: Grid) -> str:
-    """What the files of a comparison are called: recipe, methods, seeds, lengths, keys with their values."""
+    """Return what the files of a comparison are called: recipe, methods, seeds, lengths, keys with their values."""
     base = grid.base
     parts = [base.recipe.name, "+".join(base.methods), f"{base.seeds}seed" + ("s" if base.seeds > 1 else "")]
     if base.multipliers != (1.0,):
@@ -53,7 +53,7 @@ def _further(metric: Metric) -> Callable[[Row], str]:
 
 
 def columns(table: Table) -> dict[str, Callable[[Row], str]]:
-    """Head of each column, and its text for a row."""
+    """Return the head of each column, and its text for a row."""
     base, measures, best = table.grid.base, table.measures, table.measures.best
     result: dict[str, Callable[[Row], str]] = {"method": lambda row: row.cell.method}
     if len(base.multipliers) > 1 or base.multipliers != (1.0,):
@@ -77,7 +77,7 @@ def columns(table: Table) -> dict[str, Callable[[Row], str]]:
 
 
 def notes(table: Table) -> list[str]:
-    """What stands beneath the table."""
+    """Return what stands beneath the table."""
     rows, best = table.rows, table.measures.best
     further = [f"{metric.name}: {metric.meaning}" for metric in table.measures.further if metric.meaning]
     points = f", in{best.points}" if best.points else ""
@@ -109,13 +109,15 @@ def notes(table: Table) -> list[str]:
 
 
 def as_text(found: Table, width: int | None = None) -> str:
-    """Aligned columns, one line a row; on a terminal of `width` the columns that do not fit stand in a table below."""
+    """Return aligned columns, one line a row; on a terminal of `width` the columns that do not fit stand in a
+    table below.
+    """
     lines = table(_lines(found), width, numbers=1)
     return wrapped("\n".join([*lines, "", *notes(found)]) + "\n", width)
 
 
 def as_markdown(table: Table) -> str:
-    """A table of GitHub's Markdown, the best mean of each length and value in bold."""
+    """Return a table of GitHub's Markdown, the best mean of each length and value in bold."""
     head, *body = _lines(table)
     place = head.index(table.measures.best.head)
     for row, line in zip(table.rows, body, strict=True):
@@ -134,7 +136,7 @@ def as_markdown(table: Table) -> str:
 
 
 def as_latex(table: Table) -> str:
-    """A ``tabular`` with nothing but LaTeX's own rules, the best means in bold."""
+    """Return a ``tabular`` with nothing but LaTeX's own rules, the best means in bold."""
     head, *body = _lines(table)
     place = head.index(table.measures.best.head)
     rows = []
@@ -165,7 +167,7 @@ def _tex(text: str) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """One line a condition, numbers unrounded."""
+    """Return one line a condition, numbers unrounded."""
     axes = list(table.grid.base.axes)
     own = [
         "n",
@@ -193,7 +195,7 @@ def as_csv(table: Table) -> str:
 
 
 def runs_as_json(table: Table) -> str:
-    """One record a run, with its folder and all of its summary."""
+    """Return one record a run, with its folder and all of its summary."""
     return (
         json.dumps(
             [
@@ -222,7 +224,7 @@ def write(table: Table) -> list[Path]:
 
 
 def text_writer(content: bytes) -> Callable[[Path], int]:
-    """A function that writes `content` to the path it gets."""
+    """Return a function that writes `content` to the path it gets."""
     return lambda path: path.write_bytes(content)
 
 

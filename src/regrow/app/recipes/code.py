@@ -40,5 +40,5 @@ def tell_code(recipe: Recipe, where: object, own: Collection[str] = ()) -> None:
 
 
 def same_code(one: Recipe, other: Recipe) -> bool:
-    """Whether two recipes run the same code."""
+    """Return whether two recipes run the same code."""
     return code_of(one) == code_of(other)

@@ -46,13 +46,13 @@ _Loader.add_implicit_resolver(
 
 
 def shipped() -> dict[str, Path]:
-    """The recipes that come with regrow: name -> file."""
+    """Return the recipes that come with regrow: name -> file."""
     folder = Path(str(resources.files("regrow.app.recipes")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) -> Recipe:
-    """The recipe `name`, changed by `overrides`, checked and resolved.
+    """Return the recipe `name`, changed by `overrides`, checked and resolved.
 
     Args:
         name: a shipped recipe, or the path of a YAML file.
@@ -240,7 +240,7 @@ def _validate(raw: dict[str, Any], where: str) -> Recipe:
 
 
 def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
-    """One line for one of pydantic's errors: the key, what was given, what is allowed."""
+    """Return one line for one of pydantic's errors: the key, what was given, what is allowed."""
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         allowed = ", ".join(f"`{name}`" for name in Recipe.model_fields)

@@ -82,7 +82,7 @@ def method_of(part: Part) -> MethodRecord:
 
 
 def resolve(recipe: Recipe) -> Recipe:
-    """`recipe` with every name known, every option allowed, and the options' defaults filled in.
+    """Return `recipe` with every name known, every option allowed, and the options' defaults filled in.
 
     Defaults come from the signatures of the constructors; those of torch's optimizers stay torch's.
 
@@ -184,7 +184,7 @@ def _check(
     options: Mapping[str, Any],
     supplied: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """`options` and the plain defaults beside them, once they are known to fit the signature of `function`."""
+    """Return `options` and the plain defaults beside them, once they are known to fit the signature of `function`."""
     anything = any(p.kind is p.VAR_KEYWORD for p in parameters_of(function).values())
     named = _named(function, supplied)
     for name in options:

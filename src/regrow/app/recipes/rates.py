@@ -14,13 +14,13 @@ Rate = Callable[[int], float]
 
 
 def constant(total_steps: int, *, warmup_steps: int = 0) -> Rate:
-    """1 throughout."""
+    """Return 1 throughout."""
     require_count("schedule.total_steps", total_steps)
     return _warm_up(lambda step: 1.0, warmup_steps)
 
 
 def cosine(total_steps: int, *, warmup_steps: int = 0) -> Rate:
-    """(1 + cos(pi t / T)) / 2, from 1 after the warm-up to 0 at the end."""
+    """Return (1 + cos(pi t / T)) / 2: from 1 after the warm-up to 0 at the end."""
     total_steps, warmup_steps = (
         require_count("schedule.total_steps", total_steps),
         _warm_up_steps(warmup_steps),
@@ -30,7 +30,7 @@ def cosine(total_steps: int, *, warmup_steps: int = 0) -> Rate:
 
 
 def step(total_steps: int, *, milestones: Sequence[int], factor: float = 0.1, warmup_steps: int = 0) -> Rate:
-    """`factor` to the power of how many `milestones` (in steps) have passed."""
+    """Return `factor` to the power of how many `milestones` (in steps) have passed."""
     listed = require_sequence("schedule.milestones", milestones, "a list of steps")
     steps = [require_count("schedule.milestones", at, least=0) for at in listed]
     if any(later < earlier for earlier, later in pairwise(steps)):
@@ -45,7 +45,7 @@ def _warm_up_steps(steps: object) -> int:
 
 
 def _warm_up(rate: Rate, steps: int) -> Rate:
-    """`rate`, but rising in equal steps to 1 over the first `steps` steps."""
+    """Return `rate`, but rising in equal steps to 1 over the first `steps` steps."""
     steps = _warm_up_steps(steps)
     return lambda step: (step + 1) / steps if step < steps else rate(step)
 

@@ -175,5 +175,5 @@ class Recipe(BaseModel):
         return self.test_on or ("validation" if self.tickets is None else "test")
 
     def plain(self) -> dict[str, Any]:
-        """The recipe as YAML would hold it: only plain values."""
+        """Return the recipe as YAML would hold it: only plain values."""
         return self.model_dump(mode="json")

@@ -58,7 +58,7 @@ def draw_comparison(
 
 
 def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str, metric: Metric) -> Figure:
-    """The article's figure: dense training of the recipe's own length is a dashed line."""
+    """Return the article's figure: dense training of the recipe's own length is a dashed line."""
     figure, axes = _figure(title, metric, "against training FLOPs", "training FLOPs, multiples of dense")
     sparse = [row for row in rows if row["method"] != "dense" and row["training"] is not None]
     # a method's points are one line where they differ in length alone, otherwise a line for each combination
@@ -82,7 +82,7 @@ def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str
 
 
 def _time(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str, metric: Metric) -> Figure:
-    """One curve for each condition; what the best dense one came to is a dashed line."""
+    """Return one curve for each condition; what the best dense one came to is a dashed line."""
     figure, axes = _figure(title, metric, "over time", "seconds of training, tests not counted")
     axes.set(ylabel=f"{_axis(metric)}, mean")
     points = [
@@ -162,7 +162,7 @@ def _figure(title: str, metric: Metric, heading: str, below: str) -> tuple[Figur
 
 
 def _lines(axes: Axes, rows: Rows, keys: Sequence[str], x: Any) -> None:
-    """One line for each method and combination of the values of `keys`: its points by `x`."""
+    """Draw a line for each method and combination of the values of `keys`: its points by `x`."""
     lines: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in rows:
         rest = " ".join(f"{key}={row[key]}" for key in keys if row.get(key) is not None)

@@ -34,7 +34,7 @@ class CentreAndBorder(NamedTuple):
 
 
 def centre_and_border(counts: Pixels) -> CentreAndBorder:
-    """Mean of `counts` [H, W] in the central half by half, and in the frame an eighth of the image wide.
+    """Return the mean of `counts` [H, W] in the central half by half, and in the frame an eighth of the image wide.
 
     For 28x28 the centre is 14x14 pixels, and the border the three outermost rings.
     """
@@ -48,7 +48,7 @@ def centre_and_border(counts: Pixels) -> CentreAndBorder:
 
 
 def mean_connections(run: Path) -> dict[str, CentreAndBorder]:
-    """``{"first": ..., "last": ...}`` of the maps recorded in run folder `run`; empty where there are none."""
+    """Return ``{"first": ..., "last": ...}`` of the maps recorded in run folder `run`; empty where there are none."""
     maps = _maps(run)
     return {when: centre_and_border(maps[at][1]) for when, at in (("first", 0), ("last", -1))} if maps else {}
 
@@ -68,7 +68,7 @@ def draw_maps(run: Path, title: str) -> list[Path]:
 
 
 def _maps(run: Path) -> list[tuple[int, Pixels]]:
-    """(step, connections [H, W]) at the start and after each update."""
+    """Return (step, connections [H, W]) at the start and after each update."""
     return [
         (r["step"], np.array(r["counts"], float).reshape(r["size"]))
         for r in style.records(run / "maps.jsonl")

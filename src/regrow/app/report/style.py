@@ -41,13 +41,13 @@ matplotlib.rcParams.update(
 
 
 def thousands(axes: Axes) -> None:
-    """Steps with a comma, from 0."""
+    """Label steps with a thousands separator, from 0."""
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlim(left=0)
 
 
 def logarithmic(axes: Axes) -> None:
-    """A logarithmic y axis with plain numbers, at most three a decade."""
+    """Make the y axis logarithmic, with plain numbers, at most three a decade."""
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
@@ -69,6 +69,6 @@ def measures(run: Path) -> Measures:
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file; none where there is no such file."""
+    """Return the records of a JSON-lines file; none where there is no such file."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines()]

@@ -41,7 +41,7 @@ def draw_tickets(run: Path, title: str) -> list[Path]:
 
 
 def _result(summary: dict[str, Any]) -> str:
-    """What the run came to, in words."""
+    """Return what the run came to, in words."""
     what = kind_of(summary["tickets"]["kind"]).result
     best = measures_of(summary).best
     return (
@@ -88,7 +88,7 @@ def _within(records: Records, span: tuple[float, float]) -> Records:
 
 
 def _shade(axes: Axes, known: dict[str, Any]) -> None:
-    """Every other window a little darker."""
+    """Shade every other window."""
     for window in range(known["windows"]):
         left = known["start"] + window * known["length"]
         colour = "#f1f4f7" if window % 2 == 0 else "#e3e9ef"
@@ -198,7 +198,7 @@ def _members(summary: dict[str, Any], title: str) -> Figure:
 
 
 def _overlap(known: dict[str, Any], title: str) -> Figure:
-    """The share of the connections of one ticket that another has too."""
+    """Return the share of the connections of one ticket that another has too."""
     shares = 100 * np.array(known["overlap"])
     count = len(shares)
     figure = Figure(figsize=(2.6 + 0.75 * max(count, 3), 2.0 + 0.75 * max(count, 3)), layout="constrained")

@@ -84,7 +84,7 @@ class Batches:
         self._epoch, self._order = -1, torch.empty(0, device="cpu")
 
     def train(self, step: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of `step`, on the run's device."""
+        """Return the inputs and targets of `step`, on the run's device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             indices = order(self.seed, epoch, self.examples)
@@ -97,7 +97,7 @@ class Batches:
         return prepared(self.data, inputs), self.task.targets(self.targets[batch].to(self.device))
 
     def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """All `examples` (default: `during`) in order, on the run's device."""
+        """Yield all `examples` (default: `during`) in order, on the run's device."""
         tested = examples or self.during
         size = self.test_size or min(1000, max(self.size, AT_ONCE // math.prod(tested.inputs.shape[1:])))
         for some in tested.chosen.to(tested.inputs.device).split(size):
@@ -105,12 +105,12 @@ class Batches:
             yield prepared(self.data, inputs), self.task.targets(tested.targets[some].to(self.device))
 
     def epoch(self, step: int) -> Iterator[Tensor]:
-        """Inputs of an epoch of training batches, beginning with that of `step`."""
+        """Yield the inputs of an epoch of training batches, beginning with that of `step`."""
         for later in range(step, step + self.steps_per_epoch):
             yield self.train(later)[0]
 
     def example(self, count: int = 1) -> Tensor:
-        """`count` test inputs as the model takes them, on the run's device."""
+        """Return `count` test inputs as the model takes them, on the run's device."""
         return prepared(self.data, self.augment.test(self._whole(self.data.test_inputs[:count])))
 
     def _whole(self, inputs: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def epoch_of(recipe: Recipe, examples: int) -> int:
 
 
 def _resident(inputs: Tensor, targets: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Both on `device`, or left where they are if they would take more than a quarter of its free memory."""
+    """Move both to `device`, unless they would take more than a quarter of its free memory."""
     kept = in_files(inputs)
     if device.type == "cuda" and not kept:
         free, _ = torch.cuda.mem_get_info(device)

@@ -53,7 +53,7 @@ class Setup:
 
 
 def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensors | None = None) -> Setup:
-    """All that `recipe` names, as it was in `checkpoint`; sets seeds and threads.
+    """Return all that `recipe` names, as it was in `checkpoint`; sets seeds and threads.
 
     Args:
         recipe: resolved.
@@ -124,7 +124,9 @@ def calendar(setup: Setup) -> str:
 
 
 def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
-    """The schedule up to the first window, which has rates of its own; milestones keep their share of the way."""
+    """Return the schedule up to the first window, which has rates of its own; milestones keep their share of the
+    way.
+    """
     end = total if plan is None else plan.start
     options = recipe.schedule.options
     milestones = options.get("milestones")
@@ -135,7 +137,9 @@ def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
 
 
 def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
-    """The recipe's network, dense, with the same initial weights at each call; `options` change some of its own."""
+    """Return the recipe's network, dense, with the same initial weights at each call; `options` change some of its
+    own.
+    """
     seed_everything(recipe.seed)
     with torch.device("meta") if recipe.never_dense else nullcontext():
         model = _make("model", Part(name=recipe.model.name, **{**recipe.model.options, **options}))
@@ -197,7 +201,7 @@ def device_of(name: str) -> torch.device:
 
 
 def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Recipe) -> None:
-    """Two examples through the model, so that a wrong size is an error that names both sides."""
+    """Pass two examples through the model, so that a wrong size is an error that names both sides."""
     training, state = model.training, torch.get_rng_state()
     examples = batches.example(2).to(next((p.device for p in model.parameters()), torch.device("cpu")))
     try:

@@ -18,7 +18,7 @@ from regrow.methods.registry import record_of
 def measure(
     model: nn.Module, example: Tensor, method: object, records: Sequence[Mapping[str, Any]], steps: int
 ) -> dict[str, float] | None:
-    """FLOPs for one example: of a test, of the same network dense, and of a training step on the run's average.
+    """Count FLOPs for one example: of a test, of the same network dense, and of the run's average training step.
 
     A backward pass costs twice its forward pass; a dense gradient of the weights costs what it costs in the dense
     network (RigL, arXiv 1911.11134, appendix H), at every step or at each update step, as the method needs it.
@@ -80,7 +80,9 @@ def _searched(costs: Costs, method: object) -> float:
 
 
 def tested(networks: Sequence[nn.Module], example: Tensor) -> dict[str, float]:
-    """FLOPs of a ``test`` of one example by all `networks`, and their ``connections``, dense layers included."""
+    """Return the FLOPs of a ``test`` of one example by all `networks`, and their ``connections``, dense layers
+    included.
+    """
     counted = [regrow.costs(network, example) for network in networks]
     return {
         "test": float(sum(costs.flops["sparse"] for costs in counted)),

@@ -58,7 +58,7 @@ class Expected:
     """Why nothing was timed."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings."""
+        """Return plain numbers and strings."""
         return asdict(self)
 
     @property
@@ -88,7 +88,7 @@ class Expected:
 
 
 def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
-    """Time the first steps of `recipe` for about so many `seconds`; the data are read where they are here.
+    """Return the time the first steps of `recipe` for about so many `seconds`; the data are read where they are here.
 
     Raises:
         RegrowError: for anything in the recipe that cannot be.

@@ -48,13 +48,15 @@ class Finished:
         return check_dataset(find("data", part)(**part.options), part.name)
 
     def tickets(self) -> list[nn.Module]:
-        """The tickets in the order in which they were taken, in evaluation mode; none where the run made none."""
+        """Return the tickets in the order in which they were taken, in evaluation mode; none where the run made
+        none.
+        """
         files = (self.folder.path / "tickets").glob("*.safetensors")
         numbered = {int(file.stem): file for file in files if file.stem.isdecimal()}
         return [self._load(numbered[number]) for number in sorted(numbered)]
 
     def network(self) -> nn.Module:
-        """What the run came to, in evaluation mode: one network, or the ensemble of its tickets."""
+        """Return what the run came to, in evaluation mode: one network, or the ensemble of its tickets."""
         file = self.folder.path / "model.safetensors"
         if file.is_file():
             return self._load(file)

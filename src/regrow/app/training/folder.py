@@ -208,7 +208,7 @@ class RunFolder:
             raise RegrowRuntimeError(f"cannot read {path}: {why}\n{_AGAIN}") from error
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        """The records of log `name`, oldest first; none where there is no such log."""
+        """Return the records of log `name`, oldest first; none where there is no such log."""
         path = self.path / name
         lines = path.read_bytes().splitlines() if path.is_file() else []
         with self._legible(name):

@@ -15,7 +15,7 @@ WORDS = ("norms", "biases", "depthwise", "embeddings")
 
 
 def parameter_groups(model: nn.Module, no_decay: Sequence[str]) -> list[dict[str, Any]]:
-    """The parameters of `model` in one group, or in two, of which the second has no weight decay.
+    """Return the parameters of `model` in one group, or in two, of which the second has no weight decay.
 
     Args:
         no_decay: any of the words norms, biases, depthwise (kernels of depthwise convolutions) and embeddings, or
@@ -45,7 +45,7 @@ def parameter_groups(model: nn.Module, no_decay: Sequence[str]) -> list[dict[str
 
 
 def _kinds(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """(name, word) of each parameter that a word stands for."""
+    """Yield (name, word) of each parameter that a word stands for."""
     for prefix, module in model.named_modules():
         for name, _ in module.named_parameters(recurse=False):
             full = f"{prefix}.{name}" if prefix else name

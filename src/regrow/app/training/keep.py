@@ -51,11 +51,13 @@ class Keeper:
         self.recipe, self.batches, self.model, self.method = recipe, batches, model, method
 
     def due(self, step: int) -> bool:
-        """Whether a ticket is complete after `step` steps: the working model is tested, then `collect` called."""
+        """Return whether a ticket is complete after `step` steps: the working model is tested, then `collect`
+        called.
+        """
         return False
 
     def logs(self, step: int) -> bool:
-        """Whether the loss is to be read, beside the regular readings."""
+        """Return whether the loss is to be read, beside the regular readings."""
         return False
 
     def tested(self, step: int, evaluation: Evaluation) -> None:
@@ -66,14 +68,14 @@ class Keeper:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint needs to hold."""
+        """Return what a checkpoint needs to hold."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from it."""
 
     def finish(self, folder: RunFolder) -> Outcome:
-        """What the run has come to."""
+        """Return what the run has come to."""
         return Outcome(self.model, [self.model])
 
 
@@ -129,7 +131,7 @@ class Taken:
         return [self.read(folder, f"tickets/{index}.safetensors") for index in range(len(self.steps))]
 
     def read(self, folder: RunFolder, name: str) -> nn.Module:
-        """A network like the run's own, with what file `name` holds."""
+        """Return a network like the run's own, with what file `name` holds."""
         return folder.load_model(name, copied(self.keeper.model, self.keeper.method))
 
 
@@ -238,5 +240,5 @@ def keeper(
 
 
 def connections(model: nn.Module) -> int:
-    """Of all sparse weights of `model`."""
+    """Count the connections of all sparse weights of `model`."""
     return sum(weight.nnz for _, weight in named_weights(model))

@@ -101,13 +101,13 @@ class _Run:
         return result
 
     def known(self, outcome: Outcome) -> Evaluation | None:
-        """The last test, where it was the one that the result is of."""
+        """Return the last test, where it was the one that the result is of."""
         status, batches = self.status, self.setup.batches
         known = outcome.network is self.model and batches.during is batches.final
         return status.found if known else None
 
     def steps(self, stop: threading.Event) -> None:
-        """The loop itself."""
+        """Run the loop."""
         status = self.status
         self.model.train()
         clock = shown = time.perf_counter()
@@ -143,7 +143,7 @@ class _Run:
                 )
 
     def one_step(self, inputs: Tensor, targets: Tensor) -> None:
-        """An ordinary step of torch."""
+        """Take an ordinary step of torch."""
         if self.rate is not None:
             rate = self.rate * self.setup.rate(self.status.step)
             for group in self.optimizer.param_groups:
@@ -171,7 +171,7 @@ class _Run:
             raise
 
     def updated(self, update: dict[str, Any]) -> None:
-        """What is written after each update of the topology; a method's update hook."""
+        """Log an update of the topology; a method's update hook."""
         layers = update["layers"].values()
         grown = sum(layer["grown"] for layer in layers)
         self.status.moved += grown
@@ -251,7 +251,7 @@ class _Run:
 
 
 def _get_random() -> dict[str, Any]:
-    """The state of every generator that a model or a method may draw from, in types that torch loads safely."""
+    """Return the state of every generator that a model or a method may draw from, in types that torch loads safely."""
     kind, keys, *rest = np.random.get_state()
     version, words, gauss = random.getstate()
     return {

@@ -32,7 +32,7 @@ def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]
 
 
 def member(recipe: Recipe, index: int, count: int, folder: RunFolder) -> Recipe:
-    """The recipe of member `index` of `count`: an ordinary run with a seed of its own.
+    """Return the recipe of member `index` of `count`: an ordinary run with a seed of its own.
 
     Seeds are ``count * seed + index``, so that ensembles of other seeds share no member. With `validation`, a member
     is its best checkpoint on the examples held out.
@@ -70,7 +70,7 @@ def _members(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, A
 
 
 def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Progress) -> dict[str, Any]:
-    """The summary of a member, which is trained from where it was if it is not finished."""
+    """Return the summary of a member, which is trained from where it was if it is not finished."""
     config = as_yaml(recipe)
     path = Path(recipe.out or "")
     if not (path / "config.yaml").is_file():
@@ -110,7 +110,7 @@ def _ensemble(setup: Setup, folder: RunFolder, summaries: Sequence[Mapping[str, 
 def _summary(
     setup: Setup, outcome: Outcome, verdict: Verdict, members: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """The members' own summaries added up, and what the ensemble came to."""
+    """Return the members' own summaries added up, and what the ensemble came to."""
     steps = sum(one["steps"] for one in members)
     found = [one["flops"] for one in members]
     flops = None

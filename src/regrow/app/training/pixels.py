@@ -28,7 +28,7 @@ class PixelMap:
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Tensor) -> PixelMap | None:
-        """The map of `model` on `inputs`; None where its first layer is dense, or no linear layer on images.
+        """Return the map of `model` on `inputs`; None where its first layer is dense, or no linear layer on images.
 
         A convolution has none: each of its connections reads all of the image.
         """
@@ -40,7 +40,7 @@ class PixelMap:
         return cls(sparse[0], *inputs.shape[1:])
 
     def record(self, step: int) -> dict[str, Any]:
-        """The line of ``maps.jsonl`` for the topology as it is after `step` steps."""
+        """Return the line of ``maps.jsonl`` for the topology as it is after `step` steps."""
         columns = self.weight.shape[1]
         counts = torch.bincount(self.weight.positions() % columns, minlength=columns)
         pixels = counts.view(self.channels, -1).sum(0)
@@ -53,12 +53,12 @@ class PixelMap:
 
 
 def is_image(inputs: Tensor) -> bool:
-    """Whether `inputs` [N, C, H, W] are images small enough to be mapped."""
+    """Return whether `inputs` [N, C, H, W] are images small enough to be mapped."""
     return inputs.dim() == 4 and inputs.shape[2] * inputs.shape[3] <= LARGEST
 
 
 def describe(data: Tensors, name: str) -> dict[str, Any]:
-    """What ``data.json`` holds: sizes and, for images, their mean in the data's own unit, over the channels."""
+    """Return what ``data.json`` holds: sizes and, for images, their mean in the data's own unit, over the channels."""
     inputs = data.train_inputs
     described: dict[str, Any] = {
         "name": name,
@@ -73,7 +73,7 @@ def describe(data: Tensors, name: str) -> dict[str, Any]:
 
 
 def _mean_image(data: Tensors) -> Tensor:
-    """[H, W], over examples and channels, in the data's own unit."""
+    """Return the mean image [H, W], over examples and channels, in the data's own unit."""
     some = spread(data.train_inputs)
     total = sum(part.float().sum(0).double() for part in some.split(1000))
     mean = torch.as_tensor(total, device="cpu") / len(some)  # [C, H, W]

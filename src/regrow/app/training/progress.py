@@ -188,7 +188,7 @@ def time_left(task: Task) -> str:
 
 @contextmanager
 def lines(console: Console, every: float = 10.0) -> Iterator[Progress]:
-    """A plain line after each test, and otherwise every `every` seconds."""
+    """Print a plain line after each test, and otherwise every `every` seconds."""
     start: tuple[int, float] | None = None
     last = time.monotonic()
 

@@ -65,7 +65,7 @@ def summarize(
     status: Status,
     records: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """The content of ``summary.json``.
+    """Return the content of ``summary.json``.
 
     Args:
         setup: of the run.
@@ -111,7 +111,7 @@ def measured(setup: Setup, result: Evaluation) -> dict[str, Any]:
 
 
 def size(networks: Sequence[nn.Module]) -> dict[str, Any]:
-    """Of all that a test runs."""
+    """Return the size of all that a test runs."""
     found = [regrow.summary(network) for network in networks]
     dense = {STORAGES[row.storage].is_dense for row in found[0].rows if row.storage in STORAGES}
     kinds = {True: "masks", False: "real sparsity"}
@@ -125,7 +125,7 @@ def size(networks: Sequence[nn.Module]) -> dict[str, Any]:
 
 
 def about_tickets(setup: Setup, outcome: Outcome, verdict: Verdict) -> dict[str, Any] | None:
-    """What is known of the tickets; None where there are none."""
+    """Return what is known of the tickets; None where there are none."""
     plan, part = setup.plan, setup.recipe.tickets
     if plan is None or part is None or not verdict.tickets:
         return None
@@ -153,7 +153,7 @@ def about_tickets(setup: Setup, outcome: Outcome, verdict: Verdict) -> dict[str,
 
 
 def as_text(result: Mapping[str, Any]) -> str:
-    """The content of ``summary.txt``."""
+    """Return the content of ``summary.txt``."""
     threads = f"{result['threads']} thread" + ("s" if result["threads"] != 1 else "")
     several = f" of {result['networks']} networks" if result["networks"] > 1 else ""
     best, *further = measures_of(result).metrics
@@ -211,7 +211,9 @@ def _costs(result: Mapping[str, Any]) -> list[str]:
 
 
 def peak_memory() -> float | None:
-    """The most memory that this process has held so far, in megabytes; on CUDA devices torch's own part there."""
+    """Return the most memory that this process has held so far, in megabytes; on CUDA devices torch's own part
+    there.
+    """
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     try:
