@@ -16,13 +16,12 @@ from regrow.sparsity import distributions
 from regrow.sparsity.initial import Criterion, initial_topology, require_init
 from regrow.sparsity.layers import (
     Layer,
-    Selector,
-    choose,
     find_layers,
     reads_weights,
     warn_of_unlike,
 )
 from regrow.sparsity.meta import draw, is_on_meta, materialize
+from regrow.sparsity.selecting import Selector, choose
 from regrow.sparsity.start import warn_of_flat_start
 from regrow.sparsity.storage import choices, storages
 from regrow.sparsity.trained import looks_trained

@@ -21,8 +21,9 @@ from regrow.errors import RegrowValueError, warn
 from regrow.ops.csr import are_positions
 from regrow.ops.select import top
 from regrow.sparsity import distributions
-from regrow.sparsity.layers import Layer, Selector, choose, find_layers, in_distribution
+from regrow.sparsity.layers import Layer, find_layers
 from regrow.sparsity.meta import is_on_meta
+from regrow.sparsity.selecting import Selector, choose, in_distribution
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""

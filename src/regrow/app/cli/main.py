@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -18,6 +18,7 @@ from typer.core import TyperCommand
 import regrow
 from regrow._text import KEEP, columns, either, wrapped
 from regrow.app.cli import basic, listing
+from regrow.app.cli.printing import finish, show
 from regrow.app.recipes import Recipe, as_yaml, load, read, shipped
 from regrow.app.training import (
     Interrupted,
@@ -75,7 +76,7 @@ Import = Annotated[
 def methods(import_: Import = None, json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
     rows = listing.methods(import_ or [])
-    _show(rows, json_, lambda width: listing.as_text(rows, listing.METHODS, width))
+    show(rows, json_, lambda width: listing.as_text(rows, listing.METHODS, width))
 
 
 @app.command(short_help="List the recipes, or show one with its length and time here.")
@@ -88,10 +89,10 @@ def recipes(
     """List the recipes that come with regrow, or show one, of which a few steps are made to tell its time."""
     if name is None:
         rows = listing.recipes()
-        _show(rows, json_, lambda width: listing.as_text(rows, listing.RECIPES, width))
+        show(rows, json_, lambda width: listing.as_text(rows, listing.RECIPES, width))
     else:
         one = listing.one_recipe(name)
-        _show(one, json_, lambda width: listing.one_as_text(one, width))
+        show(one, json_, lambda width: listing.one_as_text(one, width))
 
 
 @app.command("train", cls=_Command, short_help="Train a recipe.")
@@ -121,7 +122,7 @@ def train_command(
             )
         folder = RunFolder.open(resume)
         if folder.finished:
-            _finish(console, folder, json_, "was finished before")
+            finish(console, folder, json_, "was finished before")
             return
         with folder:
             if not folder.finished:  # by a process that has held it until now
@@ -139,7 +140,7 @@ def train_command(
             _train(console, setup, folder)
     else:
         raise RegrowValueError(f"give a recipe or `--resume RUN`\nShipped are: {', '.join(shipped())}.")
-    _finish(console, folder, json_, "finished")
+    finish(console, folder, json_, "finished")
 
 
 def _announce(console: Console, setup: Setup) -> None:
@@ -359,38 +360,6 @@ def _stem(recipe: Recipe) -> str:
     """Return what run folders of `recipe` are called after."""
     tickets = f"{recipe.tickets.name}-" if recipe.tickets else ""
     return f"{recipe.name}-{tickets}{recipe.method.name}"
-
-
-def _finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
-    """Draw the pictures and print the summary of a finished run."""
-    summary, text = folder.summary(), folder.text("summary.txt")
-    try:
-        from regrow.app.report import (
-            draw,  # matplotlib takes a second, which no failing command should wait for
-        )
-
-        pictures, note = draw(folder.path)
-    except Exception as error:  # the run is finished, whatever becomes of its pictures
-        pictures, note = [], f"no pictures: {error}"
-    say(console, f"\n{how}: {folder.path}")
-    text += "pictures     " + (" ".join(str(path) for path in pictures) or "none")
-    say(console, text + "".join(f"\n             {line}" for line in note.splitlines()))
-    if json_:
-        result = {
-            "run": str(folder.path),
-            **summary,
-            "pictures": [str(p) for p in pictures],
-        }
-        print(json.dumps(result, indent=2))
-
-
-def _show(found: Any, json_: bool, as_text: Callable[[int | None], str]) -> None:
-    """Print what was found as JSON, or as the text that fits the terminal's width."""
-    console = Console()
-    if json_:
-        print(json.dumps(found, indent=2))
-    else:
-        say(console, as_text(width(console)))
 
 
 def _format_warning(

@@ -16,7 +16,8 @@ from regrow.errors import RegrowValueError
 from regrow.methods.formulas import ALWAYS
 from regrow.methods.registry import EXAMPLES, MethodRecord
 from regrow.models import small_dense
-from regrow.sparsity.layers import NoSuchLayerError, find_layers
+from regrow.sparsity.layers import find_layers
+from regrow.sparsity.selecting import NoSuchLayerError
 from regrow.weights.storages import STORAGES
 
 WHERE = ("include", "exclude")
@@ -85,11 +86,12 @@ def settings(recipe: Recipe, device: torch.device, method: MethodRecord) -> dict
     """Return the recipe's `sparsify`; for "auto", the one storage that the method runs on, or masks where faster."""
     storage, only = recipe.sparsify.get("storage", "auto"), method.storages
     is_dense = storage in STORAGES and STORAGES[storage].is_dense
-    if recipe.never_dense and ("compressed" not in only or is_dense):
+    always_dense = all(STORAGES[name].is_dense for name in only)
+    if recipe.never_dense and (always_dense or is_dense):
         needs = (
             "needs the dense gradient" if method.needs == ALWAYS else f"runs on {' and '.join(only)} storage"
         )
-        why = f"storage is {storage}" if "compressed" in only else f"method {recipe.method.name} {needs}"
+        why = f"storage is {storage}" if not always_dense else f"method {recipe.method.name} {needs}"
         raise RegrowValueError(
             f"`never_dense` is true, but {why}\nTake a method such as {EXAMPLES}, and storage: compressed."
         )
