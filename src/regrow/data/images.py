@@ -189,7 +189,7 @@ def _require_name(path: Path) -> None:
 
 
 def _folders(folder: Path) -> list[str]:
-    """Return name the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
+    """Name the folders in `folder`; a link to nothing may be one, and leaving out a class changes the task."""
     entries = _entries(folder)
     for path in entries:
         if path.is_symlink() and not path.exists():

@@ -42,7 +42,7 @@ class Score(ABC):
     def offer(
         self, best: Best, tile: Tensor, rows: Tensor, columns: Tensor, excluded: Tensor, offset: int
     ) -> bool:
-        """Return offer the scores of a tile to `best`.
+        """Offer the scores of a tile to `best`.
 
         Args:
             best: takes them in.

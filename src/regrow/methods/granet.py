@@ -135,7 +135,7 @@ class GraNet(RigL):
         self.final.remember_start(self.optimizer)
 
     def _groups(self, weights: list[SparseWeight]) -> list[list[SparseWeight]]:
-        """Return group the weights that are pruned together."""
+        """Group the weights that are pruned together."""
         return [weights] if self.scope == "global" else [[weight] for weight in weights]
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:

@@ -144,7 +144,7 @@ def _part(
 
 
 def _known(weights: Sequence[SparseWeight], *, fresh: bool = False) -> list[int]:
-    """Return sum up how many weights there are, which, and their topologies."""
+    """Sum up how many weights there are, which, and their topologies."""
     return [
         len(weights),
         _digest([weight.name for weight in weights]),

@@ -91,7 +91,7 @@ def why_not(kernel: Kernel, first: Tensor, *others: Tensor | None) -> list[str]:
 
 
 def use_kernel(kernel: Kernel, first: Tensor, *others: Tensor | None) -> bool:
-    """Return decide whether `kernel` does the work on these operands: where `why_not` finds no reason.
+    """Decide whether `kernel` does the work on these operands: where `why_not` finds no reason.
 
     Warns once in a process where only the library is missing and the reference is much slower.
     """

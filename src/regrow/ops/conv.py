@@ -102,7 +102,7 @@ def forward(
     out_border: int,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Return convolve a buffer [T, in, P, 16]: return a buffer [T, out, P', 16] with `out_border`.
+    """Convolve a buffer [T, in, P, 16]: return a buffer [T, out, P', 16] with `out_border`.
 
     `residual`, a buffer as the output, is added to it.
     """

@@ -63,7 +63,7 @@ def _check(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, windo
 )
 @unflatten(3, Csr, Window)
 def sparse_conv2d(input: Tensor, values: Tensor, bias: Tensor | None, index: Csr, window: Window) -> Tensor:
-    """Return convolve: input [N, in, H, W] -> [N, out, H', W']."""
+    """Convolve: input [N, in, H, W] -> [N, out, H', W']."""
     settle(index.crow)
     window, geometry = _hashable(window), geometry_of(input, BORDER)
     _check(input, values, bias, index, window)

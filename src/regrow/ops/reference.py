@@ -52,7 +52,7 @@ def _matrix(crow: Tensor, col: Tensor, values: Tensor, columns: int) -> Tensor:
 
 
 def _product(crow: Tensor, col: Tensor, values: Tensor, dense: Tensor) -> Tensor:
-    """Return multiply sparse [rows, columns] by dense [columns, batch], accumulated in float32 or better."""
+    """Multiply sparse [rows, columns] by dense [columns, batch], accumulated in float32 or better."""
     if len(values) == 0 or dense.shape[1] == 0:
         return dense.new_zeros(len(crow) - 1, dense.shape[1])
     exact = torch.promote_types(values.dtype, torch.float32)
@@ -66,7 +66,7 @@ def stride_of(batch: int) -> int:
 
 
 def empty(like: Tensor, features: int) -> Tensor:
-    """Return allocate activations [..., features] with the leading dimensions of `like`, in the layout of outputs."""
+    """Allocate activations [..., features] with the leading dimensions of `like`, in the layout of outputs."""
     batch = like.shape[:-1].numel()
     laid_out = like.new_empty(features, stride_of(batch))[:, :batch].t()
     return laid_out.reshape(*like.shape[:-1], features)

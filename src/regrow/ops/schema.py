@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def unflatten(at: int, *kinds: Callable[..., Any]) -> Callable[[Callable[..., T]], Callable[..., T]]:
-    """Return decorate the function of an operator: from argument number `at` on, it is given named tuples of these
+    """Decorate the function of an operator: from argument number `at` on, it is given named tuples of these
     `kinds`.
     """
     ends = [at]

@@ -23,7 +23,7 @@ HASH_BITS = 64 - BUCKET_BITS  # few enough for a float64 to hold
 
 
 def mix(positions: Tensor) -> Tensor:
-    """Return hash each position, int64."""
+    """Hash each position, int64."""
     mixed = positions * 0x9E3779B97F4A7C1 + 0x632BE59BD9B4E019
     mixed = (mixed ^ _shift(mixed, 29)) * 0x3C79AC492BA7B653
     return mixed ^ _shift(mixed, 32)

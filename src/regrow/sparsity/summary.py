@@ -89,7 +89,7 @@ class Summary:
 
 
 def summary(model: nn.Module) -> Summary:
-    """Return summarize what is sparse in `model`, how, and why the rest is not."""
+    """Summarize what is sparse in `model`, how, and why the rest is not."""
     settle(require_model("model", model))
     sparse = dict(named_weights(model))
     known = named_records(model)

@@ -114,7 +114,7 @@ def batch_norm(
     relu: bool = False,
     later: bool = False,
 ) -> Any:
-    """Return normalize tiles as `torch.nn.functional.batch_norm` does, then add `residual` (tiles or plain), then
+    """Normalize tiles as `torch.nn.functional.batch_norm` does, then add `residual` (tiles or plain), then
     apply ReLU.
 
     With `later`, the output is deferred: what is added to it comes before the ReLU.

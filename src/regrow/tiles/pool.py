@@ -132,7 +132,7 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Any:
-    """Return pool as `torch.nn.functional.max_pool2d` does."""
+    """Pool as `torch.nn.functional.max_pool2d` does."""
     if _pair(dilation) != (1, 1) or return_indices:
         return NotImplemented
     return _pool(_MaxPool, input, kernel_size, stride, padding, ceil_mode)
@@ -147,7 +147,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Any:
-    """Return pool as `torch.nn.functional.avg_pool2d` does."""
+    """Pool as `torch.nn.functional.avg_pool2d` does."""
     if divisor_override is not None and divisor_override < 1:
         return NotImplemented
     divided = (count_include_pad, divisor_override or 0)
@@ -161,7 +161,7 @@ def _means(input: BatchTiles) -> Any:
 
 
 def adaptive_avg_pool2d(input: BatchTiles, output_size: Any) -> Any:
-    """Return pool as `torch.nn.functional.adaptive_avg_pool2d` does, to one pixel."""
+    """Pool as `torch.nn.functional.adaptive_avg_pool2d` does, to one pixel."""
     if output_size not in (1, (1, 1), [1, 1]):
         return NotImplemented
     means = _means(input)

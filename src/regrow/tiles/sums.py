@@ -71,7 +71,7 @@ def add_(func: Any, input: Any, other: Any, **options: Any) -> Any:
 
 
 def _fused(tiles: Any, other: Any) -> Any:
-    """Return have the layer of deferred tiles, of which only this sum has heard, compute them with what is added."""
+    """Have the layer of deferred tiles, of which only this sum has heard, compute them with what is added."""
     fused_sum = tiles.contents.fused_sum if isinstance(tiles, BatchTiles) else None
     if fused_sum is None or not isinstance(other, Tensor) or fused_sum.grad != torch.is_grad_enabled():
         return NotImplemented

@@ -106,7 +106,7 @@ class BatchTiles(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return answer the public function `func` on arguments of which one at least is in tiles."""
+        """Answer the public function `func` on arguments of which one at least is in tiles."""
         kwargs = kwargs or {}
         if func in cls.functions and "out" not in kwargs:
             result = cls.functions[func](*args, **kwargs)
@@ -118,7 +118,7 @@ class BatchTiles(Tensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """Return answer the operator `func` below autograd: of what handlers passed on, and of autograd itself."""
+        """Answer the operator `func` below autograd: of what handlers passed on, and of autograd itself."""
         kwargs = kwargs or {}
         if func in cls.operators:
             result = cls.operators[func](*args, **kwargs)
@@ -138,7 +138,7 @@ class BatchTiles(Tensor):
         return fresh
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """Return pickle as the plain tensor, which needs no regrow to be read."""
+        """Pickle as the plain tensor, which needs no regrow to be read."""
         plain = untile(self.buffer, self.geometry).requires_grad_(self.requires_grad)
         return plain.__reduce_ex__(protocol)
 

@@ -54,7 +54,7 @@ def doctor(arguments: Sequence[str], json_: bool = False) -> int:
 
 
 def examine(arguments: Sequence[str]) -> dict[str, Any]:
-    """Return collect all that is known of the machine, plain numbers and strings."""
+    """Collect all that is known of the machine, plain numbers and strings."""
     return {
         **describe(arguments),
         "forced_isa": os.environ.get("REGROW_ISA"),

@@ -15,7 +15,7 @@ from regrow.tickets import kinds
 
 
 def of_tickets() -> str:
-    """Return name the kinds of tickets with what each comes to, in words."""
+    """Name the kinds of tickets with what each comes to, in words."""
     named: dict[str, list[str]] = {}
     for kind in kinds().values():
         named.setdefault({"ensemble": "ensembles"}.get(kind.result, kind.result), []).append(kind.name)

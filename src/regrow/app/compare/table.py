@@ -203,7 +203,7 @@ class Reached:
 
 
 def reached(rows: Sequence[Row]) -> list[Reached]:
-    """Return it for each condition, the best dense one being the measure.
+    """Return what each condition reached, measured by the best dense one.
 
     Nothing where dense was not trained, or where what is measured is not in percent and has no points.
     """
