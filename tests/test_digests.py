@@ -2,7 +2,7 @@
 
 Everything here is public, so that this file outlives whatever is rebuilt behind it.
 
-`python tests/test_digests.py` records anew. That is right where results are meant to change (a method, the numbers of
+`python tests/test_digests.py` records again. That is right where results are meant to change (a method, the numbers of
 a kernel) or a run is added here, and the commit says so. It is never right to make a refactoring pass. Exact digests
 are those of the machine that recorded last; on any other the runs in float32, which have nothing else, are skipped.
 """

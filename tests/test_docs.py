@@ -88,11 +88,11 @@ def check_regrow(words: list[str], folder: Path) -> None:
     if words[:1] and words[0].startswith("-"):
         return
     assert words, "`regrow` without a command"
-    assert words[0] in command.commands, f"`regrow {words[0]}` is no command"
+    assert words[0] in command.commands, f"`regrow {words[0]}` is not a command"
     context = command.commands[words[0]].make_context(words[0], words[1:])
     recipe = context.params.get("recipe")
     known = set(shipped()) | {path.name for path in folder.iterdir()}
-    assert recipe is None or recipe in known, f"`{recipe}` is no recipe"
+    assert recipe is None or recipe in known, f"`{recipe}` is not a recipe"
 
 
 def check_command(words: list[str], folder: Path) -> None:

@@ -224,7 +224,7 @@ def test_a_recipe_whose_data_are_not_here(tmp_path, capsys):
     text = recipe.read_text().replace(f"folder: {tmp_path / 'images'}", "folder: /nowhere")
     recipe.write_text(text.replace("steps: 60", "epochs: 3"))
     out = cli(capsys, "recipes", recipe).out
-    assert "here    no: `data.folder` is no folder: /nowhere\n        Name the folder that holds" in out
+    assert "here    no: `data.folder` is not a folder: /nowhere\n        Name the folder that holds" in out
     assert "length  3 epochs, steps of 20 examples, how many is known once the data are here\n" in out
     assert " and random data; tests" in out
 

@@ -36,7 +36,7 @@ def is_private(name: str) -> bool:
 
 
 def dotted(node: ast.expr) -> list[str]:
-    """`torch._C._nn` -> ["torch", "_C", "_nn"]; what is no name at its root begins with ""."""
+    """`torch._C._nn` -> ["torch", "_C", "_nn"]; what is not a name at its root begins with ""."""
     if isinstance(node, ast.Attribute):
         return [*dotted(node.value), node.attr]
     return [node.id if isinstance(node, ast.Name) else ""]

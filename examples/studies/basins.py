@@ -5,7 +5,7 @@
     python examples/studies/basins.py runs/a runs/b [--out runs/basins]
 
 The line between neighbouring tickets of each run, and between the last tickets of the runs; batch norms are estimated
-anew at each point. Beside it the share of connections that any two tickets have in common. Leaves basins.json,
+again at each point. Beside it the share of connections that any two tickets have in common. Leaves basins.json,
 basins.png and basins.pdf.
 """
 

@@ -290,7 +290,7 @@ def _signature(function: Any) -> inspect.Signature | None:
 
 
 def require_iterable(name: str, value: object, what: str) -> Iterable[Any]:
-    """Return `value`, something that can be iterated over and is no text; messages call it `what`.
+    """Return `value`, something that can be iterated over and is not text; messages call it `what`.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.

@@ -93,10 +93,13 @@ class Evil:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (python2_pickle(batch())[:-2000], r"is no pickle of arrays: pickle data was truncated|is cut short"),
+        (
+            python2_pickle(batch())[:-2000],
+            r"is not a pickle of arrays: pickle data was truncated|is cut short",
+        ),
         (b"", r"is cut short: its pickle has no end"),
         (python2_pickle(batch()) + b"x", r"has 1 bytes to spare after its pickle"),
-        (b"not a pickle", r"is no pickle of arrays"),
+        (b"not a pickle", r"is not a pickle of arrays"),
         (pickle.dumps([1]), r"holds a list, allowed is a dictionary"),
         (pickle.dumps(batch(labels=None)), r"has no `labels`, but batch_label, data, filenames"),
         (pickle.dumps(batch(data=None)), r"has no `data`"),
@@ -109,14 +112,14 @@ class Evil:
         (pickle.dumps(batch(labels=LABELS.tolist()[:5])), r"has 5 `labels`, allowed is 7, one an image"),
         (pickle.dumps(batch(labels=["1"] * 7)), r"has `labels` that are no list of whole numbers"),
         (pickle.dumps(batch(labels=[2**70] * 7)), r"has `labels` of more than 64 bits"),
-        (pickle.dumps(batch(data=np.array([{}]))), r"is no pickle of arrays: an array of objects"),
+        (pickle.dumps(batch(data=np.array([{}]))), r"is not a pickle of arrays: an array of objects"),
         (pickle.dumps(Evil(print, "ran")), r"it asks for builtins.print, allowed are numpy arrays"),
         (pickle.dumps(Evil(shutil.rmtree, "/nowhere")), r"it asks for shutil.rmtree"),
         (b"cos\nsystem\n(S'echo ran'\ntR.", r"it asks for os.system"),
-        (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", r"is no pickle of arrays: the encoding 'bz2'"),
+        (b"c_codecs\nencode\n(S'x'\nS'bz2'\ntR.", r"is not a pickle of arrays: the encoding 'bz2'"),
         (
             b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\n(I0\ntS'b'\ntR.",
-            r"is no pickle of arrays: an array of type",
+            r"is not a pickle of arrays: an array of type",
         ),
     ],
 )

@@ -47,8 +47,11 @@ def nested(depth: int, key: bool = False) -> bytes:
 
 
 PICKLES = {
-    "python-pointers": (python(POINTERS + b"S'AAAAAAAA'\ntb."), r"is no pickle of arrays: an array|call"),
-    "python-objects": (python(batch(data=np.array([{}, 1]))), r"is no pickle of arrays: an array of objects"),
+    "python-pointers": (python(POINTERS + b"S'AAAAAAAA'\ntb."), r"is not a pickle of arrays: an array|call"),
+    "python-objects": (
+        python(batch(data=np.array([{}, 1]))),
+        r"is not a pickle of arrays: an array of objects",
+    ),
     "python-object-array": (
         python(EMPTY + b"(I1\n(I1\ntcnumpy\ndtype\n(S'O8'\nI0\nI1\ntRI00\nS'AAAAAAAA'\ntb."),
         r"an array of objects",

@@ -124,7 +124,7 @@ def test_images_of_one_value(tmp_path):
 
 
 def test_folder_that_is_none(tmp_path):
-    with pytest.raises(RegrowValueError, match=r"`data.folder` is no folder: .*missing"):
+    with pytest.raises(RegrowValueError, match=r"`data.folder` is not a folder: .*missing"):
         idx(str(tmp_path / "missing"))
     with pytest.raises(RegrowValueError, match=r"has no file train-images-idx3-ubyte\[.gz\]"):
         idx(str(tmp_path))

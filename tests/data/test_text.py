@@ -67,10 +67,12 @@ def test_texts_that_are_refused(tmp_path, content, options, message):
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(
-        RegrowValueError, match=r"`data.path` .*nothing is no file and no folder with files \*"
+        RegrowValueError, match=r"`data.path` .*nothing is neither a file nor a folder with files \*"
     ):
         text(str(tmp_path / "nothing"))
-    with pytest.raises(RegrowValueError, match=r"is no file and no folder with files \*.txt\nName a text"):
+    with pytest.raises(
+        RegrowValueError, match=r"is neither a file nor a folder with files \*.txt\nName a text"
+    ):
         text(str(tmp_path), pattern="*.txt")
     (tmp_path / "a.gz").write_bytes(gzip.compress(WORDS)[:-9])
     with pytest.raises(RegrowValueError, match=r"a.gz is cut short: .*\nFetch the file again"):

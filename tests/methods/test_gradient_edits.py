@@ -111,7 +111,7 @@ def test_in_place_and_by_hand(storage: str) -> None:
     method = regrow.SET(model, optimizer, total_steps=100, update_every=50)
     model(batch(0)).sum().backward()
     optimizer.step()
-    optimizer.step()  # the same gradient again is no step
+    optimizer.step()  # the same gradient again is not a step
     assert method.step == 1
     optimizer.zero_grad(set_to_none=False)
     optimizer.step()  # nor are zeros

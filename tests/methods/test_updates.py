@@ -169,7 +169,7 @@ def test_rigl_takes_no_weight_step_at_an_update_and_set_does(storage: str) -> No
 
 @storages
 def test_no_weight_step_is_skipped_where_nothing_moves(storage: str) -> None:
-    """T_end = 4.04 is no multiple of 2: at step 4 the cosine has left a share of 1e-4 of four connections, none."""
+    """T_end = 4.04 is not a multiple of 2: at step 4 the cosine has left a share of 1e-4 of four connections, none."""
     for stop, rests in ((0.505, [2]), (0.5, [2]), (0.9, [2, 4])):
         model = eight(storage)
         optimizer = SGD(model.parameters(), lr=0.1)

@@ -276,5 +276,5 @@ def test_what_is_no_chain_is_named(model, text):
 
 
 def test_inputs_of_a_convolution_cannot_be_cut():
-    with pytest.raises(ValueError, match="`inputs` is True, but the first layer `0` is no linear layer"):
+    with pytest.raises(ValueError, match="`inputs` is True, but the first layer `0` is not a linear layer"):
         compact(convolutional(), inputs=True)

@@ -292,7 +292,7 @@ def test_only_certain_sums_are_fused() -> None:
 
 
 class Difference(nn.Module):
-    """What is no sum."""
+    """What is not a sum."""
 
     def forward(self, one: Tensor, other: Tensor) -> Tensor:
         return -(one + other)

@@ -93,11 +93,11 @@ FILES = {
     ),
     "model-pipe": (
         lambda folder: os.mkfifo(folder / "model.safetensors"),
-        r"read: it is no ordinary file\nIt",
+        r"read: it is not an ordinary file\nIt",
     ),
     "model-folder": (
         lambda folder: (folder / "model.safetensors").mkdir(),
-        r"read: it is no ordinary file\nIt",
+        r"read: it is not an ordinary file\nIt",
     ),
     "model-value": (
         put("0.bias", lambda bias: bias + 1, checksum=True),

@@ -123,7 +123,7 @@ class Shared(Tied):
 
 
 class Buffers(nn.Module):
-    """Buffers of any type and shape, names with a meaning in globs, and state that is no tensor."""
+    """Buffers of any type and shape, names with a meaning in globs, and state that is not a tensor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class Buffers(nn.Module):
 
 
 class Extra(nn.Sequential):
-    """State of its own that is no tensor."""
+    """State of its own that is not a tensor."""
 
     seen = 0
 
@@ -186,7 +186,7 @@ def test_state_that_is_no_tensor_goes_with_the_state_dict(storage: str, tmp_path
     regrow.sparsify(model, 0.5, storage=storage)
     model.seen = 7
     with pytest.raises(
-        regrow.RegrowError, match=r"state that is no tensor: .*\nUse torch.save\(model.state_dict\(\), f"
+        regrow.RegrowError, match=r"state that is not a tensor: .*\nUse torch.save\(model.state_dict\(\), f"
     ):
         regrow.save(model, tmp_path / "model.safetensors")
     torch.save(model.state_dict(), tmp_path / "model.pt")

@@ -138,7 +138,7 @@ def test_a_kind_of_the_user_s_has_everything(tmp_path, capsys, monkeypatch):
     ]
     assert kind_of("last").options == {"tickets", "every", "share"}
     assert ticket_multiples(0.2, 2)["last"] == pytest.approx(0.2)
-    # a length that is given replaces the other unit; a part of what it may be called is no name
+    # a length that is given replaces the other unit; a part of what it may be called is not a name
     keys = ["tickets={name: last, every: 5}", "tickets.share=0.1", *more]
     assert cli(capsys, "train", recipe, f"out={tmp_path / 'other'}", *keys).code == 0
     assert "share: 0.1" in (tmp_path / "other" / "config.yaml").read_text()

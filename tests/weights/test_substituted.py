@@ -271,5 +271,7 @@ def test_a_parametrisation_put_on_afterwards_is_an_error_that_names_the_order(ho
         return
     parametrized(model, how)
     for call in (lambda: model(X), optimizer.step, lambda: regrow.summary(model)):
-        with pytest.raises(RegrowRuntimeError, match=r"`0\.weight` is no parameter .*\nPut it on first and"):
+        with pytest.raises(
+            RegrowRuntimeError, match=r"`0\.weight` is not a parameter .*\nPut it on first and"
+        ):
             call()

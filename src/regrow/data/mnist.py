@@ -39,7 +39,7 @@ def idx(folder: str, classes: int = 10, limit: int | None = None, normalize: boo
     classes = require_count("data.classes", classes)
     if not root.is_dir():
         raise RegrowValueError(
-            f"`data.folder` is no folder: {root}\nName the folder that holds the four IDX files."
+            f"`data.folder` is not a folder: {root}\nName the folder that holds the four IDX files."
         )
     return _load(root, root.name or "idx", classes, limit, normalize)
 

@@ -10,7 +10,7 @@ from regrow.errors import RegrowValueError
 
 LARGE = 2**30
 RATIO = 100
-"""A gzipped file that unpacks to more than `LARGE` bytes and to more than `RATIO` times its size is no data set."""
+"""A gzipped file that unpacks to more than `LARGE` bytes and to more than `RATIO` times its size is not a data set."""
 
 
 def read_packed(path: Path, remedy: str, packed: bool | None = None) -> bytes:

@@ -64,7 +64,7 @@ class _Number:
         if self.type.hasobject:
             raise _Refused("an array of objects")
         if self.type.kind not in _KINDS:
-            raise _Refused("an array of a type that is no number")
+            raise _Refused("an array of a type that is not a number")
 
     def set(self, state: object) -> None:
         match state:
@@ -179,7 +179,7 @@ class _Machine:
 
     def extend(self, target: Any, items: list[Any]) -> None:
         if type(target) is not list:
-            raise _Refused("items of what is no list")
+            raise _Refused("items of what is not a list")
         target.extend(items)
         self.stack.append(target)
 
@@ -214,12 +214,12 @@ def read_pickle(path: Path, most: int, remedy: str) -> Any:
     except OSError as error:
         raise RegrowValueError(f"cannot read {path}: {error.strerror}\n{remedy}") from error
     except _Refused as error:
-        raise RegrowValueError(f"{path} is no pickle of arrays: {error}\n{remedy}") from error
+        raise RegrowValueError(f"{path} is not a pickle of arrays: {error}\n{remedy}") from error
     except RegrowValueError:
         raise
     except Exception as error:  # a damaged pickle raises almost anything, and says what it holds
         cut = "exhausted before seeing STOP" in str(error) or "remain" in str(error)
-        how = "is cut short: its pickle has no end" if cut else "is no pickle of arrays: it is damaged"
+        how = "is cut short: its pickle has no end" if cut else "is not a pickle of arrays: it is damaged"
         raise RegrowValueError(f"{path} {how}\n{remedy}") from error
     if spare := len(content) - end:
         raise RegrowValueError(f"{path} has {spare:,} bytes to spare after its pickle\n{remedy}")

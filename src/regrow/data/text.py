@@ -63,7 +63,8 @@ def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = N
         files = [place] if place.is_file() else []
     if not files:
         raise RegrowValueError(
-            f"`data.path` {place} is no file and no folder with files {pattern}\nName a text, or a folder of texts."
+            f"`data.path` {place} is neither a file nor a folder with files {pattern}\n"
+            "Name a text, or a folder of texts."
         )
     return _windows(place.name, b"".join(map(_read, files)), length, limit)
 

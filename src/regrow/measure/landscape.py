@@ -134,7 +134,7 @@ class Curve(nn.Module):
         return {name: bezier(self.points(place), t) for place, name in enumerate(self.names)}
 
     def forward(self, *inputs: Any, t: float | None = None) -> Any:
-        """Return the model's output at `t`; by default at a random point of the curve, drawn anew each time."""
+        """Return the model's output at `t`; by default at a random point of the curve, drawn again each time."""
         template = self._template[0].train(self.training)
         if t is None:
             t = float(torch.rand((), device="cpu"))

@@ -68,7 +68,7 @@ def _processor() -> str:
 
 
 def memory() -> tuple[int, int | None]:
-    """Return the bytes of memory, and of those that a new process can have; None where nobody says."""
+    """Return the bytes of memory, and of those that a new process can have; None if the system does not report it."""
     try:
         found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     except OSError:

@@ -242,7 +242,7 @@ class Attached(ABC):
         ]
 
     def _hooks(self) -> list[GradientHook]:
-        """Return the hooks of the weights that are trained, each told who drives it; anew where a copy or a move
+        """Return the hooks of the weights that are trained, each told who drives it; again where a copy or a move
         lost them.
         """
         hooks = []
@@ -293,7 +293,7 @@ class Attached(ABC):
                 checks.check_whole(self.model)
                 raise RegrowRuntimeError(
                     f"`{weight.name}` is another parameter now than the one that `optimizer` holds "
-                    "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method anew."
+                    "(load_state_dict(assign=True), or a conversion).\nMake optimizer and method again."
                 )
         shapes = [parameter.shape for parameter in self._parameters]
         if shapes != self._shapes:

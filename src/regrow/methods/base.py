@@ -323,7 +323,7 @@ class Method(Attached):
             if copy.fingerprint() != weight.fingerprint():
                 raise RegrowRuntimeError(
                     f"a copy that follows has another topology in `{weight.name}` by now (the model was loaded?).\n"
-                    "Load the copy too, or make it anew and call follow."
+                    "Load the copy too, or make it again and call follow."
                 )
             copy.update(drop.to(copy.parameter.device), grow.to(copy.parameter.device))
         return weight.update(drop, grow, list(companions(self.optimizer, weight).values()))

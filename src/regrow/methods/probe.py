@@ -207,7 +207,7 @@ class Trial:
 def _made(optimizer: Optimizer, group: dict[str, Any], weights: list[nn.Parameter]) -> Optimizer:
     cls = type(optimizer)
     names = list(inspect.signature(cls).parameters)[1:]
-    # what is no setting of a group is an attribute, often of the same name
+    # what is not a setting of a group is an attribute, often of the same name
     known = {**vars(optimizer), **group}
     settings = {name: known[name] for name in names if name in group or _is_plain(known.get(name))}
     if "lr" in settings:  # a schedule may begin at 0, where nothing shows

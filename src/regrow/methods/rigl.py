@@ -40,7 +40,7 @@ class RigL(Dynamic):
         model: a model that `sparsify` has made sparse.
         optimizer: the torch optimizer that trains it.
         grow_columns: of each layer's columns (inputs), how many are searched for the connections that come: a number
-            (int) or a share (float), drawn anew at each update from the method's seed. Within them the choice is
+            (int) or a share (float), drawn again at each update from the method's seed. Within them the choice is
             exact. Where they have fewer free positions than connections are to come, twice as many are drawn. None, as
             published: all.
         total_steps, drop_fraction, update_every, stop_fraction, schedule, grow_init, grow_scale, skip_step, seed,

@@ -25,7 +25,7 @@ DEPTH = 5  # containers within containers
 PLAIN = (Tensor, nn.Parameter)
 
 Leaf = tuple[str, Tensor, bool]
-"""Where a tensor is kept, the tensor, and whether it is inside an object that is no container."""
+"""Where a tensor is kept, the tensor, and whether it is inside an object that is not a container."""
 
 
 def leaves(value: Any, key: str) -> Iterator[Leaf]:
@@ -53,7 +53,7 @@ def leaves(value: Any, key: str) -> Iterator[Leaf]:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    """Return what an object that is no container holds, by name."""
+    """Return what an object that is not a container holds, by name."""
     if isinstance(value, type | ModuleType | nn.Module | Optimizer | LRScheduler):
         return []
     parts = list(getattr(value, "__dict__", {}).items())

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 def initialise(model: nn.Module) -> None:
-    """Draw the weights of all convolutions anew, as He et al. 2015 do, by their fan-out."""
+    """Draw the weights of all convolutions again, as He et al. 2015 do, by their fan-out."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

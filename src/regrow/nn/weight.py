@@ -158,7 +158,7 @@ class WeightView(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise RegrowRuntimeError(
-            f"`weight` of a layer in compressed storage is no tensor that {func} could work on directly.\n"
+            f"`weight` of a layer in compressed storage is not a tensor that {func} could work on directly.\n"
             "Use its to_dense()."
         )
 

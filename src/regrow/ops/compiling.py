@@ -62,7 +62,7 @@ def flags() -> tuple[str, ...]:
 def key() -> str:
     """Return what decides what a library does: sources, flags and processor.
 
-    The version of torch is no part: the flags name the stable ABI, which each later torch keeps.
+    The version of torch is not a part: the flags name the stable ABI, which each later torch keeps.
     """
     return f"{sources_key()} {_digest(*flags(), platform.machine())}"
 

@@ -99,7 +99,9 @@ def compact(model: nn.Module, *, inputs: bool = False) -> nn.Module:
     masks: dict[str, dict[str, Tensor]] = {}
     units = layers[0].reads()[layers[0].keep].any(0) if inputs else None
     if units is not None and not isinstance(layers[0].module, nn.Linear):
-        raise RegrowValueError(f"`inputs` is True, but the first layer `{layers[0].name}` is no linear layer")
+        raise RegrowValueError(
+            f"`inputs` is True, but the first layer `{layers[0].name}` is not a linear layer"
+        )
     for layer in layers:
         name = _shrink(plain, layer, units, pick=inputs and layer is layers[0])
         if layer.storage != "dense" and layer.mask.any():

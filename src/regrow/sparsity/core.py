@@ -62,7 +62,7 @@ def sparsify(
         model: any module; one on the meta device gets its weights here, on the CPU, and those that are stored
             compressed are never dense (`regrow.sparsity.meta`). Sparse by default: Linear, convolutions but depthwise
             ones, the Conv1D of the transformers library, the projections of `nn.MultiheadAttention`, recurrent
-            weights; never norms, biases, embeddings or a weight tied to one. A weight in which a zero is no missing
+            weights; never norms, biases, embeddings or a weight tied to one. A weight in which a zero is not a missing
             connection stays dense unless it is named, with the reason in `summary`: one that is parametrized or
             normalised (weight_norm, weight standardisation), one of a class whose `forward` cannot be followed.
         sparsity: share of the weights that are zero, in [0, 1), over all sparse layers together.

@@ -92,11 +92,11 @@ def _erdos_renyi(raw: Mapping[str, float], shapes: Shapes, sparsity: float) -> d
 
 DISTRIBUTIONS: dict[str, Distribution] = {"uniform": uniform, "er": er, "erk": erk}
 GLOBAL = "global"
-"""The name of what is no distribution: the best of all layers together, by scores (`regrow.sparsity.initial`)."""
+"""The name of what is not a distribution: the best of all layers together, by scores (`regrow.sparsity.initial`)."""
 
 
 def require_distribution(distribution: object, others: Sequence[str] = (), *, own: bool = True) -> None:
-    """Refuse what is no distribution: a name, a function, or (`own`) a dictionary.
+    """Refuse what is not a distribution: a name, a function, or (`own`) a dictionary.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.

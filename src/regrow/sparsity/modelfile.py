@@ -51,7 +51,7 @@ def read(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor
         )
     try:
         if os.path.exists(file) and not os.path.isfile(file):
-            raise OSError("it is no ordinary file")
+            raise OSError("it is not an ordinary file")
         with safe_open(file, framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118  (not a dictionary)
             metadata: dict[str, str] = opened.metadata() or {}

@@ -56,7 +56,7 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     strange = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
     if strange:
         raise RegrowRuntimeError(
-            f"`model` has state that is no tensor: {strange} (get_extra_state).\n"
+            f"`model` has state that is not a tensor: {strange} (get_extra_state).\n"
             "Use torch.save(model.state_dict(), file), and regrow.load(torch.load(file), into=model)."
         )
     return write_atomically(file, lambda path: modelfile.write(path, tensors, layers))

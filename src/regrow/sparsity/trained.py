@@ -20,7 +20,7 @@ ROWS, COLUMNS = 512, 1024
 CHANCE = 8.0
 """Standard deviations: fresh weights of any initialiser reached 5.5 in 200 draws each, after one epoch 10 to 1000."""
 RARE = 10.0
-"""Variance of the squares from which on a few entries decide, where chance is no guide: most of them are zero."""
+"""Variance of the squares from which on a few entries decide, where chance is not a guide: most of them are zero."""
 EDGE = 1.25
 """Largest singular value over that of independent entries: fresh 0.5 to 1.17, after one epoch 1.2 to 4."""
 

@@ -77,7 +77,7 @@ class Average:
         return model
 
     def with_buffers_of(self, model: nn.Module) -> Average:
-        """Return this with the buffers of `model` (batch-norm statistics that were estimated anew) in the place of
+        """Return this with the buffers of `model` (batch-norm statistics that were estimated again) in the place of
         its own.
         """
         buffers = {name: _exact(b.clone()) for name, b in model.named_buffers() if name in self.dense}

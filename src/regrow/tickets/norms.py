@@ -1,4 +1,4 @@
-"""Batch-norm statistics, estimated anew."""
+"""Batch-norm statistics, estimated again."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _NormsInTraining(nn.Module):
 
 
 def reestimate(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
-    """Estimate the batch-norm statistics of `model` anew, by one pass over `loader` with torch's `update_bn`.
+    """Estimate the batch-norm statistics of `model` again, by one pass over `loader` with torch's `update_bn`.
 
     The running mean becomes the mean of the batches' means, the running variance that of their unbiased variances.
     Dropout is off, no other state moves, and torch's random generators are left as they were.

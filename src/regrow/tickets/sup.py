@@ -2,7 +2,7 @@
 
 Sup-tickets (arXiv 2205.15322): once the network is trained, a few short cycles of exploring and refining give
 a ticket each, and the tickets are averaged. A collected ticket is averaged into what there is so far, the average is
-pruned back to the connections asked for, and its batch norms are estimated anew.
+pruned back to the connections asked for, and its batch norms are estimated again.
 """
 
 from __future__ import annotations

@@ -121,8 +121,8 @@ class SparseWeight(GrownWeight):
             if is_flat(self.module.__dict__.get(name)):
                 raise not_whole(self.name) from None
             raise RegrowRuntimeError(
-                f"`{self.name}` is no parameter of its module any more: a parametrisation (spectral_norm, weight_norm, "
-                "prune ...) or a wrapper was put on after `sparsify`.\n"
+                f"`{self.name}` is not a parameter of its module any more: a parametrisation (spectral_norm, "
+                "weight_norm, prune ...) or a wrapper was put on after `sparsify`.\n"
                 "Put it on first and call `sparsify` then, which leaves such a weight dense."
             ) from None
 
@@ -313,7 +313,7 @@ class SparseWeight(GrownWeight):
                 )
             try:
                 known = self.fingerprint() == self.record.fingerprint and self.is_consistent()
-            except RuntimeError as error:  # of what is no index any more
+            except RuntimeError as error:  # of what is not an index any more
                 raise self._overwritten() from error
             if not known:
                 raise self._overwritten()

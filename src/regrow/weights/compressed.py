@@ -102,7 +102,7 @@ class CompressedWeight(StampedWeight):
         return self.parameter.detach()[: self.nnz, 0].abs()
 
     def restrict(self, gradient: Tensor) -> Tensor:
-        return gradient  # the backward operator leaves what is no connection at zero
+        return gradient  # the backward operator leaves what is not a connection at zero
 
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
         gradient.detach()[self.nnz :] = 0
@@ -125,7 +125,7 @@ class CompressedWeight(StampedWeight):
         if not left:
             raise RegrowRuntimeError(
                 f"`{self.name}`: the backward operator has not left its operands. The model was moved in memory since "
-                "it was compiled.\nCall torch.compile on it anew."
+                "it was compiled.\nCall torch.compile on it again."
             )
         return left
 

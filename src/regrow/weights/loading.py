@@ -67,7 +67,7 @@ def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[
         if whole is not None and f"{base}_values" in state and len(whole) == capacity + stamp.SIZE:
             kept = whole.detach()[-stamp.SIZE :]  # so that a run resumes bit for bit
             state[f"{base}_values"][-stamp.SIZE :] = kept
-    for weight in views(module):  # its own parameters are loaded next; the topology is no buffer
+    for weight in views(module):  # its own parameters are loaded next; the topology is not a buffer
         weight.load_topology(
             {name: state.pop(f"{prefix}{name}") for name in weight.saved() if f"{prefix}{name}" in state}
         )

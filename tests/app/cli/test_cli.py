@@ -148,7 +148,7 @@ def test_a_warning_is_text(tmp_path):
             "continues with the recipe of that run, got 'fashion-mlp'",
         ),
         (["train", "fashion-mlp", "--import", "nothing.py"], "nothing.py: no such file"),
-        (["train", "fashion-mlp", "methd=set"], "`methd` is no key of a recipe, did you mean `method`?"),
+        (["train", "fashion-mlp", "methd=set"], "`methd` is not a key of a recipe, did you mean `method`?"),
     ],
 )
 def test_errors_are_text(capsys, arguments, text):

@@ -226,7 +226,10 @@ def test_your_own_file(capsys, tmp_path):
             "`model` own_networks:nothing returned 7, no torch module",
         ),
         (["own_networks:plain", "--input", "13"], r"`example` does not go through `model`: shape \(1, 13\)"),
-        (["mlp", "hiden=3"], "`hiden` is no option of mlp, did you mean `hidden`\\?\nAllowed are: `inputs`"),
+        (
+            ["mlp", "hiden=3"],
+            "`hiden` is not an option of mlp, did you mean `hidden`\\?\nAllowed are: `inputs`",
+        ),
         (["mlp", "hidden"], "an option must be key=value, for example width=0.5, got 'hidden'"),
         (["mlp", "width=[1"], "`width`: .* is no YAML"),
         (["mlp", "width=half"], "`width` must be a number above 0, got 'half'"),

@@ -153,9 +153,9 @@ def test_tickets_take_the_recipe_s_own_options(recipe, tmp_path):
         (["--methods", "edst"], "in a comparison, `edst.validation=0.1` is for edst alone"),
         (
             ["--methods", "sup", "tickets.shar=1"],
-            "`tickets.shar` is no option of sup, did you mean `tickets.share`?",
+            "`tickets.shar` is not an option of sup, did you mean `tickets.share`?",
         ),
-        (["--methods", "sup,dst", "dst.tickets.share=1"], "`tickets.share` is no option of dst"),
+        (["--methods", "sup,dst", "dst.tickets.share=1"], "`tickets.share` is not an option of dst"),
     ],
 )
 def test_tickets_that_cannot_be_compared(recipe, tmp_path, capsys, monkeypatch, arguments, text):
@@ -236,23 +236,23 @@ def test_a_folder_that_holds_another_run_is_left_alone(recipe, tmp_path, capsys)
         (["optimizer.lr=0.1,"], "an override must be key=value or key=a,b,c"),
         (["optimizer.lr=0.1,0.1"], "`optimizer.lr` has a value twice, got 'optimizer.lr=0.1,0.1'"),
         (["optimizer.lr=0.1", "optimizer.lr=0.2"], "`optimizer.lr` is given twice, the second time by"),
-        (["optimzer.lr=0.1,0.2"], "`optimzer` is no key of a recipe, did you mean `optimizer`?"),
+        (["optimzer.lr=0.1,0.2"], "`optimzer` is not a key of a recipe, did you mean `optimizer`?"),
         (
             ["rigl.optimizer.lrr=0.1"],
-            "`optimizer.lrr` is no option of optimizer SGD, did you mean `optimizer.lr`?",
+            "`optimizer.lrr` is not an option of optimizer SGD, did you mean `optimizer.lr`?",
         ),
         (["method=set"], "`method` is set by `--methods` in a comparison, got 'method=set'"),
         (["rigl.seed=1,2"], "`seed` is set by `--seeds` in a comparison, got 'rigl.seed=1,2'"),
         (["out=there"], "`out` is set by `--out` in a comparison"),
         (
             ["method.update_evry=5"],
-            "`method.update_evry` is no option of static, rigl, did you mean `method.update_every`?\nAllowed are: "
+            "`method.update_evry` is not an option of static, rigl, did you mean `method.update_every`?\nAllowed are: "
             "`drop_fraction`, `grow_columns`, `grow_init`, `grow_scale`, `schedule`, `seed`, `skip_step`, "
             "`stop_fraction`, `update_every`.\n",
         ),
         (["tickets=sup"], "`tickets` is set by `--methods` in a comparison, got 'tickets=sup'"),
-        (["tickets.share=0.5"], "`tickets.share` is no option of static, rigl\nAllowed are: none"),
-        (["static.method.update_every=5"], "`method.update_every` is no option of static"),
+        (["tickets.share=0.5"], "`tickets.share` is not an option of static, rigl\nAllowed are: none"),
+        (["static.method.update_every=5"], "`method.update_every` is not an option of static"),
     ],
 )
 def test_bad_input_is_text_before_anything_runs(recipe, tmp_path, capsys, monkeypatch, arguments, text):

@@ -117,7 +117,10 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("override", "text"),
     [
-        ("epoch=3", r"`epoch` is no key of a recipe, did you mean `epochs`\?\nAllowed are: .*`batch_size`"),
+        (
+            "epoch=3",
+            r"`epoch` is not a key of a recipe, did you mean `epochs`\?\nAllowed are: .*`batch_size`",
+        ),
         (
             "model=mpl",
             r"`model` must be one of mlp, lenet, .* or package.module:function, got 'mpl', .*`mlp`\?",
@@ -128,21 +131,24 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("schedule=cosin", r"`schedule` must be one of constant, cosine, step .*did you mean `cosine`\?"),
         (
             "method.update_evry=9",
-            r"`method.update_evry` is no option of method rigl, did you mean `method.update_every`\?",
+            r"`method.update_evry` is not an option of method rigl, did you mean `method.update_every`\?",
         ),
-        ("method.total_steps=9", r"`method.total_steps` is no option of method rigl"),
-        ("method={name: dense, seed: 1}", r"`method.seed` is no option of method dense\nAllowed are: none"),
+        ("method.total_steps=9", r"`method.total_steps` is not an option of method rigl"),
+        (
+            "method={name: dense, seed: 1}",
+            r"`method.seed` is not an option of method dense\nAllowed are: none",
+        ),
         (
             "model.hiden=[3]",
-            r"`model.hiden` is no option of model mlp, did you mean `model.hidden`\?\nAllowed are: `inputs`",
+            r"`model.hiden` is not an option of model mlp, did you mean `model.hidden`\?\nAllowed are: `inputs`",
         ),
         (
             "optimizer.momentun=0.9",
-            r"`optimizer.momentun` is no option of optimizer SGD, did you mean `optimizer.momentum`\?",
+            r"`optimizer.momentun` is not an option of optimizer SGD, did you mean `optimizer.momentum`\?",
         ),
         (
             "sparsify.sparsty=0.9",
-            r"`sparsify.sparsty` is no option of sparsify, did you mean `sparsify.sparsity`\?",
+            r"`sparsify.sparsty` is not an option of sparsify, did you mean `sparsify.sparsity`\?",
         ),
         (
             "schedule=step",
@@ -150,10 +156,13 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ),
         ("data=idx", r"`data.folder` is missing: data idx needs it\nGive it as data.folder=VALUE."),
         ("schedule=stepp", r"got 'stepp', did you mean `{name: step, milestones: ...}`\?"),
-        ("update_every=9", r"`update_every` is no key of a recipe, did you mean `method.update_every`\?"),
-        ("lr=0.1", r"`lr` is no key of a recipe, did you mean `optimizer.lr`\?"),
-        ("classes=9", r"`classes` is no key of a recipe, did you mean `model.classes` or `data.classes`\?"),
-        ("sparsty=0.9", r"`sparsty` is no key of a recipe, did you mean `sparsify.sparsity`\?"),
+        ("update_every=9", r"`update_every` is not a key of a recipe, did you mean `method.update_every`\?"),
+        ("lr=0.1", r"`lr` is not a key of a recipe, did you mean `optimizer.lr`\?"),
+        (
+            "classes=9",
+            r"`classes` is not a key of a recipe, did you mean `model.classes` or `data.classes`\?",
+        ),
+        ("sparsty=0.9", r"`sparsty` is not a key of a recipe, did you mean `sparsify.sparsity`\?"),
         ("method.sparsity=0.9", r"no option of method rigl, did you mean `sparsify.sparsity`\?"),
         ("model.hidden=300", r"`model.hidden` must be a list, got 300\n.*: model.hidden=\[300\]."),
         ("optimizer={name: Adam, betas: 0.9}", r"must be a list, got 0.9\n.*: optimizer.betas=\[0.9\]."),
@@ -169,7 +178,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("batch_size=1.5", r"`batch_size`: input should be a valid integer, got 1.5"),
         (
             "augment.crp=4",
-            r"`augment.crp` is no option of augment, did you mean `augment.crop`\?\nAllowed are: `crop`, ",
+            r"`augment.crp` is not an option of augment, did you mean `augment.crop`\?\nAllowed are: `crop`, ",
         ),
         (
             "augment=flip",
@@ -201,7 +210,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
             "tickets={name: sup, cycle_steps: 3, cycle_epochs: 1}",
             r"give one of `tickets.cycle_epochs`, `tickets.cycle_steps`, got cycle_epochs 1 and cycle_steps 3",
         ),
-        ("tickets={name: dst, start: 0.5}", r"`tickets.start` is no option of tickets dst"),
+        ("tickets={name: dst, start: 0.5}", r"`tickets.start` is not an option of tickets dst"),
         ("tickets=edst", r"`validation` is missing: tickets edst .*\nAdd `validation: 0.1`"),
         (
             "tickets.share=0.2",
@@ -267,7 +276,7 @@ def test_imports_lie_beside_their_recipe(tiny, tmp_path, monkeypatch):
     assert recipe.imports == [str(own)]
     assert recipe.model == Part(name="network_beside_recipe:build", width=3)
     with pytest.raises(
-        RegrowValueError, match=r"`model.widht` is no option of .*did you mean `model.width`\?"
+        RegrowValueError, match=r"`model.widht` is not an option of .*did you mean `model.width`\?"
     ):
         load(tiny, ["model.widht=4"])
 

@@ -154,7 +154,7 @@ def test_stopped_at_once_before_the_first_checkpoint(recipe, tmp_path, monkeypat
     monkeypatch.setenv("SIGNALS", "2")
     run = tmp_path / "run"
     stopped = cli(capfd, "train", recipe, f"out={run}", "--import", OWN, "method.name=signalled")
-    assert "stopped at once, at step 5 of 60; no checkpoint was written yet\nBegin anew with" in stopped.err
+    assert "stopped at once, at step 5 of 60; no checkpoint was written yet\nBegin again with" in stopped.err
     assert cli(capfd, "train", "--resume", run).code == 0
 
 

@@ -89,12 +89,12 @@ CHECKPOINTS: dict[str, tuple[Make, str]] = {
     "resume-payload": (raw(pickle.dumps(Evil(), 2)), MORE),
     "resume-payload-inside": (state(lambda content: content.update(losses=[Evil()])), MORE),
     "resume-module": (replaced(lambda path: torch.save(nn.Linear(3, 3), path)), MORE),
-    "resume-pipe": (replaced(os.mkfifo), r"checkpoint.pt: it is no file\nCopy the whole run folder"),
+    "resume-pipe": (replaced(os.mkfifo), r"checkpoint.pt: it is not a file\nCopy the whole run folder"),
     "resume-dangling": (
         replaced(lambda path: path.symlink_to("nowhere")),
-        r"checkpoint.pt: it is no file\nCopy",
+        r"checkpoint.pt: it is not a file\nCopy",
     ),
-    "resume-folder": (replaced(Path.mkdir), r"checkpoint.pt: it is no file\nCopy the whole run folder"),
+    "resume-folder": (replaced(Path.mkdir), r"checkpoint.pt: it is not a file\nCopy the whole run folder"),
     "resume-list": (
         state(lambda content: [1, 2]),
         r"checkpoint.pt: it holds a list, and no parts by name\nCopy",
@@ -109,7 +109,7 @@ CHECKPOINTS: dict[str, tuple[Make, str]] = {
     ),
     "resume-no-model": (
         state(lambda content: content.__delitem__("model")),
-        r"it is no checkpoint of a run: `model` is missing or of another type\nCopy",
+        r"it is not a checkpoint of a run: `model` is missing or of another type\nCopy",
     ),
     "resume-model-list": (
         state(lambda content: content.update(model=[])),
@@ -192,7 +192,7 @@ FOLDERS: dict[str, tuple[Make, str]] = {
     ),
     "resume-summary-other": (
         written("summary.json", b"[1]"),
-        r"summary.json is no summary of a run: `recipe` is",
+        r"summary.json is not a summary of a run: `recipe` is",
     ),
     "resume-summary-deep": (
         written("summary.json", b"[" * 100_000),
@@ -200,7 +200,7 @@ FOLDERS: dict[str, tuple[Make, str]] = {
     ),
     "finished-summary": (
         written("summary.json", b"{}"),
-        r"summary.json is no summary of a run: `recipe` is missing",
+        r"summary.json is not a summary of a run: `recipe` is missing",
     ),
     "finished-model-cut": (
         lambda run: (run / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:-9]),

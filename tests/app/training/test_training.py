@@ -218,7 +218,7 @@ def test_without_kernels_the_time_is_said_to_be_the_references(recipe, tmp_path,
         (["optimizer.lr=-1"], r"`optimizer` SGD with {'lr': -1, 'momentum': 0.9}: Invalid learning rate: -1"),
         (["method.drop_fraction=2"], r"`drop_fraction`"),
         (["optimizer=Muon"], r"Muon"),
-        (["data.folder=/nowhere"], r"`data.folder` is no folder: /nowhere"),
+        (["data.folder=/nowhere"], r"`data.folder` is not a folder: /nowhere"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(recipe, tmp_path, capsys, keys, text):

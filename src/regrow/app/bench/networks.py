@@ -79,7 +79,7 @@ def tried(name: str, sizes: Sequence[int]) -> Tensor:
     measured.
 
     Raises:
-        RegrowValueError: nothing of that name, or what it gives is no network or does not take the input.
+        RegrowValueError: nothing of that name, or what it gives is not a network or does not take the input.
     """
     try:
         model = find("model", Part(name=name))()

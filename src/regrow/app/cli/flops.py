@@ -150,7 +150,7 @@ def _options(name: str, build: Callable[..., Any], texts: Sequence[str]) -> dict
         if key not in parameters and not anything:
             allowed = ", ".join(f"`{p}`" for p in parameters) or "none"
             raise RegrowValueError(
-                f"`{key}` is no option of {name}{closest(key, parameters)}\nAllowed are: {allowed}."
+                f"`{key}` is not an option of {name}{closest(key, parameters)}\nAllowed are: {allowed}."
             )
         try:
             options[key] = yaml.safe_load(value)

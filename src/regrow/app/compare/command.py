@@ -81,7 +81,7 @@ def numbers(option: str, text: str) -> list[float]:
     """Return the numbers in ``1,2,5``.
 
     Raises:
-        RegrowValueError: text that is no number.
+        RegrowValueError: text that is not a number.
     """
     try:
         return [float(word) for word in text.split(",")]

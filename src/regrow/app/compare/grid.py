@@ -214,7 +214,7 @@ def _check_options(keys: list[Key], ways: dict[str, Way]) -> None:
             known = sorted(set().union(*(_known(part, way) for way in meant.values())))
             word = (key.option(part) or "").partition(".")[0]
             raise RegrowValueError(
-                f"`{key.key}` is no option of {', '.join(meant)}{closest(word, known, f'{part}.')}\n"
+                f"`{key.key}` is not an option of {', '.join(meant)}{closest(word, known, f'{part}.')}\n"
                 f"Allowed are: {', '.join(f'`{n}`' for n in known) or 'none'}."
             )
 

@@ -244,7 +244,7 @@ def _explain(problem: dict[str, Any], raw: dict[str, Any]) -> str:
     key = ".".join(map(str, problem["loc"]))
     if problem["type"] == "extra_forbidden":
         allowed = ", ".join(f"`{name}`" for name in Recipe.model_fields)
-        return f"`{key}` is no key of a recipe{meant(key, raw)}\nAllowed are: {allowed}."
+        return f"`{key}` is not a key of a recipe{meant(key, raw)}\nAllowed are: {allowed}."
     if problem["type"] == "missing":
         part, _, name = key.rpartition(".")
         if part in PARTS and name == "name":  # one of its options was given, and nothing that has it

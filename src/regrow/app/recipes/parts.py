@@ -191,7 +191,9 @@ def _check(
         if name not in named and not anything:
             allowed = ", ".join(f"`{n}`" for n in named) or "none"
             hint = closest(name, named, f"{key}.") or meant(name, recipe.plain(), exact=True)
-            raise RegrowValueError(f"`{key}.{name}` is no option of {what}{hint}\nAllowed are: {allowed}.")
+            raise RegrowValueError(
+                f"`{key}.{name}` is not an option of {what}{hint}\nAllowed are: {allowed}."
+            )
     for name in _missing(function, options, supplied):
         raise RegrowValueError(
             f"`{key}.{name}` is missing: {what} needs it\nGive it as {key}.{name}={_example(named[name])}."
@@ -254,7 +256,7 @@ def as_list(key: str, value: Any, parameter: inspect.Parameter | None, own: bool
 
 
 def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
-    """Guess what a `word` that is no key was meant to be: a key of `raw`, or of what it names.
+    """Guess what a `word` that is not a key was meant to be: a key of `raw`, or of what it names.
 
     Args:
         word: the key, without what stands before a dot.

@@ -26,7 +26,7 @@ class Metric:
     """A number that says how good a network is.
 
     Raises:
-        RegrowValueError: a name that is no identifier of Python, or that logs and summaries use already.
+        RegrowValueError: a name that is not an identifier of Python, or that logs and summaries use already.
     """
 
     name: str

@@ -34,10 +34,10 @@ def read(path: Path) -> dict[str, Any]:
     """Read the checkpoint in file `path`.
 
     Raises:
-        RegrowValueError: what is no checkpoint, with what it is instead and what to do.
+        RegrowValueError: what is not a checkpoint, with what it is instead and what to do.
     """
     if not path.is_file():
-        raise RegrowValueError(f"it is no file\n{_AGAIN}")
+        raise RegrowValueError(f"it is not a file\n{_AGAIN}")
     if not path.stat().st_size:
         raise RegrowValueError(f"it is empty\n{_AGAIN}")
     try:
@@ -53,7 +53,9 @@ def read(path: Path) -> dict[str, Any]:
     require_format("it", state, "format", RUN)
     wrong = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
     if wrong:
-        kind = "it is the state dict of a model" if _is_state_dict(state) else "it is no checkpoint of a run"
+        kind = (
+            "it is the state dict of a model" if _is_state_dict(state) else "it is not a checkpoint of a run"
+        )
         raise RegrowValueError(f"{kind}: `{wrong[0]}` is missing or of another type\n{_AGAIN}")
     _check_status(state["status"])
     if not all(isinstance(loss, float) for loss in state["losses"]):

@@ -74,7 +74,7 @@ class RunFolder:
         """Refuse an `out` in which no run can begin, before anything is done for the run.
 
         Raises:
-            RegrowValueError: it is no folder, or holds a run already.
+            RegrowValueError: it is not a folder, or holds a run already.
         """
         if not out:
             return
@@ -102,7 +102,7 @@ class RunFolder:
             environment: what ``environment.json`` will hold.
 
         Raises:
-            RegrowValueError: where `out` is no folder, or holds a run already.
+            RegrowValueError: where `out` is not a folder, or holds a run already.
             RegrowRuntimeError: where another process has it.
         """
         cls.check(out)
@@ -186,7 +186,7 @@ class RunFolder:
         for key, kind in (SUMMARY | self._metrics(found)).items():
             if not isinstance(found, dict) or not isinstance(found.get(key), kind):
                 raise RegrowRuntimeError(
-                    f"{self.path / 'summary.json'} is no summary of a run: `{key}` is missing or of another type\n"
+                    f"{self.path / 'summary.json'} is not a summary of a run: `{key}` is missing or of another type\n"
                     f"{_AGAIN}"
                 )
         return dict(found)
@@ -204,7 +204,7 @@ class RunFolder:
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            why = error.strerror if isinstance(error, OSError) else "it is not text"
             raise RegrowRuntimeError(f"cannot read {path}: {why}\n{_AGAIN}") from error
 
     def records(self, name: str) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ class Outcome:
     steps: Sequence[int] = ()
     """When each ticket was taken."""
     norm_passes: int = 0
-    """Forward passes over the training set that estimated batch norms anew."""
+    """Forward passes over the training set that estimated batch norms again."""
 
 
 class Keeper:

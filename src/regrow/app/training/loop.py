@@ -47,7 +47,7 @@ def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]
                 if run.saved
                 else "no checkpoint was written yet"
             )
-            + f"\n{'Continue' if run.saved else 'Begin anew'} with `regrow train --resume {folder.path}`."
+            + f"\n{'Continue' if run.saved else 'Begin again'} with `regrow train --resume {folder.path}`."
         ) from error
 
 

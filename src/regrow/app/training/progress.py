@@ -110,7 +110,7 @@ class Progress(Protocol):
 
 
 def width(console: Console) -> int | None:
-    """Measure a line of `console` in characters; None where it is no terminal, and lines may be of any length."""
+    """Measure a line of `console` in characters; None where it is not a terminal, and lines may be of any length."""
     return console.width if console.is_terminal else None
 
 
