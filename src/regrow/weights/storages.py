@@ -43,7 +43,7 @@ class Form:
 
 
 def register(storage: S) -> S:
-    """Return the class decorator that makes a storage known by its name.
+    """Register a storage under its name; a class decorator.
 
     Raises:
         RegrowValueError: a name that is taken.
