@@ -85,8 +85,7 @@ def check_method(cls: type[Method], **options: Any) -> None:
             f"`cls` must be a subclass of regrow.Method, got {said(cls)}\n"
             "Give the class itself, not a method that was made."
         )
-    storages = ("masked",) if cls.needs_gradient == "always" else ("masked", "compressed")
-    for storage in storages:
+    for storage in Case(cls).storages:
         for check in CHECKS:
             try:
                 check(Case(cls, storage, options))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regrow.methods.state import companions
 from regrow.sparsity.core import densify, masks, sparsify
 from regrow.testing.contract import refused
-from regrow.testing.runs import EVERY, OPTIMIZERS, STEPS, Case, Run
+from regrow.testing.runs import EVERY, OPTIMIZERS, STEPS, STORAGES, Case, Run
 from regrow.weights import SparseWeight, stamp
 
 
@@ -180,10 +180,15 @@ def check_thrown_away(case: Case) -> None:
 
 
 def check_both_storages(case: Case) -> None:
-    """In float64, masked and compressed storage choose the same topology at every step and agree in weights."""
-    if case.cls.needs_gradient == "always":
-        with refused("masked"):
-            Run(Case(case.cls, "compressed", case.options))
+    """In float64, masked and compressed storage choose the same topology at every step and agree in weights.
+
+    A storage that the method does not run on is refused.
+    """
+    others = [storage for storage in STORAGES if storage not in case.storages]
+    for storage in others:
+        with refused(case.storages[0]):
+            Run(Case(case.cls, storage, case.options))
+    if others:
         return
     compressed = Run(Case(case.cls, "compressed", case.options))
     masked = Run(Case(case.cls, "compressed", case.options), attach=False)

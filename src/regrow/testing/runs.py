@@ -16,6 +16,7 @@ from regrow.methods import Method
 from regrow.sparsity.core import sparsify
 from regrow.weights import SparseWeight, sparse_weights
 
+STORAGES = ("masked", "compressed")
 STEPS = 240
 EVERY = 8
 
@@ -34,6 +35,12 @@ class Case:
     cls: type[Method]
     storage: str = "masked"
     options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def storages(self) -> tuple[str, ...]:
+        """The storages that the method runs on."""
+        named: tuple[str, ...] | None = getattr(self.cls, "storages", None)
+        return named or (("masked",) if self.cls.needs_gradient == "always" else STORAGES)
 
     @property
     def arguments(self) -> dict[str, Any]:
