@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import regrow
 from regrow.app.recipes import shipped
@@ -62,7 +64,7 @@ def test_every_recipe_has_its_time():
 
 def test_what_an_own_method_may_define_is_there_to_define():
     rows = cells("own-method.md", 3)
-    assert len(rows) == 8
+    assert len(rows) == 10
     for name, *_ in rows:
         name, _, arguments = name.strip("`").rstrip(")").partition("(")
         member = getattr(regrow.Dynamic, name)
@@ -72,3 +74,24 @@ def test_what_an_own_method_may_define_is_there_to_define():
         assert callable(getattr(regrow.Dynamic, name))
     for name in ("best", "fan_in", "values"):
         assert callable(getattr(SparseWeight, name))
+
+
+def test_the_words_of_an_own_method_are_those_of_weight_and_method():
+    model = regrow.sparsify(nn.Sequential(nn.Linear(8, 8)), sparsity=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    method = regrow.RigL(model, optimizer, total_steps=100, update_every=10)
+    owners = {"weight": method.weights[0], "self": method}
+    words = [
+        word
+        for name, _ in cells("own-method.md", 2)
+        for word in re.findall(r"`((?:weight|self)\.[^`]+)`", name)
+    ]
+    assert len(words) == 26
+    for word in words:
+        owner, _, name = word.partition(".")
+        name, _, arguments = name.rstrip(")").partition("(")
+        member = getattr(owners[owner], name)
+        assert callable(member) == bool(arguments or word.endswith("()")), word
+        given = [n for n in arguments.split(", ") if n and not n.startswith('"')]
+        if callable(member):
+            assert list(inspect.signature(member).parameters)[: len(given)] == given

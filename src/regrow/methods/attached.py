@@ -198,10 +198,11 @@ class Attached(ABC):
         """Keep with the optimizer what the weights start with, once all is attached."""
 
     def _check(self, model: nn.Module) -> None:
+        plain = {key: value for key, value in vars(self).items() if _is_plain(value)}
+        self.settings: dict[str, Any] = {"method": type(self).__name__, "step": self.step, **plain}
+        """What the processes that train one model must agree on: the plain attributes that are set by now."""
         if self.distributed:  # first, by all: parameters that were broadcast do not fit another topology
-            plain = {key: value for key, value in vars(self).items() if isinstance(value, int | float | str)}
-            settings = {"method": type(self).__name__, "step": self.step, **plain}
-            processes.check_agreement(settings, self.weights, self._device, self.process_group)
+            processes.check_agreement(self.settings, self.weights, self._device, self.process_group)
         checks.check_weights(model, self.weights, self)
         optimizers.check_holds(self.optimizer, self.weights)
         self._check_state()
@@ -319,3 +320,10 @@ class Attached(ABC):
         for entries in (*optimizer.param_groups, *optimizer.state.values()):
             for key in [key for key in entries if isinstance(key, str) and key.startswith(PREFIX)]:
                 del entries[key]
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether `value` is a number, a word, or a tuple of such."""
+    return isinstance(value, int | float | str) or (
+        isinstance(value, tuple) and all(_is_plain(each) for each in value)
+    )
