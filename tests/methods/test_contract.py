@@ -56,6 +56,16 @@ class Survivors(regrow.SET):
         return torch.arange(count, device=survivors.device)
 
 
+class Floats(regrow.SET):
+    def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
+        return super().grow(weight, count, survivors, generator).double()
+
+
+class Kept(regrow.SET):
+    def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
+        return survivors[:count]
+
+
 class Rows(regrow.SET):
     """Drops in each row by itself."""
 
@@ -173,3 +183,28 @@ def test_settings_are_the_plain_attributes_before_the_method_is_attached() -> No
     wanted = {"method": "GraNet", "step": 0, "total_steps": 100, "final_sparsity": 0.9, "seed": 3}
     assert wanted.items() <= method.settings.items()
     assert (0.0, 0.6875) in method.settings.values()
+
+
+@storages
+@pytest.mark.parametrize(
+    ("cls", "got"),
+    [
+        (Short, "1 of them"),
+        (Backwards, "some twice, out of order, or out of range"),
+        (Kept, "survivors among them"),
+        (Floats, r"a tensor of float64 of shape \(2,\)"),
+    ],
+)
+def test_what_grow_gives_is_looked_at_before_anything_moves(storage, cls, got):
+    torch.manual_seed(0)
+    model = regrow.sparsify(nn.Sequential(nn.Linear(10, 2)), 0.5, include=["0"], storage=storage)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    cls(model, optimizer, total_steps=100, update_every=2)
+    before = {name: mask.clone() for name, mask in regrow.masks(model).items()}
+    text = f"`grow` of {cls.__name__} must give 2 free positions of `0.weight`, .*; got {got}"
+    with pytest.raises(regrow.errors.RegrowValueError, match=text):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(4, 10)).sum().backward()
+            optimizer.step()
+    assert all(torch.equal(mask, before[name]) for name, mask in regrow.masks(model).items())

@@ -39,7 +39,7 @@ def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch
 def random_positions(
     weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Draw `count` positions uniformly from all but `survivors` (SET), ascending, int64 [count].
+    """Draw `count` positions uniformly from all but `survivors` (SET), which ascend: ascending, int64 [count].
 
     Drawn by rank among the free positions, so that every storage draws alike without a dense array.
     """

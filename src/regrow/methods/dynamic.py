@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from regrow.arguments import require_choice, require_count, require_fraction, require_positive
-from regrow.errors import RegrowRuntimeError
+from regrow.arguments import require_choice, require_count, require_fraction, require_positive, said
+from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.methods import criteria, schedules
 from regrow.methods.base import UpdateRecord
 from regrow.methods.periodic import Move, Periodic
 from regrow.methods.state import PREFIX
+from regrow.ops.csr import are_positions
 from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight, hook_of
@@ -227,7 +228,32 @@ class Dynamic(Periodic):
 
     def exchange(self, step: int, weight: SparseWeight, drop: Tensor, count: int) -> Move:
         """Return the move in which `drop` goes and `count` positions come, none of them among the survivors."""
-        return weight, drop, self.grow(weight, count, weight.survivors(drop), self.random(step, weight))
+        survivors = weight.survivors(drop)
+        grown = self.grow(weight, count, survivors, self.random(step, weight))
+        self._check_grown(weight, grown, count, survivors)
+        return weight, drop, grown
+
+    def _check_grown(self, weight: SparseWeight, grown: object, count: int, survivors: Tensor) -> None:
+        """Refuse what `grow` gives unless it is `count` free positions: masked storage would take anything."""
+        if not isinstance(grown, Tensor) or grown.dtype != torch.int64 or grown.dim() != 1:
+            wrong = said(grown)
+        elif len(grown) != count:
+            wrong = f"{len(grown)} of them"
+        elif not are_positions(grown, weight.numel):
+            wrong = "some twice, out of order, or out of range"
+        elif (
+            len(survivors)
+            and (
+                survivors[torch.searchsorted(survivors, grown).clamp_(max=len(survivors) - 1)] == grown
+            ).any()
+        ):
+            wrong = "survivors among them"
+        else:
+            return
+        raise RegrowValueError(
+            f"`grow` of {type(self).__name__} must give {count} free positions of `{weight.name}`, int64 [{count}], "
+            f"ascending, none of them in `survivors`; got {wrong}"
+        )
 
     def move(self, weight: SparseWeight, drop: Tensor, grow: Tensor) -> int:
         if self.grow_init == "zeros":
