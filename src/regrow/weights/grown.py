@@ -68,9 +68,9 @@ class GrownWeight(ABC):
         hook = hook_of(self.parameter)
         if hook is None or hook.stash is None:
             raise RegrowRuntimeError(
-                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step.\nYour own "
-                "method that needs it sets needs_gradient = 'update'. A gradient that is put into .grad by hand says nothing of "
-                "where connections could come: use a method that grows at random, such as SET."
+                f"`{self.name}` has no dense gradient: no backward pass was stashed in this step.\nA method of your "
+                "own that needs it sets needs_gradient = 'update'. A gradient that is put into .grad by hand says "
+                "nothing of where connections could come: use a method that grows at random, such as SET."
             )
         return hook.stash
 
