@@ -19,6 +19,12 @@ USERS = {"models", "bench", "compare", "testing.py", "flops.py"}
 """What makes a user's own network or example, on the device that they have chosen."""
 
 
+def room(file: Path) -> str:
+    """The first folder in the package or in its `app`."""
+    parts = file.relative_to(PACKAGE).parts
+    return parts[parts[0] == "app"]
+
+
 def without_device(source: str) -> list[int]:
     """Lines of the calls that make a tensor wherever the default is."""
     return [
@@ -35,7 +41,7 @@ def without_device(source: str) -> list[int]:
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in sorted(PACKAGE.rglob("*.py")) if file.relative_to(PACKAGE).parts[0] not in USERS],
+    [file for file in sorted(PACKAGE.rglob("*.py")) if room(file) not in USERS],
     ids=lambda file: str(file.relative_to(PACKAGE)),
 )
 def test_every_tensor_that_is_made_names_its_device(file: Path) -> None:

@@ -18,8 +18,10 @@ OPTIMIZER = 1
 """Of a method's entries in ``param_groups[0]`` and ``state``, under ``regrow_format``."""
 TICKETS = 1
 """Of the state of `SupTickets` and `FreeTickets`, under ``format``."""
-RUN = 1
-"""Of a run folder, in ``checkpoint.pt`` and ``summary.json`` under ``format``."""
+CHECKPOINT = 1
+"""Of ``checkpoint.pt`` in a run folder, under ``format``."""
+SUMMARY = 1
+"""Of ``summary.json`` in a run folder, under ``format``."""
 
 
 def require_format(what: str, holder: Mapping[str, object], key: str, newest: int) -> int:

@@ -1,20 +1,25 @@
 """Write files as a user of regrow does, to see whether a later regrow reads them.
 
-    PYTHONPATH=SRC python make.py FOLDER
+    PYTHONPATH=SRC:tests python tests/formats/make.py FOLDER
 
 writes those of the regrow in SRC. What lies in a folder here stays as it is: `without-number` is of the regrow that
-wrote no numbers yet.
+wrote no numbers yet, `number-1` the run folder of the first that did.
 """
 
+import contextlib
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from tiny import write_folder
 from torch import Tensor, nn
 from torch.optim import SGD
 
 import regrow
+from regrow.app.cli.main import main
 
 START, LENGTH = 4, 4
 
@@ -70,8 +75,37 @@ def tickets_of(tickets: Any) -> list[nn.Module]:
     return list(tickets.tickets) if isinstance(tickets, regrow.FreeTickets) else [tickets.model]
 
 
+RECIPE = """
+model: {name: mlp, inputs: 64, hidden: [8], classes: 4}
+data: {name: idx, folder: images, classes: 4}
+sparsify: {sparsity: 0.8, storage: compressed}
+method: {name: rigl, update_every: 5}
+optimizer: {name: SGD, lr: 0.05, momentum: 0.9}
+schedule: cosine
+batch_size: 20
+steps: 20
+log_every: 7
+device: cpu
+threads: 1
+"""
+PICTURES = "*.png", "*.gif"
+
+
+def write_run(folder: Path) -> None:
+    """Write a finished run folder, but for pictures and what it says of the machine."""
+    with tempfile.TemporaryDirectory() as images, contextlib.chdir(images):
+        write_folder(Path("images"))
+        Path("tiny.yaml").write_text(RECIPE)
+        with contextlib.suppress(SystemExit):
+            main(["train", "tiny.yaml", "out=run"])
+        run = Path("run")
+        for file in (run / "environment.json", *(file for kind in PICTURES for file in run.glob(kind))):
+            file.unlink()
+        shutil.copytree(run, folder)
+
+
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder = Path(sys.argv[1]).resolve()
     folder.mkdir(parents=True)
     for kind in ("sup", "free"):
         model, optimizer, tickets = driven(kind)
@@ -81,3 +115,4 @@ if __name__ == "__main__":
         expected = [described(each) for each in (model, *tickets_of(tickets))]
         torch.save({**state, "expected": expected}, folder / f"{kind}.pt")
     regrow.save(model, folder / "model.safetensors")
+    write_run(folder / "run")

@@ -3,23 +3,34 @@
 import copy
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from formats.make import described, driven, network, tickets_of, train
-from tiny import cli, write_recipe
+from safetensors.torch import load_file
+from tiny import cli, write_folder, write_recipe
 from torch import Tensor
 
 import regrow
 from regrow import _formats
+from regrow.app.training import checkpoint
 from regrow.app.training.folder import RunFolder
 from regrow.errors import RegrowValueError
 
-OLD = Path(__file__).parent / "without-number"
+HERE = Path(__file__).parent
+OLD = HERE / "without-number"
 kinds = pytest.mark.parametrize("kind", ["sup", "free"])
-NEWER = "is of format 2, and this regrow reads formats up to 1\nIt was written by a newer regrow"
+
+
+def too_new(newest: int) -> str:
+    """What is said of the format after the `newest`."""
+    return (
+        f"is of format {newest + 1}, and this regrow reads formats up to {newest}\n"
+        "It was written by a newer regrow"
+    )
 
 
 def assert_same(found: list[dict[str, Tensor]], expected: list[dict[str, Tensor]]) -> None:
@@ -97,9 +108,11 @@ def test_a_dense_state_dict_says_nothing_of_regrow() -> None:
 
 
 def newer(state: Any) -> Any:
-    """The same state dict of a model in format 2."""
+    """The same state dict of a model in the format after the newest."""
     state = copy.copy(state)
-    state._metadata = {name: {**own, "regrow": 2} for name, own in state._metadata.items()}
+    state._metadata = {
+        name: {**own, "regrow": _formats.STATE_DICT + 1} for name, own in state._metadata.items()
+    }
     return state
 
 
@@ -109,9 +122,9 @@ def test_a_newer_state_dict_is_refused_before_anything_is_written(part: str | No
     model = whole if part is None else whole.get_submodule(part)
     state = newer((source if part is None else source.get_submodule(part)).state_dict())
     before = described(whole)
-    with pytest.raises(RegrowValueError, match=f"the state dict {NEWER}"):
+    with pytest.raises(RegrowValueError, match=f"the state dict {too_new(_formats.STATE_DICT)}"):
         model.load_state_dict(state)
-    with pytest.raises(RegrowValueError, match=f"the state dict {NEWER}"):
+    with pytest.raises(RegrowValueError, match=f"the state dict {too_new(_formats.STATE_DICT)}"):
         regrow.load(state, into=model)
     assert_same([described(whole)], [before])
 
@@ -127,14 +140,14 @@ def test_newer_state_of_an_optimizer_is_refused() -> None:
     model, optimizer, tickets = driven("sup")
     train(model, optimizer, tickets, 3)
     state = copy.deepcopy(optimizer.state_dict())
-    state["param_groups"][0] |= {"regrow_format": 2, "regrow_step": 7}
-    with pytest.raises(RegrowValueError, match=f"the optimizer's state {NEWER}"):
+    state["param_groups"][0] |= {"regrow_format": _formats.OPTIMIZER + 1, "regrow_step": 7}
+    with pytest.raises(RegrowValueError, match=f"the optimizer's state {too_new(_formats.OPTIMIZER)}"):
         optimizer.load_state_dict(state)
     assert tickets.step == 3
     plain = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     plain.load_state_dict(state)
     tickets.phases.method.detach()
-    with pytest.raises(RegrowValueError, match=f"the optimizer's state {NEWER}"):
+    with pytest.raises(RegrowValueError, match=f"the optimizer's state {too_new(_formats.OPTIMIZER)}"):
         regrow.RigL(model, plain, total_steps=12)
 
 
@@ -142,8 +155,8 @@ def test_newer_state_of_an_optimizer_is_refused() -> None:
 def test_newer_state_of_tickets_is_refused(kind: str) -> None:
     model, optimizer, tickets = driven(kind)
     train(model, optimizer, tickets, 5)
-    state = {**tickets.state_dict(), "format": 2}
-    with pytest.raises(RegrowValueError, match=f"`state` {NEWER}"):
+    state = {**tickets.state_dict(), "format": _formats.TICKETS + 1}
+    with pytest.raises(RegrowValueError, match=f"`state` {too_new(_formats.TICKETS)}"):
         driven(kind)[2].load_state_dict(state)
 
 
@@ -151,9 +164,11 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     content = (OLD / "model.safetensors").read_bytes()
     assert content.count(b'"regrow":"1"') == 1
-    file.write_bytes(content.replace(b'"regrow":"1"', b'"regrow":"2"'))
+    newest = _formats.MODEL_FILE
+    file.write_bytes(content.replace(b'"regrow":"1"', f'"regrow":"{newest + 1}"'.encode()))
     with pytest.raises(
-        RegrowValueError, match="in format 1, got format 2\nA newer format needs a newer regrow"
+        RegrowValueError,
+        match=f"in format {newest}, got format {newest + 1}\nA newer format needs a newer regrow",
     ):
         regrow.load(file, into=network())
 
@@ -161,7 +176,7 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
 def without_number(run: Path) -> None:
     """Take the numbers out of a run folder, which leaves what was written before there were any."""
     state = torch.load(run / "checkpoint.pt", weights_only=True)
-    assert state.pop("format") == _formats.RUN
+    assert state.pop("format") == _formats.CHECKPOINT
     for name in ("model", "optimizer"):
         state[name] = copy.copy(state[name])
     for own in state["model"]._metadata.values():
@@ -173,7 +188,7 @@ def without_number(run: Path) -> None:
 def test_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe, whole, cut = write_recipe(tmp_path), tmp_path / "whole", tmp_path / "cut"
     assert cli(capsys, "train", recipe, f"out={whole}").code == 0
-    assert json.loads((whole / "summary.json").read_text())["format"] == _formats.RUN
+    assert json.loads((whole / "summary.json").read_text())["format"] == _formats.SUMMARY
     assert cli(capsys, "train", recipe, f"out={cut}").code == 0
     for name in ("summary.json", "summary.txt", "model.safetensors"):  # as if killed at the last moment
         (cut / name).unlink()
@@ -182,10 +197,33 @@ def test_run_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
     summary = json.loads((whole / "summary.json").read_text())
-    (whole / "summary.json").write_text(json.dumps({**summary, "format": 2}))
-    with pytest.raises(RegrowValueError, match=NEWER):
+    (whole / "summary.json").write_text(json.dumps({**summary, "format": _formats.SUMMARY + 1}))
+    with pytest.raises(RegrowValueError, match=too_new(_formats.SUMMARY)):
         RunFolder.open(whole).summary()
     state = torch.load(cut / "checkpoint.pt", weights_only=True)
-    torch.save({**state, "format": 2}, cut / "checkpoint.pt")
+    torch.save({**state, "format": _formats.CHECKPOINT + 1}, cut / "checkpoint.pt")
     (cut / "summary.json").unlink()
-    assert NEWER.splitlines()[0] in cli(capsys, "train", "--resume", cut).err
+    assert too_new(_formats.CHECKPOINT).splitlines()[0] in cli(capsys, "train", "--resume", cut).err
+
+
+def test_a_run_folder_of_each_number_is_read_and_resumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = range(1, _formats.CHECKPOINT + 1)
+    assert [*checkpoint.READERS] == [*numbers]
+    write_folder(tmp_path / "images")  # where the recipe looks for it
+    monkeypatch.chdir(tmp_path)
+    for number in numbers:
+        run = tmp_path / f"run-{number}"
+        shutil.copytree(HERE / f"number-{number}/run", run)
+        summary = RunFolder.open(run).summary()
+        state = torch.load(run / "checkpoint.pt", weights_only=True)
+        assert (summary["format"], state["format"]) == (number, number)
+        for name in ("summary.json", "summary.txt", "model.safetensors"):  # as if killed at the last moment
+            (run / name).unlink()
+        assert cli(capsys, "train", "--resume", run).code == 0
+        wanted, found = (
+            load_file(path / "model.safetensors") for path in (HERE / f"number-{number}/run", run)
+        )
+        assert_same([found], [wanted])
+        assert RunFolder.open(run).summary()["connections"] == summary["connections"]

@@ -15,7 +15,6 @@ from regrow.errors import RegrowValueError
 from regrow.nn import CompressedModule
 from regrow.ops.linear import linear
 from regrow.weights import CompressedWeight, sparse_weights
-from regrow.weights.forward import ensure_hooks
 from regrow.weights.storages import Form
 
 WEIGHTS = ("value", "gate")
@@ -50,16 +49,8 @@ class SparseGated(CompressedModule):
         return made
 
     def forward(self, x: Tensor) -> Tensor:
-        ensure_hooks(self)
         value, gate = (
-            linear(
-                x,
-                self.get_parameter(f"{name}_values"),
-                None,
-                self.index_of(name),
-                "none",
-                self.listener_of(name),
-            )
+            linear(*self.operands(name, x), self.index_of(name), "none", self.listener_of(name))
             for name in WEIGHTS
         )
         return value * gate.sigmoid()

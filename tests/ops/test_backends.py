@@ -62,6 +62,15 @@ def test_reasons(kernel: backends.Kernel, operands: list[torch.Tensor | None], r
     assert not use_kernel(kernel, *operands)  # type: ignore[arg-type]
 
 
+def test_a_kernel_names_its_devices() -> None:
+    kernel = backends.Kernel(devices=frozenset({"cpu", "meta"}))
+    both = torch.ones(2), torch.ones(2, device="meta")
+    assert backends.unfit(kernel, *both) == backends.unfit(kernel, *both[::-1]) == []
+    only = backends.Kernel(devices=frozenset({"meta"}))
+    said = "the kernels run on the META, an operand is on cpu"
+    assert backends.unfit(only, *both) == backends.unfit(only, *both[::-1]) == [said]
+
+
 @needs_kernels
 def test_what_a_compiler_follows_stays_with_torch() -> None:
     images = torch.randn(3, 2, 4, 4)

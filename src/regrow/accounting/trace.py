@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regrow._torch import ConvNd, ConvTransposeNd
 from regrow.accounting.units import PUBLISHED, Unit
 from regrow.measure.example import Example, run_once
-from regrow.nn import SparseConv2d
+from regrow.weights.storages import dense_class_of
 
 
 @dataclass
@@ -85,17 +85,18 @@ def _first(value: Any) -> Tensor:
 def _add(
     unit: Unit,
     done: Work,
-    module: nn.Module,
+    module: Any,
     inputs: tuple[Any, ...],
     named: Mapping[str, Any],
     output: Any,
     convention: str,
 ) -> None:
-    """Add one call of `module` to the work `done` by a weight of its own."""
-    if isinstance(module, ConvTransposeNd):
+    """Add one call of `module` to the work `done` by a weight of its own; it counts as what it stands for."""
+    kind = dense_class_of(module)
+    if issubclass(kind, ConvTransposeNd):
         given = _first(inputs or tuple(named.values()))
         places, outputs = given.numel() / module.in_channels, float(_first(output).numel())
-    elif isinstance(module, ConvNd | SparseConv2d):
+    elif issubclass(kind, ConvNd):
         outputs = float(output.numel())
         if convention == PUBLISHED:
             given = _first(inputs or tuple(named.values()))
@@ -104,17 +105,17 @@ def _add(
             outputs *= _counter_sizes(module, given.shape[-spatial:])
         places = outputs / module.out_channels
         outputs = places * unit.outputs(convention)
-    elif isinstance(module, nn.MultiheadAttention):
+    elif issubclass(kind, nn.MultiheadAttention):
         places = _attention_places(unit, module, inputs, named)
         outputs = places * unit.shape[0]
-    elif isinstance(module, nn.RNNBase):
+    elif issubclass(kind, nn.RNNBase):
         data = _first(inputs or tuple(named.values()))  # the data of a packed sequence, too
         places = data.numel() / data.shape[-1]
         outputs = places * unit.shape[0]
-    elif isinstance(module, nn.RNNCellBase):
+    elif issubclass(kind, nn.RNNCellBase):
         places = _first(output).numel() / module.hidden_size
         outputs = places * unit.shape[0]
-    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
+    elif issubclass(kind, nn.Embedding | nn.EmbeddingBag):
         places = outputs = 0.0  # looks up, multiplies nothing
     elif unit.outputs(convention):
         outputs = float(_first(output).numel())
@@ -126,7 +127,7 @@ def _add(
     done.counted = True
 
 
-def _counter_sizes(module: ConvNd | SparseConv2d, sizes: Sequence[int]) -> int:
+def _counter_sizes(module: Any, sizes: Sequence[int]) -> int:
     """Return the output positions as the published counter computes them."""
     result = 1
     for size, kernel, stride in zip(sizes, module.kernel_size, module.stride, strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +15,7 @@ from regrow.errors import RegrowValueError
 from regrow.sparsity import distributions
 from regrow.sparsity.layers import NOT_WEIGHTS, find_layers
 from regrow.weights import SparseWeight, views
+from regrow.weights.storages import dense_class_of
 
 CONVENTIONS = CLEAN, PUBLISHED = "clean", "rigl"
 """Ways to count; the latter as the RigL paper's tables were computed."""
@@ -40,10 +42,11 @@ class Unit:
     @property
     def depthwise(self) -> bool:
         """A convolution with one filter, or several, for each input channel alone."""
+        module: Any = self.module
         return (
-            isinstance(self.module, ConvNd)
-            and self.module.groups > 1
-            and self.module.groups == self.module.in_channels
+            issubclass(dense_class_of(module), ConvNd)
+            and module.groups > 1
+            and module.groups == module.in_channels
         )
 
     def outputs(self, convention: str) -> int:
@@ -51,18 +54,17 @@ class Unit:
 
         The published counter takes a depthwise kernel for a convolution with one output: ``rigl`` does too.
         """
-        module = self.module
+        module: Any = self.module
+        kind = dense_class_of(module)
         if convention == PUBLISHED and self.depthwise:
             return 1
-        if isinstance(module, ConvTransposeNd):
-            return module.out_channels
-        if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        if issubclass(kind, ConvTransposeNd):
+            return int(module.out_channels)
+        if issubclass(kind, nn.RNNBase | nn.RNNCellBase | nn.MultiheadAttention):
             return self.shape[0]
         features = getattr(
             module, "out_channels", getattr(module, "out_features", getattr(module, "nf", None))
         )
-        if isinstance(module, nn.MultiheadAttention):
-            return self.shape[0]
         return int(features) if features is not None else 0
 
 

@@ -122,28 +122,6 @@ class SparseModule(CompressedModule):
         crow = self.weight_crow
         return f"connections={'?' if crow.is_meta else int(crow[-1])}"
 
-    def _operands(self, input: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return the input, values and bias in the dtype to compute in; what a pass forward needs is seen to
-        (`ensure_hooks`).
-
-        Raises:
-            RegrowRuntimeError: an input of another dtype than the weight's, or a topology that other code has changed.
-        """
-        ensure_hooks(self)
-        values: Tensor = self._parameters["weight_values"]  # type: ignore[assignment]  # in less time than by attribute
-        bias: Tensor | None = self.bias
-        kind = input.device.type
-        if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:
-            dtype = torch.get_autocast_dtype(kind)
-            input = input if input.dtype == dtype else input.to(dtype)  # batch tiles would be converted
-            values = values.to(dtype)
-            bias = None if bias is None else bias.to(dtype)
-        if input.dtype != values.dtype:
-            raise RegrowRuntimeError(
-                f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}"
-            )
-        return input, values, bias
-
 
 def _check_positions(positions: Tensor, size: int) -> None:
     if positions.dim() != 1:

@@ -166,7 +166,7 @@ class SparseConv2d(SparseModule):
                 f"`input` must be as large as the kernel once it is padded: {size} with padding {self.padding} is "
                 f"smaller than {window.span(0)} x {window.span(1)}"
             )
-        input, values, bias = self._operands(input)
+        input, values, bias = self.operands("weight", input, self.bias)
         if not torch.compiler.is_compiling() and use_kernel(CONV, values):
             tiles = to_tiles(input, operation="SparseConv2d")
             later = self.summed and not is_watched(self)

@@ -80,12 +80,12 @@ class SparseLinear(SparseModule):
             raise RegrowRuntimeError(
                 f"`input` must have {self.in_features} as its last dimension, got shape {tuple(input.shape)}"
             )
-        input, values, bias = self._operands(input)
+        input, values, bias = self.operands("weight", input, self.bias)
         return linear(input, values, bias, self._index, self.activation or "none", self._listener)
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None, *, live: bool) -> Tensor:
         """Apply `torch.nn.functional.linear` for somebody who reads `weight`, a view; `live`: with its gradient."""
-        input, values, _ = self._operands(input)
+        input, values, _ = self.operands("weight", input)
         bias = None if bias is None else bias.to(values.dtype)
         return linear(input, values if live else values.detach(), bias, self._index, listener=self._listener)
 

@@ -12,16 +12,18 @@ from regrow.errors import RegrowRuntimeError
 from regrow.ops.csr import Csr
 from regrow.ops.listener import Listener
 from regrow.weights.compressed import to_csr, unseen
+from regrow.weights.forward import ensure_hooks
 from regrow.weights.pretrained import wrap_savers
 from regrow.weights.record import module_records
 from regrow.weights.views import views
 
 
 class CompressedModule(nn.Module):
-    """A module that owns compressed weights: it makes each by `own`, and computes with it by `index_of`.
+    """A module that owns compressed weights: it makes each by `own`, and computes with its `operands` and `index_of`.
 
-    Its forward pass calls `regrow.weights.forward.ensure_hooks` on it first. A `regrow.weights.storages.Form` says
-    which dense module it stands for; then `sparsify`, `densify`, `compress`, methods and files know it.
+    A forward pass that does without `operands` calls `regrow.weights.forward.ensure_hooks` on it first. A
+    `regrow.weights.storages.Form` says which dense module it stands for; then `sparsify`, `densify`, `compress`,
+    methods and files know it, and it is counted as that one is, by the attributes that torch gives it.
     """
 
     _owned: tuple[str, ...] = ()
@@ -64,6 +66,30 @@ class CompressedModule(nn.Module):
             return None
         record = module_records(self).get(name)
         return None if record is None else record.listener
+
+    def operands(
+        self, name: str, input: Tensor, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the input, the values of a weight and the bias in the dtype to compute in.
+
+        What a pass forward needs is seen to (`ensure_hooks`).
+
+        Raises:
+            RegrowRuntimeError: an input of another dtype than the weight's, or a topology that other code has changed.
+        """
+        ensure_hooks(self)
+        values: Tensor = self._parameters[f"{name}_values"]  # type: ignore[assignment]  # in less time than by attribute
+        kind = input.device.type
+        if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+            input = input if input.dtype == dtype else input.to(dtype)  # batch tiles would be converted
+            values = values.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        if input.dtype != values.dtype:
+            raise RegrowRuntimeError(
+                f"`input` must be of the weight's dtype {values.dtype}, got {input.dtype}"
+            )
+        return input, values, bias
 
     def __getstate__(self) -> dict[str, Any]:
         for weight in views(self):

@@ -23,7 +23,7 @@ EXACT = frozenset({torch.float32, torch.float64})
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """What the kernel of an operator needs: all operands on the CPU, and what stands here."""
+    """What the kernel of an operator needs of its operands."""
 
     dtypes: frozenset[torch.dtype] | None = None
     """Allowed dtypes of the first operand; None: any."""
@@ -39,6 +39,13 @@ class Kernel:
     """Warn where only the library is missing: the reference takes several times longer."""
     operand: str = "an operand"
     """What messages call an operand."""
+    devices: frozenset[str] = frozenset({"cpu"})
+    """Types of device that it runs on, with all operands."""
+
+    def elsewhere(self, tensor: Tensor) -> str:
+        """Return what is said of an operand on a device that it does not run on."""
+        devices = " and ".join(device.upper() for device in sorted(self.devices))
+        return f"the kernels run on the {devices}, {self.operand} is on {tensor.device}"
 
 
 LINEAR = Kernel(DTYPES, warns=True, operand="the weight")
@@ -61,8 +68,8 @@ def unfit(kernel: Kernel, first: Tensor, *others: Tensor | None) -> list[str]:
     if kernel.eager and (torch.compiler.is_compiling() or tracing_state() is not None):
         return ["torch.compile and torch.jit.trace do not see into the kernel"]
     reasons = []
-    if not first.is_cpu:
-        reasons.append(f"the kernels run on the CPU, {kernel.operand} is on {first.device}")
+    if first.device.type not in kernel.devices:
+        reasons.append(kernel.elsewhere(first))
     if kernel.dtypes is not None and first.dtype not in kernel.dtypes:
         reasons.append(f"there are no kernels for {first.dtype}")
     if kernel.contiguous and not first.is_contiguous():
@@ -70,8 +77,8 @@ def unfit(kernel: Kernel, first: Tensor, *others: Tensor | None) -> list[str]:
     for other in others:
         if other is None:
             continue
-        if not other.is_cpu:
-            reasons.append(f"the kernels run on the CPU, {kernel.operand} is on {other.device}")
+        if other.device.type not in kernel.devices:
+            reasons.append(kernel.elsewhere(other))
         if kernel.same_dtype and other.dtype != first.dtype:
             reasons.append(f"there are no kernels for {first.dtype} with {other.dtype}")
         if kernel.same_strides and other.stride() != first.stride():

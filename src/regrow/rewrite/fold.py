@@ -11,8 +11,12 @@ from regrow._torch import BatchNorm
 from regrow.arguments import require_model
 from regrow.nn.fused import unfuse
 from regrow.rewrite.calls import Calls, is_shared
+from regrow.weights import views
+from regrow.weights.base import as_matrix
 from regrow.weights.forward import after_forward, before_forward, before_forward_of_reader
+from regrow.weights.storages import dense_class_of
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -69,9 +73,8 @@ def _is_tied(layer: nn.Module, model: nn.Module) -> bool:
 def _takes(layer: nn.Module, norm: BatchNorm) -> bool:
     """Return whether the layer's rows are the norm's channels, and nothing is between them."""
     rows = getattr(layer, "out_channels", getattr(layer, "out_features", None))
-    plain = type(layer) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    compressed = "weight_values" in layer._parameters and getattr(layer, "activation", None) is None
-    return rows == norm.num_features and (plain or compressed) and norm.running_mean is not None
+    plain = dense_class_of(layer) in LAYERS and getattr(layer, "activation", None) is None
+    return rows == norm.num_features and plain and norm.running_mean is not None
 
 
 def _fold(layer: nn.Module, norm: BatchNorm) -> None:
@@ -85,11 +88,11 @@ def _fold(layer: nn.Module, norm: BatchNorm) -> None:
     shift = (-mean if bias is None else bias - mean) * scale
     if norm.affine:
         shift = shift + norm.bias
-    if "weight_values" in layer._parameters:
-        values: Tensor = layer._parameters["weight_values"]  # type: ignore[assignment]
-        crow: Tensor = layer.weight_crow  # type: ignore[assignment]
-        per_value = scale.repeat_interleave(crow.diff())
-        values[: len(per_value), 0] *= per_value
+    sparse = next(views(layer), None)
+    if sparse is not None and not sparse.is_dense:
+        positions, values = sparse.positions(), sparse.take(sparse.parameter)
+        rows = positions // as_matrix(sparse.shape)[1]
+        sparse.fill(positions, (values * scale[rows]).to(values.dtype))
     else:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         weight *= scale.reshape(-1, *[1] * (weight.dim() - 1))

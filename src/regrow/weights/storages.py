@@ -6,7 +6,7 @@ not leave the parameter in its module, its `forms` say which modules take the pl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -59,5 +59,14 @@ def register(storage: S) -> S:
 
 def form_of(module: nn.Module) -> Form | None:
     """Find the form that `module` is of, where it stands for a dense one."""
-    forms = (form for storage in STORAGES.values() for form in (storage.forms or {}).values())
-    return next((form for form in forms if isinstance(module, form.module)), None)
+    return next((form for _, form in _forms() if isinstance(module, form.module)), None)
+
+
+def dense_class_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class of the dense module that `module` stands for; its own, where it stands for none."""
+    return next((dense for dense, form in _forms() if isinstance(module, form.module)), type(module))
+
+
+def _forms() -> Iterator[tuple[type[nn.Module], Form]]:
+    for storage in STORAGES.values():
+        yield from (storage.forms or {}).items()

@@ -5,16 +5,17 @@ from __future__ import annotations
 from regrow.app.tasks.classification import CLASSIFICATION, Classification, cross_entropy
 from regrow.app.tasks.measures import Measures, Metric
 from regrow.app.tasks.of_data import measures_of, task_of
-from regrow.app.tasks.task import Loss, Task
+from regrow.app.tasks.task import Model, Task, outputs
 
 __all__ = [
     "CLASSIFICATION",
     "Classification",
-    "Loss",
     "Measures",
     "Metric",
+    "Model",
     "Task",
     "cross_entropy",
     "measures_of",
+    "outputs",
     "task_of",
 ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from regrow.app.tasks.measures import Measures, Metric
-from regrow.app.tasks.task import Batches, Loss, Task
+from regrow.app.tasks.task import Batches, Task
 from regrow.errors import RegrowValueError
 from regrow.tickets import Ensemble, disagreement, expected_calibration_error, kl_diversity
 
@@ -37,15 +38,19 @@ class Classification(Task):
     """The class of each example, or of each place of a sequence."""
 
     measures = CLASSIFICATION
+    smoothing: float = 0.0
+    """Of the targets in `loss`; a subclass with a loss of its own heeds it."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets)
+        return cross_entropy(outputs, targets, self.smoothing)
 
-    def smoothed(self, smoothing: float) -> Loss:
-        return partial(cross_entropy, smoothing=smoothing)
+    def smoothed(self, smoothing: float) -> Self:
+        task = copy.copy(self)
+        task.smoothing = smoothing
+        return task
 
     def evaluate(self, batches: Batches) -> dict[str, float]:
         losses, confidences, corrects = [], [], []

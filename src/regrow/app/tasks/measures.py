@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 _TABLE = "n mean deviation values multiplier length training test memory needs_dense cell run curve"
 _SUMMARY = (
-    "recipe method seed task test_loss tested tested_on connections parameters sparsity reference time_is steps "
+    "format recipe method seed task test_loss tested tested_on connections parameters sparsity reference time_is steps "
     "steps_per_epoch moved seconds device threads precision peak_memory_megabytes flops networks tickets"
 )
 _LOG = "kind step epoch total loss rate on index taken overlap together model"

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from regrow.app.tasks.measures import Measures
 from regrow.errors import RegrowValueError
 
 Batches = Iterable[tuple[Tensor, Tensor]]
-Loss = Callable[[Tensor, Tensor], Tensor]
+Model = Callable[[Tensor], Tensor]
 
 
 class Task:
     """What a network is trained for. A data set names its own as its attribute ``task``.
 
-    A subclass sets `measures` and has `loss` and `evaluate`; all else has a default.
+    A subclass sets `measures` and has `loss` and `evaluate`; all else has a default. `step` and `measure` are for what
+    needs the network itself, such as an attack on its inputs.
     """
 
     measures: Measures
     """The metrics, of which the first says which of two networks is better."""
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of a batch, a single number: the mean over its examples."""
+        """Return the loss of a batch, a single number: the mean over its examples. SNIP goes by it too."""
         raise NotImplementedError
 
-    def smoothed(self, smoothing: float) -> Loss:
-        """Return `loss` with so much of each target spread over all classes: the recipe's `label_smoothing`.
+    def step(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss that a training step goes down, of `model` in training mode and a batch.
+
+        What it computes by `torch.autograd.grad` on the way leaves no trace in the gradients of the parameters.
+        """
+        return self.loss(model(inputs), targets)
+
+    def smoothed(self, smoothing: float) -> Self:
+        """Return the task whose `loss` spreads so much of each target over all classes: the recipe's `label_smoothing`.
 
         Raises:
             RegrowValueError: the task has no classes.
@@ -40,6 +50,16 @@ class Task:
     def evaluate(self, batches: Batches) -> dict[str, float]:
         """Return each metric by name, of a network's outputs (float32 or better) and the targets, batch by batch."""
         raise NotImplementedError
+
+    def measure(self, model: Model, batches: Batches) -> dict[str, float]:
+        """Return each metric by name: `evaluate` of what `model` returns.
+
+        Args:
+            model: in evaluation mode; takes inputs in the recipe's precision and returns float32 or better.
+            batches: inputs and targets, once; gradients are recorded unless this turns them off, as it does.
+        """
+        with closing(outputs(model, batches)) as pairs:
+            return self.evaluate(pairs)
 
     def targets(self, targets: Tensor) -> Tensor:
         """Return the `targets` of a batch, as the data keep them, as `loss` takes them."""
@@ -80,3 +100,10 @@ class Task:
     def differences(self, predictions: Sequence[Tensor]) -> dict[str, float]:
         """Return each of `measures.differences` by name, of the predictions of several networks."""
         return {}
+
+
+def outputs(model: Model, batches: Batches) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield what `model` returns for the inputs of each batch, in inference mode, and the targets."""
+    with torch.inference_mode():
+        for inputs, targets in batches:
+            yield model(inputs), targets

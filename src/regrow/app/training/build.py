@@ -16,7 +16,7 @@ from torch import nn
 
 import regrow
 from regrow.app.recipes import Part, Rate, Recipe, find, method_of
-from regrow.app.tasks import Loss
+from regrow.app.tasks import Task
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
@@ -42,8 +42,8 @@ class Setup:
     plan: Plan | None
     """When tickets are made; None where none are."""
     keeper: Keeper
-    loss: Loss
-    """What is trained on, of outputs and targets."""
+    objective: Task
+    """The task as it is trained on: of the data, with the recipe's `label_smoothing`."""
     rate: Rate
     device: torch.device
     total_steps: int
@@ -101,7 +101,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         method=method,
         plan=plan,
         keeper=kept,
-        loss=batches.task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else batches.task.loss,
+        objective=batches.task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else batches.task,
         rate=_rate(recipe, plan, total),
         device=device,
         total_steps=total,

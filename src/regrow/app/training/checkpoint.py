@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow._formats import RUN, require_format
+from regrow._formats import CHECKPOINT, require_format
 from regrow.app.tasks import CLASSIFICATION
 from regrow.app.training.progress import NUMBERS
 from regrow.errors import RegrowRuntimeError, RegrowValueError
@@ -31,7 +31,7 @@ _AGAIN = (
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the checkpoint in file `path`.
+    """Read the checkpoint in file `path`, of this format or an older one, as one of this format.
 
     Raises:
         RegrowValueError: what is not a checkpoint, with what it is instead and what to do.
@@ -50,7 +50,10 @@ def read(path: Path) -> dict[str, Any]:
         raise RegrowValueError(f"it is cut or damaged\n{_AGAIN}") from error
     if not isinstance(state, dict) or not all(isinstance(key, str) for key in state):
         raise RegrowValueError(f"it holds a {type(state).__name__}, and no parts by name\n{_AGAIN}")
-    require_format("it", state, "format", RUN)
+    return READERS[require_format("it", state, "format", CHECKPOINT)](state)
+
+
+def _read_1(state: dict[str, Any]) -> dict[str, Any]:
     wrong = [name for name, kind in PARTS.items() if not isinstance(state.get(name), kind)]
     if wrong:
         kind = (
@@ -65,6 +68,10 @@ def read(path: Path) -> dict[str, Any]:
         if not numbers or not all(type(number) is int and number >= 0 for number in numbers):
             raise RegrowValueError(f"`logs` must say how long {str(name)[:40]!r} is\n{_AGAIN}")
     return state
+
+
+READERS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _read_1}
+"""By the format's number: check what the file holds and return it in the newest format."""
 
 
 def _is_state_dict(state: Mapping[str, Any]) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 import regrow
-from regrow.app.tasks import Task
+from regrow.app.tasks import Model, Task, outputs
 from regrow.errors import RegrowValueError
 from regrow.tickets import overlap
 
@@ -32,33 +32,38 @@ def evaluate(task: Task, model: nn.Module, batches: Data, precision: str) -> Eva
     Raises:
         RegrowValueError: a task that measures something else than it says.
     """
-    with closing(outputs(model, batches, precision)) as pairs:
-        found = task.evaluate(pairs)
+    with _in_evaluation(model, precision) as tested:
+        found = task.measure(tested, batches)
     names = [metric.name for metric in task.measures.metrics]
     if found.keys() != set(names):
+        asked = "evaluate" if type(task).measure is Task.measure else "measure"
         raise RegrowValueError(
-            f"`evaluate` of task {task.measures.task} must return {', '.join(names)}, got {', '.join(found)}"
+            f"`{asked}` of task {task.measures.task} must return {', '.join(names)}, got {', '.join(found)}"
         )
     return {name: float(found[name]) for name in names}
 
 
-def outputs(model: nn.Module, batches: Data, precision: str) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Yield what `model` returns in evaluation mode for each batch, in float32 or better, and the targets."""
+@contextmanager
+def _in_evaluation(model: nn.Module, precision: str) -> Iterator[Model]:
+    """Put `model` into evaluation mode, and give what runs it in this precision and returns float32 or better."""
+
+    def tested(inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            found: Tensor = model(inputs)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
     before = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            for inputs, targets in batches:
-                with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                    found = model(inputs)
-                yield found.to(torch.promote_types(found.dtype, torch.float32)), targets
+        yield tested
     finally:
         model.train(before)
 
 
 def predictions(task: Task, model: nn.Module, batches: Data, precision: str) -> Tensor:
     """Return the predictions of `model`, one after the other."""
-    return torch.cat([task.prediction(found) for found, _ in outputs(model, batches, precision)])
+    with _in_evaluation(model, precision) as tested:
+        return torch.cat([task.prediction(found) for found, _ in outputs(tested, batches)])
 
 
 def mean(evaluations: Sequence[Evaluation]) -> dict[str, float]:

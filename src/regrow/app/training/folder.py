@@ -32,7 +32,7 @@ from torch import nn
 
 import regrow
 from regrow._files import reason, sweep, write_atomically
-from regrow._formats import RUN, require_format
+from regrow._formats import CHECKPOINT, SUMMARY, require_format
 from regrow.app.tasks import measures_of
 from regrow.app.training import checkpoint
 from regrow.app.training.lock import Lock
@@ -41,7 +41,7 @@ from regrow.sparsity import modelfile
 from regrow.sparsity.saving import put
 
 LOGS = ("metrics.jsonl", "maps.jsonl")
-SUMMARY = {
+EVERY_SUMMARY = {
     "recipe": str,
     "method": str,
     "seed": int,
@@ -181,9 +181,9 @@ class RunFolder:
         """Read what ``summary.json`` holds."""
         found = self.read("summary.json")
         require_format(
-            str(self.path / "summary.json"), found if isinstance(found, dict) else {}, "format", RUN
+            str(self.path / "summary.json"), found if isinstance(found, dict) else {}, "format", SUMMARY
         )
-        for key, kind in (SUMMARY | self._metrics(found)).items():
+        for key, kind in (EVERY_SUMMARY | self._metrics(found)).items():
             if not isinstance(found, dict) or not isinstance(found.get(key), kind):
                 raise RegrowRuntimeError(
                     f"{self.path / 'summary.json'} is not a summary of a run: `{key}` is missing or of another type\n"
@@ -283,7 +283,7 @@ class RunFolder:
         sizes = {name: (self.path / name).stat().st_size for name in LOGS if (self.path / name).exists()}
         logs = {name: [size, self._sums.get(name, 0)] for name, size in sizes.items()}
         self.write_with(
-            "checkpoint.pt", lambda stream: torch.save({"format": RUN, **state, "logs": logs}, stream)
+            "checkpoint.pt", lambda stream: torch.save({"format": CHECKPOINT, **state, "logs": logs}, stream)
         )
 
     def flush(self) -> None:

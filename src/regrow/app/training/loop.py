@@ -158,7 +158,7 @@ class _Run:
             with torch.autocast(
                 self.setup.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
             ):
-                loss = self.setup.loss(self.forward(some), wanted) / share
+                loss = self.setup.objective.step(self.forward, some, wanted) / share
             loss.backward()
             total += loss.detach()
         self.losses.append(total)

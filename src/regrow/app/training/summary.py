@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import regrow
-from regrow._formats import RUN
+from regrow._formats import SUMMARY
 from regrow.app.tasks import CLASSIFICATION, Metric, measures_of
 from regrow.app.training.build import Setup
 from regrow.app.training.cost import measure, tested
@@ -80,7 +80,7 @@ def summarize(
         flops |= tested(outcome.parts, setup.batches.example())
         flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / status.step
     return {
-        "format": RUN,
+        "format": SUMMARY,
         "recipe": recipe.name,
         "method": recipe.method.name,
         "seed": recipe.seed,

@@ -16,6 +16,7 @@ from regrow.errors import RegrowValueError
 from regrow.methods.formulas import ALWAYS
 from regrow.methods.registry import EXAMPLES, MethodRecord
 from regrow.models import small_dense
+from regrow.ops import backends
 from regrow.sparsity.layers import find_layers
 from regrow.sparsity.selecting import NoSuchLayerError
 from regrow.weights.storages import STORAGES
@@ -95,7 +96,10 @@ def settings(recipe: Recipe, device: torch.device, method: MethodRecord) -> dict
         raise RegrowValueError(
             f"`never_dense` is true, but {why}\nTake a method such as {EXAMPLES}, and storage: compressed."
         )
-    if storage == "auto" and not recipe.never_dense and (len(only) == 1 or device.type != "cpu"):
+    kernels = (
+        device.type in backends.LINEAR.devices
+    )  # `sparsify` would look at the CPU, where it makes the network
+    if storage == "auto" and not recipe.never_dense and (len(only) == 1 or not kernels):
         return {**recipe.sparsify, "storage": only[0] if len(only) == 1 else "masked"}
     return recipe.sparsify
 
