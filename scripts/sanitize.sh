@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # scripts/sanitize.sh PYTHON [ARGUMENTS]: builds the kernels with the address and undefined-behaviour sanitizers into
-# build/sanitize, beside a copy of the package, and runs tests/ops and tests/nn on them, pytest with ARGUMENTS. Fails on any report.
+# build/sanitize, beside a copy of the package, and runs the tests of ops, growth, tiles and nn on them, pytest with ARGUMENTS. Fails on any report.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=$1
@@ -22,7 +22,7 @@ LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.
     ASAN_OPTIONS="detect_leaks=0:log_path=$folder/reports/address" \
     UBSAN_OPTIONS="print_stacktrace=1:log_path=$folder/reports/undefined" \
     PYTHONPATH="$folder/src" \
-    "$python" -m pytest -q -p no:cacheprovider tests/ops tests/nn "$@" || code=$?
+    "$python" -m pytest -q -p no:cacheprovider tests/ops tests/growth tests/tiles tests/nn "$@" || code=$?
 if compgen -G "$folder/reports/*" >/dev/null; then
     cat "$folder"/reports/*
     echo "the sanitizers have reported" >&2

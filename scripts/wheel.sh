@@ -30,7 +30,7 @@ PATH=$work/tools/bin:$PATH auditwheel -v repair --plat "manylinux_2_28_$(uname -
 wheel=$(echo "$work"/checked/regrow-*-cp311-abi3-manylinux_2_28_"$(uname -m)".whl)
 [ -f "$wheel" ] || fail "auditwheel made something else: $(ls "$work/checked")"
 "$python" -m zipfile -l "$wheel" >"$work/files"
-for file in regrow/py.typed regrow/recipes/ regrow/csrc/dispatch.cpp regrow/_kernels.abi3.so licenses/LICENSE; do
+for file in regrow/py.typed regrow/app/recipes/fashion-mlp.yaml regrow/csrc/dispatch.cpp regrow/_kernels.abi3.so licenses/LICENSE; do
     grep -q "$file" "$work/files" || fail "the wheel lacks $file"
 done
 [ "$(grep -c '\.so' "$work/files")" = 1 ] || fail "the wheel holds more libraries than the kernels: $(grep '\.so' "$work/files")"

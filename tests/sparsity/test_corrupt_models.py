@@ -136,8 +136,8 @@ FILES = {
         layer(shape=[12, 10]),
         r"`into` must hold `0.weight` of shape \(12, 10\), got \(10, 12\)",
     ),
-    "model-no-json": (layers("{"), r"damaged metadata: `layers` is no JSON\nCopy or fetch it"),
-    "model-deep-json": (layers("[" * 100_000), r"damaged metadata: `layers` is no JSON\nCopy or fetch it"),
+    "model-no-json": (layers("{"), r"damaged metadata: `layers` is not JSON\nCopy or fetch it"),
+    "model-deep-json": (layers("[" * 100_000), r"damaged metadata: `layers` is not JSON\nCopy or fetch it"),
     "model-list": (layers("[]"), r"damaged metadata: `layers` must be a dictionary of dictionaries"),
     "model-no-layers": (
         layers("{}"),

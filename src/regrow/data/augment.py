@@ -67,7 +67,7 @@ class Augment:
         return bool(self.crop or self.resized_crop or self.flip)
 
     def check(self, shape: Sequence[int]) -> None:
-        """Refuse examples of `shape` that are no images [C, H, W], or too small for what is to be done.
+        """Refuse examples of `shape` that are not images [C, H, W], or too small for what is to be done.
 
         Raises:
             RegrowValueError: with the shape.

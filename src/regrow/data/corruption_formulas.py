@@ -64,7 +64,7 @@ def gaussian_noise(x: Tensor, draws: Draws, sigma: float) -> Tensor:
 
 
 def shot_noise(x: Tensor, draws: Draws, photons: float) -> Tensor:
-    """Return a Poisson count, where white is `photons`."""
+    """Replace each value by a Poisson count, where white is `photons`."""
     return draws.poisson(x * photons) / photons
 
 
@@ -235,7 +235,7 @@ def _plasma(draws: Draws, size: int, decay: float) -> Tensor:
         def fill(
             rows: int, columns: int, neighbours: Tensor, step: int = step, wibble: float = wibble
         ) -> Tensor:
-            """Return the mean of the four `neighbours`, summed, and noise, from there on every `step` pixels."""
+            """Write the mean of the four `neighbours`, given as their sum, and noise, from there on every `step` pixels."""
             value = neighbours / 4 + wibble**2 * noise[:, rows::step, columns::step]
             cloud[:, rows::step, columns::step] = value
             return value
@@ -250,7 +250,7 @@ def _plasma(draws: Draws, size: int, decay: float) -> Tensor:
 
 
 def brightness(x: Tensor, draws: Draws, more: float) -> Tensor:
-    """Return the value of HSV, the largest of a pixel's colours, goes up by `more`, hue and saturation stay."""
+    """Raise the value of HSV, the largest of a pixel's colours, by `more`; hue and saturation stay."""
     value = x.amax(1, keepdim=True)
     brighter = (value + more).clamp(max=1)
     return torch.where(value > 0, x * (brighter / value), brighter)  # black has no hue: it becomes grey
@@ -263,7 +263,7 @@ def contrast(x: Tensor, draws: Draws, factor: float) -> Tensor:
 
 
 def elastic_transform(x: Tensor, draws: Draws, alpha: float, sigma: float, corner: float) -> Tensor:
-    """Return a random affine map, then random shifts that vary smoothly; parameters are shares of the shorter side.
+    """Apply a random affine map, then random shifts that vary smoothly; parameters are shares of the shorter side.
 
     Args:
         alpha: shifts are this times a field of noise in [-1, 1] ...

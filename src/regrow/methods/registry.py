@@ -100,7 +100,10 @@ class MethodRecord:
     @property
     def gradient(self) -> str:
         """When the dense gradient counts in the training cost."""
-        return self.needs if self.is_dense else formulas.BY_NAME[self.cost].gradient
+        if self.is_dense:
+            return self.needs
+        # a class that needs it pays for it, whatever formula it was registered with
+        return max(self.needs, formulas.BY_NAME[self.cost].gradient, key=("never", "update", "always").index)
 
     @property
     def interval(self) -> int | None:
@@ -177,14 +180,19 @@ def _keep(record: MethodRecord) -> None:
     """Enter a record.
 
     Raises:
-        RegrowValueError: a name that another class has taken.
+        RegrowValueError: a name that another class has taken, or a cost that does not fit the class.
     """
     taken = _records.get(record.name)
     if taken is not None and taken.cls.__qualname__ != record.cls.__qualname__:
         raise RegrowValueError(
             f"`name` {record.name!r} is taken by {taken.cls.__module__}.{taken.cls.__qualname__}"
         )
-    record.storages  # noqa: B018 - checked here, before anybody asks
+    storages_of(record.cls)
+    if formulas.BY_NAME[record.cost].gradual and record.kind == "method" and record.initial_sparsity is None:
+        raise RegrowValueError(
+            f"`cost` {record.cost} is of methods that make the network sparser, and {record.cls.__name__} has no "
+            "`initial_sparsity`\nGive the class the sparsity that it starts from, such as `initial_sparsity = 0.0`."
+        )
     _records[record.name] = record
 
 

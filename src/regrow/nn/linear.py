@@ -55,7 +55,7 @@ class SparseLinear(SparseModule):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, positions: Tensor, values: Tensor | None = None) -> SparseLinear:
-        """Return the connections at `positions` of a dense layer, with the layer's own bias parameter.
+        """Keep the connections at `positions` of a dense layer, with the layer's own bias parameter.
 
         Their `values` [nnz] are the layer's, unless they are given.
         """

@@ -72,7 +72,7 @@ class CompressedModule(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the input, the values of a weight and the bias in the dtype to compute in.
 
-        What a pass forward needs is seen to (`ensure_hooks`).
+        Calls `ensure_hooks`, which every forward pass needs.
 
         Raises:
             RegrowRuntimeError: an input of another dtype than the weight's, or a topology that other code has changed.
@@ -98,6 +98,10 @@ class CompressedModule(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "_owned" not in state:  # of an older regrow
+            self._owned = tuple(
+                name.removesuffix("_values") for name in self._parameters if name.endswith("_values")
+            )
         wrap_savers()  # a model that comes from a file, in a process that has called nothing of regrow
 
     def _replicate_for_data_parallel(self) -> Self:
@@ -112,7 +116,7 @@ class CompressedModule(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name in self._owned:
-            device = self.get_parameter(f"{name}_values").device
+            device = getattr(self, f"{name}_values").device
             for part in Csr._fields:
                 setattr(self, f"{name}_{part}", getattr(self, f"{name}_{part}").to(device))
         for weight in views(self):

@@ -149,7 +149,7 @@ class Best:
         self._filled = len(chosen)
 
     def add_magnitude(self, tile: Tensor, excluded: Tensor, offset: int) -> bool:
-        """Take in the magnitudes of a tile; whether all of it is finite, else nothing is taken."""
+        """Take in the magnitudes of a tile; return whether all of it is finite, otherwise take nothing."""
         if self._native and use_kernel(SCAN, tile):
             return self._scan(tile, excluded, offset, True)
         if not tile.isfinite().all():

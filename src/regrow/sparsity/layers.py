@@ -137,7 +137,7 @@ PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weigh
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    """Return the transformers library's Conv1D, a linear layer with a transposed weight."""
+    """Return whether `module` is the transformers library's Conv1D, a linear layer with a transposed weight."""
     return any(
         c.__name__ == "Conv1D" and c.__module__.startswith("transformers.") for c in type(module).__mro__
     )

@@ -82,7 +82,7 @@ def layers_in(file: object, text: str | None) -> dict[str, dict[str, Any]]:
         layers = json.loads(text or "")
     except (ValueError, RecursionError) as error:
         raise RegrowValueError(
-            f"`file` {file} has damaged metadata: `layers` is no JSON\n{_AGAIN}"
+            f"`file` {file} has damaged metadata: `layers` is not JSON\n{_AGAIN}"
         ) from error
     if not isinstance(layers, dict) or not all(isinstance(layer, dict) for layer in layers.values()):
         raise RegrowValueError(

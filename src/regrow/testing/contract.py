@@ -36,7 +36,7 @@ def refused(*words: str) -> Iterator[None]:
 
 
 def check_counts(case: Case) -> None:
-    """As many connections go as `whole_share` says, and exactly as many positions come as are asked for.
+    """Check that as many connections go as `whole_share` says, and exactly as many positions come as are asked for.
 
     Seen on a layer of one row whose weights are positive, so that methods that count by row or by sign pass too.
     A method with a `moves` of its own counts there, and is not checked.
@@ -89,7 +89,7 @@ def _check_counts(method: Dynamic, weight: SparseWeight, step: int, fraction: fl
 
 
 def check_options(case: Case) -> None:
-    """Every option is checked before anything is attached, and processes see where theirs differ."""
+    """Check that every option is checked before anything is attached, and processes see where theirs differ."""
     model = network(case.storage)
     optimizer = SGD(model.parameters(), lr=0.1)
     options = {k: v for k, v in case.arguments.items() if k not in ("model", "optimizer")}
@@ -151,7 +151,7 @@ def _settings(case: Case, model: nn.Module, optimizer: Optimizer, **options: Any
 
 
 def check_refusals(case: Case) -> None:
-    """Wrong use is refused, with the remedy."""
+    """Check that wrong use is refused, with the remedy."""
     dense = nn.Sequential(nn.Linear(4, 4))
     with refused("regrow.sparsify(model"):
         case.method(dense, SGD(dense.parameters(), lr=0.1))

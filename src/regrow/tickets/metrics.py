@@ -28,7 +28,7 @@ from regrow.weights.views import named_weights
 
 
 def _require_pair(probabilities: object, targets: object) -> None:
-    """Refuse what are no probabilities [N, C] with targets [N]: others would be broadcast in silence."""
+    """Refuse what are not probabilities [N, C] with targets [N]: others would be broadcast in silence."""
     given = require_tensor("probabilities", probabilities, dims=2, floating=True)
     wanted = require_tensor("targets", targets, dims=1, floating=False)
     if len(wanted) != len(given):

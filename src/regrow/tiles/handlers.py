@@ -70,7 +70,7 @@ def copy(to: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
 
 
 def alias(x: BatchTiles, *shape: Any) -> Any:
-    """Return the share the buffer, where the shape stays."""
+    """Return tiles that share the buffer if the shape stays the same."""
     same = not shape or tuple(shape[0]) == tuple(x.shape)
     return BatchTiles(x.buffer.detach(), x.geometry) if same else NotImplemented
 

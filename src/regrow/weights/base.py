@@ -215,6 +215,10 @@ class SparseWeight(GrownWeight):
     def restrict(self, gradient: Tensor) -> Tensor:
         """Return `gradient`, of the parameter's shape, with zeros at whatever is not an active connection."""
 
+    def cut_of(self, given: Tensor) -> Tensor:
+        """Return what stands in for the parameter in one pass, with zeros at whatever is not an active connection."""
+        return self.restrict(given)
+
     @abstractmethod
     def clean(self, gradient: Tensor, *, edited: bool = True) -> None:
         """Apply `restrict` in place, for what others have written there; if not known to be `edited`, after a look."""

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from regrow._torch import constant_in_graphs, is_flat, is_scripting
 from regrow.weights.compressed import unseen
 from regrow.weights.hook import GradientHook, hook_of
-from regrow.weights.masked import MaskedWeight
 from regrow.weights.record import module_records
 from regrow.weights.sharded import not_whole
 from regrow.weights.views import views
@@ -57,7 +56,7 @@ def cut_substituted(module: nn.Module, caller: nn.Module) -> None:
         if type(given) is nn.Parameter:  # as a rule
             continue
         view = record.view
-        if given is None or view is None or not issubclass(view, MaskedWeight) or not _stands_in(given):
+        if given is None or view is None or not view.is_dense or not _stands_in(given):
             continue
         if torch.compiler.is_exporting():  # which has put its own tensors there, and knows no other values
             return

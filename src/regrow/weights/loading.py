@@ -73,13 +73,19 @@ def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[
         )
 
 
+def _metadata_of(state: Mapping[str, Any]) -> list[MutableMapping[str, Any]]:
+    """Return torch's metadata of the modules in a state dict; other code drops it, or puts anything there."""
+    found = getattr(state, "_metadata", None) or {}
+    return [each for each in found.values() if isinstance(each, MutableMapping)]
+
+
 def require_formats(state: Mapping[str, Any], *own: Mapping[str, Any]) -> None:
     """Refuse a state dict that a newer regrow has written, by torch's metadata of its modules or of one module.
 
     Raises:
         RegrowValueError: naming its format.
     """
-    for metadata in (*getattr(state, "_metadata", {}).values(), *own):
+    for metadata in (*_metadata_of(state), *own):
         require_format("the state dict", metadata, KEY, STATE_DICT)
 
 
@@ -275,7 +281,7 @@ def in_dense_form(module: nn.Module, state: State, prefix: str = "", *, topology
         topology: leave the topology beside the weight (its mask, or its row pointers and columns), so that
             `load_state_dict` of a sparse model gives exactly what it was.
     """
-    for metadata in () if topology else getattr(state, "_metadata", {}).values():
+    for metadata in () if topology else _metadata_of(state):
         metadata.pop(KEY, None)
     dense = {}
     for base, weight in all_names(module, prefix):

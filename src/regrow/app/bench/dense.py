@@ -54,5 +54,5 @@ def in_format(module: nn.Module, form: torch.memory_format) -> nn.Module:
 
 
 def formatted(tensor: Tensor, form: torch.memory_format) -> Tensor:
-    """Return `tensor`, where it holds images in that memory format."""
+    """Return `tensor`, in that memory format if it holds images."""
     return tensor.contiguous(memory_format=form) if tensor.dim() == 4 else tensor

@@ -113,7 +113,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def step(model: nn.Module, x: Tensor) -> Way:
-    """Return one step of the usual loop: cross entropy over the output's last dimension, SGD with momentum."""
+    """Return a function that takes one step of the usual loop: cross entropy over the output's last dimension, SGD with momentum."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, fused=True)
     with torch.no_grad():
         *lead, classes = logits(model, x).shape
@@ -128,7 +128,7 @@ def step(model: nn.Module, x: Tensor) -> Way:
 
 
 def measure(network: Network, sparsities: Sequence[float], settings: Settings) -> list[Step]:
-    """Return a training step of `network` at each sparsity; a step's FLOPs are counted as those of three forward
+    """Measure a training step of `network` at each sparsity; a step's FLOPs are counted as those of three forward
     passes.
     """
     x = network.input.to(settings.dtype) if network.input.is_floating_point() else network.input

@@ -104,7 +104,7 @@ def square(connections: int, sparsity: float | None) -> Linear:
 
 
 def measure(connections: int, batch: int, sparsity: float | None, settings: Settings) -> list[Row]:
-    """Return one row.
+    """Measure a layer of about so many connections.
 
     Raises:
         RegrowRuntimeError: the machine has too little free memory for it.

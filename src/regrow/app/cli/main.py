@@ -37,9 +37,10 @@ from regrow.app.training import (
 )
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.measure.machine import environment
+from regrow.methods.registry import DEFAULT
 from regrow.tickets import kinds
 
-OF_TICKETS = [f"{name}-rigl" if place == 0 else name for place, name in enumerate(kinds())]
+OF_TICKETS = [f"{name}-{DEFAULT}" if place == 0 else name for place, name in enumerate(kinds())]
 """Examples of `--methods`: a kind of tickets with a method and without."""
 
 

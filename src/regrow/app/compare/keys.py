@@ -33,7 +33,7 @@ def parse(overrides: Iterable[str], methods: Sequence[str]) -> list[Key]:
     Commas inside brackets, braces and quotes do not divide: ``model.hidden=[300,100],[600,200]`` is two values.
 
     Raises:
-        RegrowValueError: text that is no ``key=value``, a key given twice, or one that an option of the command sets.
+        RegrowValueError: text that is not ``key=value``, a key given twice, or one that an option of the command sets.
     """
     keys: list[Key] = []
     for text in overrides:

@@ -58,7 +58,7 @@ def draw_comparison(
 
 
 def _flops(rows: Rows, keys: Sequence[str], lengths: Sequence[float], title: str, metric: Metric) -> Figure:
-    """Return the article's figure: dense training of the recipe's own length is a dashed line."""
+    """Draw the article's figure: dense training of the recipe's own length is a dashed line."""
     figure, axes = _figure(title, metric, "against training FLOPs", "training FLOPs, multiples of dense")
     sparse = [row for row in rows if row["method"] != "dense" and row["training"] is not None]
     # a method's points are one line where they differ in length alone, otherwise a line for each combination
@@ -143,7 +143,7 @@ def _key(
 
 
 def _axis(metric: Metric) -> str:
-    """Return what is at the axis of a metric."""
+    """Return the label of a metric's axis."""
     return f"test {metric.name}{' (%)' * metric.percent}"
 
 

@@ -88,7 +88,7 @@ class Expected:
 
 
 def expected(recipe: Recipe, seconds: float = 2.0) -> Expected:
-    """Return the time the first steps of `recipe` for about so many `seconds`; the data are read where they are here.
+    """Time the first steps of `recipe` for about so many `seconds`; the data are read where they are here.
 
     Raises:
         RegrowError: for anything in the recipe that cannot be.

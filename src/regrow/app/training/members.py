@@ -70,7 +70,7 @@ def _members(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, A
 
 
 def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Progress) -> dict[str, Any]:
-    """Return the summary of a member, which is trained from where it was if it is not finished."""
+    """Train a member from where it was, if it is not finished, and return its summary."""
     config = as_yaml(recipe)
     path = Path(recipe.out or "")
     if not (path / "config.yaml").is_file():

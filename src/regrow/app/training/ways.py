@@ -99,8 +99,12 @@ def settings(recipe: Recipe, device: torch.device, method: MethodRecord) -> dict
     kernels = (
         device.type in backends.LINEAR.devices
     )  # `sparsify` would look at the CPU, where it makes the network
-    if storage == "auto" and not recipe.never_dense and (len(only) == 1 or not kernels):
-        return {**recipe.sparsify, "storage": only[0] if len(only) == 1 else "masked"}
+    if (
+        storage == "auto"
+        and not recipe.never_dense
+        and not (kernels and {"masked", "compressed"} <= set(only))
+    ):
+        return {**recipe.sparsify, "storage": "masked" if "masked" in only else only[0]}
     return recipe.sparsify
 
 
