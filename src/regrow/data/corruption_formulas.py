@@ -235,7 +235,7 @@ def _plasma(draws: Draws, size: int, decay: float) -> Tensor:
         def fill(
             rows: int, columns: int, neighbours: Tensor, step: int = step, wibble: float = wibble
         ) -> Tensor:
-            """Write the mean of the four `neighbours`, given as their sum, and noise, from there on every `step` pixels."""
+            """Write the mean of the four `neighbours`, given as their sum, and noise to every `step`-th pixel."""
             value = neighbours / 4 + wibble**2 * noise[:, rows::step, columns::step]
             cloud[:, rows::step, columns::step] = value
             return value

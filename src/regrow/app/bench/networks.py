@@ -113,7 +113,7 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def step(model: nn.Module, x: Tensor) -> Way:
-    """Return a function that takes one step of the usual loop: cross entropy over the output's last dimension, SGD with momentum."""
+    """Return a function that takes one usual step: cross entropy over the last dimension, SGD with momentum."""
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE, momentum=0.9, fused=True)
     with torch.no_grad():
         *lead, classes = logits(model, x).shape

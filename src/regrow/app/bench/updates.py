@@ -64,7 +64,7 @@ def measure(layer: Linear, batch: int, sparsities: Sequence[float], settings: Se
 
 
 def backward(layer: Linear, dense: nn.Module, batch: int, dtype: torch.dtype) -> Way:
-    """Return a function that runs the backward pass of the dense layer: gradients of the input and of all parameters."""
+    """Return a function that runs the dense backward pass: gradients of the input and of all parameters."""
     x, gradient = layer.example(batch, dtype)
     output = dense(x.requires_grad_())
     leaves = [x, *dense.parameters()]
@@ -72,8 +72,9 @@ def backward(layer: Linear, dense: nn.Module, batch: int, dtype: torch.dtype) ->
 
 
 def update(layer: Linear, sparse: nn.Module, batch: int, dtype: torch.dtype) -> Way:
-    """Return a function that makes a whole update of RigL's: drop, exact candidates, the index and its mirror, the momentum, the
-    bookkeeping.
+    """Return a function that makes a whole update of RigL.
+
+    Drop, exact candidates, the index and its mirror, the momentum, the bookkeeping.
     """
     model = nn.Sequential(sparse)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, fused=True)

@@ -22,7 +22,9 @@ class Interrupted(RegrowError):
 
 @contextmanager
 def stop_signals(notice: str) -> Iterator[threading.Event]:
-    """Yield an event that is set when one of `SIGNALS` arrives, so that nothing is cut in two; a second Ctrl-C is a KeyboardInterrupt.
+    """Yield an event that is set when one of `SIGNALS` arrives, so that nothing is cut in two.
+
+    A second Ctrl-C is a KeyboardInterrupt.
 
     A signal that is ignored stays so: that is what ``nohup`` does. Signals are the main thread's: elsewhere none is
     handled.
