@@ -73,7 +73,7 @@ def training_multiple(
     multiplier = require_positive("multiplier", multiplier)
     formula = BY_NAME[cost]
     mean = dense if cost == DENSE else final
-    if formula.gradual:
+    if formula.gradual or levels is not None:
         run = pruning_levels() if levels is None else require_numbers("levels", levels, zero=True)
         forward = sparse if callable(sparse) else lambda level: dense - level * (dense - final)
         mean = sum(forward(level) for level in run) / len(run)

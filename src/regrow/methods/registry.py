@@ -188,7 +188,7 @@ def _keep(record: MethodRecord) -> None:
             f"`name` {record.name!r} is taken by {taken.cls.__module__}.{taken.cls.__qualname__}"
         )
     storages_of(record.cls)
-    if formulas.BY_NAME[record.cost].gradual and record.kind == "method" and record.initial_sparsity is None:
+    if record.kind == "method" and formulas.BY_NAME[record.cost].gradual and record.initial_sparsity is None:
         raise RegrowValueError(
             f"`cost` {record.cost} is of methods that make the network sparser, and {record.cls.__name__} has no "
             "`initial_sparsity`\nGive the class the sparsity that it starts from, such as `initial_sparsity = 0.0`."
