@@ -477,7 +477,7 @@ def test_refused_lists(given, message):
 
 @NEEDS_FASHION_MNIST
 def test_the_picture(tmp_path):
-    script = Path(__file__).parents[2] / "examples" / "corruptions.py"
+    script = Path(__file__).parents[2] / "examples" / "studies" / "corruptions.py"
     command = [sys.executable, str(script), "--first", "20", "--out", str(tmp_path)]
     ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=True)
     for name in ("corruptions.png", "corruptions.pdf"):

@@ -163,7 +163,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
             r"`classes` is not a key of a recipe, did you mean `model.classes` or `data.classes`\?",
         ),
         ("sparsty=0.9", r"`sparsty` is not a key of a recipe, did you mean `sparsify.sparsity`\?"),
-        ("method.sparsity=0.9", r"no option of method rigl, did you mean `sparsify.sparsity`\?"),
+        ("method.sparsity=0.9", r"is not an option of method rigl, did you mean `sparsify.sparsity`\?"),
         ("model.hidden=300", r"`model.hidden` must be a list, got 300\n.*: model.hidden=\[300\]."),
         ("optimizer={name: Adam, betas: 0.9}", r"must be a list, got 0.9\n.*: optimizer.betas=\[0.9\]."),
         ("sparsify={distribution: er}", r"`sparsify.sparsity` is missing.*\nAdd `sparsify.sparsity=0.9`."),
@@ -204,7 +204,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, got 'own:tickets'"),
         (
             "tickets={name: sup, cycle_step: 3}",
-            r"`tickets.cycle_step` is no .* sup, did you mean `tickets.cycle_steps`\?\nAllowed are: `share`",
+            r"`tickets.cycle_step` is not an .* sup, did you mean `tickets.cycle_steps`\?\nAllowed are: `share`",
         ),
         (
             "tickets={name: sup, cycle_steps: 3, cycle_epochs: 1}",

@@ -15,7 +15,7 @@ from regrow.app.training.finished import Finished
 from regrow.data import prepared
 from regrow.tickets import accuracy, probabilities
 
-EXAMPLES = Path(__file__).parents[3] / "examples"
+EXAMPLES = Path(__file__).parents[3] / "examples" / "studies"
 KINDS = {
     "plain": [],
     "dense": ["method=dense"],
