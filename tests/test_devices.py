@@ -15,7 +15,7 @@ import regrow
 
 PACKAGE = Path(regrow.__file__).parent
 CONSTRUCTORS = {function.__name__ for function in _device_constructors()}
-USERS = {"models", "bench", "compare", "testing.py", "flops.py"}
+USERS = {"models", "bench", "compare", "testing"}
 """What makes a user's own network or example, on the device that they have chosen."""
 
 

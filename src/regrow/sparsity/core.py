@@ -93,7 +93,7 @@ def sparsify(
         RegrowValueError: for whatever is not allowed, before anything is changed.
 
     Example:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(784, 300), torch.nn.ReLU(), torch.nn.Linear(300, 10))
+        >>> model = nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 10))
         >>> model = sparsify(model, sparsity=0.9)
         >>> {name: int(mask.sum()) for name, mask in masks(model).items()}
         {'0.weight': 20820, '2.weight': 3000}
