@@ -3,8 +3,6 @@
 from regrow.accounting.counting import Costs, LayerCost, costs, costs_of, stored_size
 from regrow.accounting.training import (
     FORMULAS,
-    METHODS,
-    TICKETS,
     granet_levels,
     pruning_levels,
     ticket_multiples,
@@ -13,8 +11,6 @@ from regrow.accounting.training import (
 
 __all__ = [
     "FORMULAS",
-    "METHODS",
-    "TICKETS",
     "Costs",
     "LayerCost",
     "costs",

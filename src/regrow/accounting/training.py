@@ -13,13 +13,10 @@ from regrow.arguments import (
 )
 from regrow.methods.formulas import BY_NAME, DENSE, pruning_levels, step
 from regrow.methods.granet import granet_levels
-from regrow.methods.registry import TABLE, ways
 from regrow.tickets import Training, kinds
 
 __all__ = [
     "FORMULAS",
-    "METHODS",
-    "TICKETS",
     "granet_levels",
     "pruning_levels",
     "ticket_multiples",
@@ -28,9 +25,6 @@ __all__ = [
 
 FORMULAS = {name: formula.text for name, formula in BY_NAME.items()}
 """The kinds of cost, and what each costs a step; a method's record names its kind."""
-
-METHODS = {name: ways()[name].cost for name in TABLE}
-"""The eight methods of the RigL paper's tables, and GraNet, with the kind of cost of each."""
 
 
 def training_multiple(
@@ -78,11 +72,6 @@ def training_multiple(
         forward = sparse if callable(sparse) else lambda level: dense - level * (dense - final)
         mean = sum(forward(level) for level in run) / len(run)
     return multiplier * step(formula.gradient, mean, dense, every) / (3 * dense)
-
-
-TICKETS = {name: kind.cost.formula for name, kind in kinds().items() if kind.cost is not None}
-"""What training with M tickets costs by the kinds that come with regrow, as a multiple of dense training of T epochs
-(tables of FreeTickets)."""
 
 
 def ticket_multiples(

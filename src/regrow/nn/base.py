@@ -108,6 +108,7 @@ class SparseModule(CompressedModule):
 
     @property
     def _index(self) -> Csr:
+        # `index_of("weight")` in less time: each forward pass asks
         return Csr(
             self.weight_crow, self.weight_col, self.weight_crow_t, self.weight_row_t, self.weight_order
         )
