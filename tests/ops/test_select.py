@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from regrow._random import generator, sample
 from regrow.errors import RegrowRuntimeError
-from regrow.ops import native
+from regrow.ops import csr, native
 from regrow.ops.select import Best, floor_of, top
 
 
@@ -56,3 +56,15 @@ def test_tiles_that_go_on_by_the_reference(change: str) -> None:
         with native.reference_only():
             best.add(scores[20:], none, 20)
     assert torch.equal(best.positions(), top(scores, 5))
+
+
+@pytest.mark.parametrize("piece", [3, 1 << 19])
+def test_have_common_is_whether_isin_finds_any(monkeypatch, piece):
+    monkeypatch.setattr(csr, "PIECE", piece)
+    draw = generator(0, "common")
+    for _ in range(200):
+        some, others = (
+            torch.randint(60, (int(torch.randint(9, (), generator=draw)),), generator=draw).unique()
+            for _ in range(2)
+        )
+        assert csr.have_common(some, others) == bool(torch.isin(some, others).any())

@@ -15,7 +15,7 @@ from regrow.methods import criteria, schedules
 from regrow.methods.base import UpdateRecord
 from regrow.methods.periodic import Move, Periodic
 from regrow.methods.state import PREFIX
-from regrow.ops.csr import are_positions
+from regrow.ops.csr import are_positions, have_common
 from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight, hook_of
@@ -241,12 +241,7 @@ class Dynamic(Periodic):
             wrong = f"{len(grown)} of them"
         elif not are_positions(grown, weight.numel):
             wrong = "some twice, out of order, or out of range"
-        elif (
-            len(survivors)
-            and (
-                survivors[torch.searchsorted(survivors, grown).clamp_(max=len(survivors) - 1)] == grown
-            ).any()
-        ):
+        elif have_common(grown, survivors):
             wrong = "survivors among them"
         else:
             return

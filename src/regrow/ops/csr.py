@@ -105,6 +105,17 @@ def are_positions(positions: Tensor, size: int) -> bool:
     return len(positions) == 0 or (int(positions[0]) >= 0 and int(positions[-1]) < size)
 
 
+def have_common(some: Tensor, others: Tensor) -> bool:
+    """Check whether a position of `some` [n] is one of `others` [m], which ascend; in little memory beside them."""
+    if len(others) == 0:
+        return False
+    last = len(others) - 1
+    return any(
+        bool((others[torch.searchsorted(others, piece).clamp_(max=last)] == piece).any())
+        for piece in some.split(PIECE)
+    )
+
+
 def fingerprint(crow: Tensor, col: Tensor, columns: int) -> int:
     """Return a number that tells two topologies apart: the sum of the hashes of the positions, modulo 2^64."""
     if use_kernel(INDEX, crow):
