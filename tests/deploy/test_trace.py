@@ -80,19 +80,23 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "mobilenet-v1": {"width": 0.25},
     "vgg16": {"width": 0.25},
     "vgg19": {"width": 0.25},
-    "vit": {"depth": 2, "width": 48},
-    "gpt": {"depth": 2, "width": 48},
+    "vit": {"depth": 2, "dim": 48},
+    "gpt": {"depth": 2, "dim": 48},
 }
 
 
-@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("name", list(models()))
-def test_the_networks_of_the_zoo(name: str, storage: str) -> None:
+def test_the_networks_of_the_zoo(name: str) -> None:
     torch.manual_seed(0)
-    record = models()[name]
-    model = stir(stored(record.build(**OPTIONS.get(name, {})), storage))
-    shape = (1, *record.example_shape(OPTIONS.get(name, {})))
-    check(model, torch.randint(0, 50, shape) if name == "gpt" else torch.rand(shape), batches=(1, 2))
+    record, options = models()[name], OPTIONS.get(name, {})
+    shape = (1, *record.example_shape(options))
+    example = torch.randint(0, 50, shape) if name == "gpt" else torch.rand(shape)
+    every = STORAGES if name in ("mlp", "lenet", "allconv", "gpt") else ["mixed", "densified"]
+    for storage in every:
+        model = stir(stored(record.build(**options), storage))
+        simple = check(model, example, batches=(1, 2))
+        assert {"regrow.conv2d", "regrow.linear"} & set(ops(simple))
+        assert not any("batch_norm" in op for op in ops(simple))
 
 
 @pytest.mark.parametrize("storage", ["masked", "compressed"])
