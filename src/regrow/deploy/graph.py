@@ -111,3 +111,14 @@ class Graph:
     """Of each input."""
     dynamic: bool = True
     """Whether the first dimension of each input may be of another size than in `shapes`."""
+    precision: str = "float32"
+    """Of the values of connections: float32, bfloat16 or int8."""
+    ranges: dict[str, float] = field(default_factory=dict)
+    """With int8: the largest magnitude of each value that a layer of connections reads, in the calibration batches."""
+
+
+def allowed(op: str) -> bool:
+    """Return whether a program may hold the operation `op`."""
+    room, _, name = op.partition(".")
+    safe = room == "aten" and not name.split(".")[0].endswith("_") and name.split(".")[0] != "from_file"
+    return op in (CONV, LINEAR, AFFINE) or safe
