@@ -61,6 +61,8 @@ def small(precision: str = "float32") -> Graph:
         },
         shapes=[(2, 3, 9, 9)],
         dtypes=[torch.float32],
+        signature={"tuple": [{"tuple": [{"tensor": 0}]}, {"dict": {}}]},
+        structure={"dict": {"logits": {"tensor": 0}, "kind": {"value": None}}},
         precision=precision,
         ranges={"x": 3.5} if precision == "int8" else {},
     )

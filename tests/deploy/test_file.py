@@ -26,7 +26,18 @@ precisions = pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"
 
 
 def assert_same_graph(one: Graph, other: Graph) -> None:
-    for name in ("inputs", "outputs", "nodes", "shapes", "dtypes", "dynamic", "precision", "ranges"):
+    for name in (
+        "inputs",
+        "outputs",
+        "signature",
+        "structure",
+        "nodes",
+        "shapes",
+        "dtypes",
+        "dynamic",
+        "precision",
+        "ranges",
+    ):
         assert getattr(one, name) == getattr(other, name), name
     assert list(map(type, one.outputs)) == list(map(type, other.outputs))
     assert one.constants.keys() == other.constants.keys()
@@ -208,10 +219,13 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "many-lists": (metadata(program="[" + "[]," * 2_700_000 + "[]]"), r"a program is inputs, outputs"),
     "list": (
         rewritten(lambda p, _: p.update(text="[]")),
-        r"a program is inputs, outputs, constants, weights",
+        r"a program is inputs, outputs, signature",
     ),
-    "keys": (rewritten(lambda p, _: p.pop("nodes")), r"a program is inputs, outputs, constants, weights"),
-    "no-inputs": (put("inputs", []), r"a program has inputs and outputs"),
+    "keys": (rewritten(lambda p, _: p.pop("nodes")), r"a program is inputs, outputs, signature"),
+    "no-outputs": (
+        rewritten(lambda p, _: p.update(outputs=[], structure={"value": 1})),
+        r"a program has inputs and outputs",
+    ),
     "input": (put("inputs/0", "x"), r"an input has no shape"),
     "input-shape": (put("inputs/0/shape", [1, -3]), r"a shape is whole numbers"),
     "input-bool": (put("inputs/0/shape", [True, 3]), r"a shape is whole numbers"),
@@ -219,6 +233,16 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "input-dtype": (put("inputs/0/dtype", "complex64"), r"'complex64' is not a dtype"),
     "input-name": (put("inputs/0/name", ["x"]), r"an input has no name"),
     "output": (put("outputs", ["nothing"]), r"its output `nothing` is not there"),
+    "output-number": (put("outputs", ["x", "fc"]), r"a structure does not name each tensor once"),
+    "signature": (put("signature", {"tensor": 0}), r"`signature` is not that of a call"),
+    "signature-dict": (
+        put("signature", {"tuple": [{"list": [{"tensor": 0}]}, {"dict": {}}]}),
+        r"is not that of a",
+    ),
+    "structure": (put("structure", [{"tensor": 0}]), r"a structure is plain data"),
+    "structure-code": (put("structure", {"dict": {"a": {"code": 0}}}), r"a structure is plain data"),
+    "structure-twice": (put("structure", {"list": [{"tensor": 0}] * 2}), r"does not name each tensor once"),
+    "structure-value": (put("structure", {"value": [1]}), r"a structure is plain data"),
     "dynamic": (put("dynamic", 1), r"`dynamic` is not a bool"),
     "precision": (put("precision", "int4"), r"`precision` is one of float32, bfloat16, int8"),
     "other-precision": (put("precision", "float32"), r"`conv.weight`: its values must be torch.float32"),
@@ -238,6 +262,15 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "argument-two": (put(f"{CONV}/2/0", {"ref": "x", "float": "inf"}), r"an argument is plain data"),
     "argument-number": (put(f"{CONV}/2/3", 2**64), r"a whole number has 64 bits"),
     "argument-deep": (put(f"{CONV}/2/3", nested(9)), r"an argument has lists in lists"),
+    "does-not-fit": (
+        tensor("fc.weight", lambda t: t[:, 1:]),
+        r"its operations do not fit together: \w",
+    ),
+    "too-few": (put(f"{CONV}/2", []), r"its operations do not fit together"),
+    "huge": (
+        put(f"{CONV}/2/4/tuple", [2**30, 2**30]),
+        r"`conv` is of [0-9,]{20,} numbers|do not fit together",
+    ),
     "tensor-missing": (rewritten(lambda _, t: t.pop("conv.bias")), r"the tensor `conv.bias` is missing"),
     "tensor-more": (rewritten(lambda _, t: t.update(no=torch.ones(1))), r"does not know the tensor `no`"),
     "tensor-dtype": (

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +17,13 @@ from regrow._formats import DEPLOYED, require_format
 from regrow.arguments import require_path
 from regrow.deploy import gaps, program
 from regrow.deploy.graph import Connections, Graph
+from regrow.deploy.reference import interpret
 from regrow.errors import RegrowValueError
 from regrow.sparsity import sealed
 
 FORMAT = "regrow_deployed"
+LARGEST = 2**40
+"""Numbers in a value, beyond which a program is nobody's."""
 _KEYS = (FORMAT, "program")
 _PARTS = ("crow", "gaps", "values")
 _VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -80,6 +84,7 @@ def read(file: str | os.PathLike[str]) -> Graph:
         graph, weights = program.from_text(metadata["program"])
         sealed.require_unchanged(file, metadata, tensors, _KEYS, "program")
         _fill(graph, weights, tensors)
+        _try(graph)
     except program.Damaged as error:
         raise RegrowValueError(f"`file` {file} is damaged: {error}\n{sealed.AGAIN}") from error
     return graph
@@ -112,6 +117,29 @@ def _fill(graph: Graph, weights: Mapping[str, tuple[int, ...] | None], tensors: 
         graph.weights[name] = Connections(shape, crow, col, values, scale)
     if left:
         raise program.Damaged(f"its program does not know the tensor `{min(left)[:80]}`")
+
+
+def _try(graph: Graph) -> None:
+    """Refuse a graph whose operations do not fit together: their shapes are computed, and none of their values."""
+
+    def see(name: str, value: Any) -> None:
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(each, Tensor) and each.numel() > LARGEST:
+                raise program.Damaged(f"`{name[:80]}` is of {each.numel():,} numbers")
+
+    inputs = [
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape, dtype in zip(graph.shapes, graph.dtypes, strict=True)
+    ]
+    try:
+        found = interpret(graph, inputs, watch=see)
+    except program.Damaged:
+        raise
+    except Exception as error:  # whatever torch raises about arguments that are none of its operators'
+        said = str(error).splitlines() or [type(error).__name__]
+        raise program.Damaged(f"its operations do not fit together: {said[0][:200]}") from error
+    if not all(isinstance(each, Tensor) for each in found):
+        raise program.Damaged("an output is not a tensor")
 
 
 def _known(name: str, tensor: Tensor) -> Tensor:

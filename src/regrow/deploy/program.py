@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed
+from regrow.deploy.structure import VALUES, Structure
 from regrow.errors import RegrowRuntimeError
 
 LONGEST = 2**23
 """Bytes of a program; that of a network of 1,000 layers has a fortieth."""
-DEEPEST = 4
-"""Lists in lists of an argument."""
+DEEPEST = 8
+"""Lists in lists: of an argument, of what a network takes and gives."""
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -32,7 +33,18 @@ DTYPES = {
     )
 }
 PRECISIONS = ("float32", "bfloat16", "int8")
-_KEYS = ("inputs", "outputs", "constants", "weights", "nodes", "dynamic", "precision", "ranges")
+_KEYS = (
+    "inputs",
+    "outputs",
+    "signature",
+    "structure",
+    "constants",
+    "weights",
+    "nodes",
+    "dynamic",
+    "precision",
+    "ranges",
+)
 
 
 class Damaged(Exception):
@@ -57,10 +69,19 @@ def to_text(graph: Graph) -> str:
         [node.name, node.op, [_plain(each) for each in node.args], _all_plain(node.kwargs), node.layer]
         for node in graph.nodes
     ]
-    values = (inputs, graph.outputs, list(graph.constants), weights, nodes, graph.dynamic)
-    text = json.dumps(
-        dict(zip(_KEYS, (*values, graph.precision, graph.ranges), strict=True)), separators=(",", ":")
+    values = (
+        inputs,
+        graph.outputs,
+        graph.signature,
+        graph.structure,
+        list(graph.constants),
+        weights,
+        nodes,
+        graph.dynamic,
+        graph.precision,
+        graph.ranges,
     )
+    text = json.dumps(dict(zip(_KEYS, values, strict=True)), separators=(",", ":"))
     if len(text) > LONGEST:
         raise RegrowRuntimeError(f"a program of {len(text):,} bytes has no place in a file of {LONGEST:,}")
     return text
@@ -117,6 +138,8 @@ def from_text(text: str) -> tuple[Graph, dict[str, tuple[int, ...] | None]]:
             (_text(one, "a constant") for one in _list(found["constants"], "constants")), torch.empty(0)
         ),
         weights={},
+        signature=_structure(found["signature"], len(inputs)),
+        structure=_structure(found["structure"], len(outputs)),
         shapes=[_shape(one["shape"]) for one in inputs],
         dtypes=[_dtype(one["dtype"]) for one in inputs],
         dynamic=_is(found["dynamic"], bool, "`dynamic`"),
@@ -128,6 +151,8 @@ def from_text(text: str) -> tuple[Graph, dict[str, tuple[int, ...] | None]]:
     )
     _require(graph.precision in PRECISIONS, f"`precision` is one of {', '.join(PRECISIONS)}")
     _require(bool(inputs) and bool(outputs), "a program has inputs and outputs")
+    parts = graph.signature.get("tuple", [])
+    _require([*map(list, parts)] == [["tuple"], ["dict"]], "`signature` is not that of a call")
     weights = {
         _text(name, "a weight"): None if shape is None else _shape(shape)
         for name, shape in _is(found["weights"], dict, "`weights`").items()
@@ -142,7 +167,7 @@ def _check_order(graph: Graph, weights: Mapping[str, Any]) -> None:
     known = set(given)
     _require(len(known) == len(given), "it has two values of one name")
     for node in graph.nodes:
-        for name in references([node.args, node.kwargs]):
+        for name in node.refs():
             _require(name in known, f"`{_short(node.name)}` uses `{_short(name)}` before it is there")
         _require(node.name not in known, f"it has two values of the name `{_short(node.name)}`")
         known.add(node.name)
@@ -150,15 +175,6 @@ def _check_order(graph: Graph, weights: Mapping[str, Any]) -> None:
         _require(output in known, f"its output `{_short(output)}` is not there")
     for value in graph.ranges:
         _require(value in known, f"the range of `{_short(value)}` is of no value")
-
-
-def references(value: Any) -> list[Ref]:
-    """List the references in an argument, or in several."""
-    if isinstance(value, Ref):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [name for each in value for name in references(each)] if isinstance(value, list | tuple) else []
 
 
 def _node(found: Any) -> Node:
@@ -191,6 +207,33 @@ def _argument(value: Any, depth: int = 0) -> Any:
         return float(inside)
     _require(not isinstance(value, int) or -(2**63) <= value < 2**63, "a whole number has 64 bits")
     return value
+
+
+def _structure(value: Any, count: int) -> Structure:
+    """Return a structure around so many tensors, each of which is in it once."""
+    numbers: list[int] = []
+
+    def look(inside: Any, depth: int) -> None:
+        _require(
+            depth <= DEEPEST and isinstance(inside, dict) and len(inside) == 1, "a structure is plain data"
+        )
+        ((kind, content),) = inside.items()
+        if kind == "tensor":
+            numbers.append(_is(content, int, "a tensor's number"))
+        elif kind in ("tuple", "list", "dict"):
+            parts = (
+                list(_is(content, dict, "a structure").values())
+                if kind == "dict"
+                else _list(content, "structure")
+            )
+            for part in parts:
+                look(part, depth + 1)
+        else:
+            _require(kind == "value" and isinstance(content, VALUES), "a structure is plain data")
+
+    look(value, 0)
+    _require(sorted(numbers) == list(range(count)), "a structure does not name each tensor once")
+    return dict(value)
 
 
 def _shape(value: Any) -> tuple[int, ...]:
