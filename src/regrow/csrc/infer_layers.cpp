@@ -55,7 +55,7 @@ void run(const ConvStep& s, const Memory& memory) {
            memory.constant<Connection>(s.connections, 0, {ScalarType::Long}),
            memory.constant<float>(s.bias, all_out, {ScalarType::Float}),
            Activation(s.activation)};
-    require(c.x && c.y && c.start && c.order && c.connections && s.blocks > 0);
+    require(c.x && c.y && c.start && c.order && s.connections != NONE && s.blocks > 0);
     require(s.reach <= s.channels * (s.window.channel ? s.window.channel : s.x_plane));
     const int32_t* const part = memory.constant<int32_t>(s.parts, 2, {ScalarType::Int});
     require(part != nullptr);
