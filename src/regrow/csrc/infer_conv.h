@@ -93,6 +93,7 @@ struct Run {
 
 template <int N>
 void conv_run(const Conv& c, const Run& run, int64_t begin, int64_t end) {
+    constexpr int SIDE = N > 4 ? 1 : N > 2 ? 2 : 4; // connections side by side, where one alone would wait for its sum
     const Connection* const connections = c.connections;
     const int64_t y_plane = c.y_plane;
     for (int64_t i = begin; i < end; i++) {
@@ -105,11 +106,22 @@ void conv_run(const Conv& c, const Run& run, int64_t begin, int64_t end) {
         } else {
             for (int n = 0; n < N; n++) sum[n] = load_unaligned(y + n * L);
         }
-        for (const Connection *j = connections + run.start[i], *stop = connections + run.start[i + 1]; j < stop; j++) {
-            const float* const in = run.x + j->offset;
-            const Lanes value = splat(j->value);
-            for (int n = 0; n < N; n++) sum[n] += value * load_unaligned(in + n * L);
+        const Connection *j = connections + run.start[i], *const stop = connections + run.start[i + 1];
+        const auto add = [&](const Connection& one, Lanes* to) {
+            const float* const in = run.x + one.offset;
+            const Lanes value = splat(one.value);
+            for (int n = 0; n < N; n++) to[n] += value * load_unaligned(in + n * L);
+        };
+        if constexpr (SIDE > 1) {
+            Lanes side[SIDE - 1][N] = {};
+            for (; j + SIDE <= stop; j += SIDE) {
+                add(j[0], sum);
+                for (int s = 1; s < SIDE; s++) add(j[s], side[s - 1]);
+            }
+            for (int s = 1; s < SIDE; s++)
+                for (int n = 0; n < N; n++) sum[n] += side[s - 1][n];
         }
+        for (; j < stop; j++) add(*j, sum);
         if (run.last) finish<N>(sum, y, run.residual ? run.residual + o * c.residual_plane : nullptr, c.activation);
         else
             for (int n = 0; n < N; n++) store_unaligned(y + n * L, sum[n]);
