@@ -141,6 +141,11 @@ class Connections:
 Weight = Tensor | Connections
 
 
+def weight_of(dense: Tensor) -> Weight:
+    """Return a dense weight as connections if at least half of it is zero, or as it is."""
+    return Connections.of_dense(dense) if 2 * int(dense.count_nonzero()) <= dense.numel() else dense
+
+
 @dataclass
 class Node:
     """One operation: ``name = op(*args, **kwargs)``."""

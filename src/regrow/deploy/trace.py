@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from regrow._torch import Operator, guards_of
-from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed, refs_in
+from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed, refs_in, weight_of
 from regrow.deploy.plain import as_float32, plain_copy
 from regrow.deploy.structure import Structure, flatten, unflatten
 from regrow.errors import RegrowValueError
@@ -325,13 +325,8 @@ class _Reader:
                 read[node.args[1]] = None
             others = [each for index, each in enumerate(node.args) if not (weighed and index == 1)]
             elsewhere |= set(refs_in([*others, *node.kwargs.values()]))
-        return {name: self._weight(name, tensors[name]) for name in read if name not in elsewhere}
-
-    def _weight(self, name: str, tensor: Tensor) -> Any:
-        weight = self._held.get(name, tensor)
-        if isinstance(weight, Tensor) and 2 * int(weight.count_nonzero()) <= weight.numel():
-            return Connections.of_dense(weight)
-        return weight
+        sparse = {name: self._held.get(name, tensors[name]) for name in read if name not in elsewhere}
+        return {name: weight_of(w) if isinstance(w, Tensor) else w for name, w in sparse.items()}
 
     def _dense(self, name: str, tensor: Tensor) -> Tensor:
         weight = self._held.get(name, tensor)
