@@ -145,6 +145,11 @@ def put(key: str, value: Any) -> Callable[[Path], None]:
     return rewritten(change)
 
 
+def text(program: str) -> Callable[[Path], None]:
+    """A file with this text for its program."""
+    return rewritten(lambda changed, _: changed.update(text=program))
+
+
 def tensor(key: str, change: Callable[[Tensor], Tensor]) -> Callable[[Path], None]:
     return rewritten(lambda _, tensors: tensors.update({key: change(tensors[key].clone())}))
 
@@ -209,14 +214,14 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "more": (metadata(more="1"), r"unknown metadata \['more'\]"),
     "no-checksum": (metadata(checksum="-"), r"it has no program, or no checksum\nCopy"),
     "no-program": (metadata(program="-"), r"it has no program, or no checksum\nCopy"),
-    "no-json": (metadata(program="{"), r"its program is not JSON\nCopy"),
-    "deep-json": (metadata(program="[" * 100_000), r"its program is not JSON\nCopy"),
-    "long-number": (metadata(program="1" * 10_000), r"its program is not JSON\nCopy"),
+    "no-json": (text("{"), r"its program is not JSON\nCopy"),
+    "deep-json": (text("[" * 100_000), r"its program is not JSON\nCopy"),
+    "long-number": (text("1" * 10_000), r"its program is not JSON\nCopy"),
     "long-program": (
-        metadata(program="[" + "[]," * 3_000_000 + "[]]"),
+        text("[" + "[]," * 3_000_000 + "[]]"),
         r"a program has at most 8,388,608 bytes",
     ),
-    "many-lists": (metadata(program="[" + "[]," * 2_700_000 + "[]]"), r"a program is inputs, outputs"),
+    "many-lists": (text("[" + "[]," * 2_700_000 + "[]]"), r"a program is inputs, outputs"),
     "list": (
         rewritten(lambda p, _: p.update(text="[]")),
         r"a program is inputs, outputs, signature",

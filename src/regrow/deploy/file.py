@@ -40,13 +40,13 @@ def write(file: str | os.PathLike[str], graph: Graph) -> Path:
         RegrowRuntimeError: the file cannot be written.
     """
     file = require_path("file", file)
-    tensors, text = tensors_of(graph), program.to_text(graph)
+    text, tensors = pack(graph)
     metadata = {FORMAT: str(DEPLOYED), "program": text}
     return write_atomically(file, lambda path: sealed.write(path, tensors, metadata, "program"))
 
 
-def tensors_of(graph: Graph) -> dict[str, Tensor]:
-    """Return what a file of `graph` holds, by name."""
+def pack(graph: Graph) -> tuple[str, dict[str, Tensor]]:
+    """Return what a file of `graph` holds: its program, and tensors by name."""
     found = dict(graph.constants)
     for name, weight in graph.weights.items():
         if isinstance(weight, Tensor):
@@ -57,7 +57,7 @@ def tensors_of(graph: Graph) -> dict[str, Tensor]:
         found[f"{name}_values"] = weight.values
         if weight.scale is not None:
             found[f"{name}_scale"] = weight.scale
-    return found
+    return program.to_text(graph), found
 
 
 def read(file: str | os.PathLike[str]) -> Graph:
@@ -81,16 +81,26 @@ def read(file: str | os.PathLike[str]) -> Graph:
     try:
         if "program" not in metadata or "checksum" not in metadata:
             raise program.Damaged("it has no program, or no checksum")
-        graph, weights = program.from_text(metadata["program"])
         sealed.require_unchanged(file, metadata, tensors, _KEYS, "program")
-        _fill(graph, weights, tensors)
+        graph = unpack(metadata["program"], tensors)
         _try(graph)
     except program.Damaged as error:
         raise RegrowValueError(f"`file` {file} is damaged: {error}\n{sealed.AGAIN}") from error
     return graph
 
 
-def _fill(graph: Graph, weights: Mapping[str, tuple[int, ...] | None], tensors: dict[str, Tensor]) -> None:
+def unpack(text: str, tensors: Mapping[str, Tensor]) -> Graph:
+    """Return the graph that `pack` has taken apart.
+
+    Raises:
+        Damaged: it has not.
+    """
+    graph, weights = program.from_text(text)
+    _fill(graph, weights, tensors)
+    return graph
+
+
+def _fill(graph: Graph, weights: Mapping[str, tuple[int, ...] | None], tensors: Mapping[str, Tensor]) -> None:
     """Put the tensors of a file into the graph that its program names; all of them, and no others."""
     left = dict(tensors)
 

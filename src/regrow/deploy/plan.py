@@ -54,7 +54,9 @@ class Plan:
         packed: constants that other plans of the same graph have laid out, to which this one adds its own.
     """
 
-    def __init__(self, graph: Graph, shapes: Sequence[tuple[int, ...]], packed: dict[Any, Any] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, shapes: Sequence[tuple[int, ...]], packed: dict[Any, Any] | None = None
+    ) -> None:
         self.graph = graph
         self._dense: dict[str, Tensor] = {}
         self.sizes = _sizes(graph, shapes)
@@ -124,12 +126,9 @@ class Plan:
 
     def _segment(self, nodes: list[Node], packed: dict[Any, Any]) -> list[Segment]:
         made = {node.name for node in nodes}
-        later = {
-            name
-            for node in self.graph.nodes
-            if node.name not in made
-            for name in node.refs()
-        } | set(self.graph.outputs)
+        later = {name for node in self.graph.nodes if node.name not in made for name in node.refs()} | set(
+            self.graph.outputs
+        )
         inputs = tuple(
             dict.fromkeys(
                 name
@@ -144,7 +143,9 @@ class Plan:
         outputs = tuple(Ref(node.name) for node in nodes if node.name in later)
         if not outputs:
             return []
-        lowering = Lowering(self.graph, self.sizes, torch.ops.regrow_native.infer_pixels.default(), packed=packed)
+        lowering = Lowering(
+            self.graph, self.sizes, torch.ops.regrow_native.infer_pixels.default(), packed=packed
+        )
         for space, name in enumerate(inputs, 1):
             lowering.values[name] = Value.contiguous(self.sizes[name].shape, space)
         for node in nodes:
@@ -172,7 +173,8 @@ class _Refused(Exception):
 def _sizes(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     """Return each value of the graph on the meta device, and whole numbers as they are."""
     inputs = [
-        torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in zip(shapes, graph.dtypes, strict=True)
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape, dtype in zip(shapes, graph.dtypes, strict=True)
     ]
     found: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
     interpret(graph, inputs, watch=found.__setitem__)
