@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -39,7 +40,7 @@ def conv(lowering: Lowering, node: Node) -> Value:
     x, seen = lowering.in_planes(source, 1)
     kernel = (weights.shape[2], weights.shape[3])
     window = window_of(
-        x.shape[2:], wanted[2:], kernel, tuple(stride), tuple(padding), tuple(dilation), weights.shape[1]
+        x.shape[2:], wanted[2:], kernel, tuple(stride), _first(padding), tuple(dilation), weights.shape[1]
     )
     y = Value.planes(wanted, 1, wide=True)
     _add(lowering, weight, bias, groups, window, (x, seen), y, 1, _optional(lowering, residual), activation)
@@ -76,6 +77,11 @@ def _linear(
     window = Window(1, seen.pixels, 1, seen.pixels)
     _add(lowering, name, bias, 1, window, (source, seen), y, -1, residual, activation)
     return y
+
+
+def _first(padding: Sequence[int]) -> tuple[int, int]:
+    """Return the padding above and to the left: what is below and to the right follows from the output's size."""
+    return (padding[0], padding[2]) if len(padding) == 4 else (padding[0], padding[1])
 
 
 def _optional(lowering: Lowering, argument: Ref | None) -> Value | None:
