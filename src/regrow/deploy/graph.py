@@ -21,7 +21,7 @@ CONV, LINEAR, AFFINE = "regrow.conv2d", "regrow.linear", "regrow.affine"
 """Operations that `passes` makes of torch's:
 
 - ``regrow.conv2d(x, weight, bias, stride, padding, dilation, groups, residual, activation)``: a convolution of
-  [N, C, H, W]; pairs of whole numbers; `bias` a constant [out] or None.
+  [N, C, H, W]; pairs of whole numbers, or four for a padding: top, bottom, left, right; `bias` a constant [out] or None.
 - ``regrow.linear(x, weight, bias, residual, activation)``: of [..., in].
 - ``regrow.affine(x, scale, shift, activation)``: ``x * scale + shift`` for each channel, dimension 1 of x.
 

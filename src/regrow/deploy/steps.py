@@ -165,7 +165,6 @@ class Vector(Step):
     crow: int
     col: int
     values: int
-    kind: int
     scale: int
     bias: int
     activation: int
