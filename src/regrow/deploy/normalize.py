@@ -138,31 +138,31 @@ def _convolution(editor: Editor, node: Node) -> None:
         return
     dilation, kernel = _pair(given["dilation"]), editor.graph.weights[weight].shape[2:]
     if not isinstance(given["padding"], str):
-        padding = _pair(given["padding"])
+        rows, columns = _pair(given["padding"])
+        sides = [rows, rows, columns, columns]
     elif given["padding"] == "valid":
-        padding = [0, 0]
+        sides = [0, 0, 0, 0]
     else:
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        padding = [each // 2 for each in total]
-        if any(each % 2 for each in total):
-            return
+        sides = [side for each in total for side in (each // 2, each - each // 2)]
     before = editor.node(x, alone=False)
     padded = _zeros_around(before) if before is not None else None
     if before is not None and padded is not None:
-        x, padding = before.args[0], [own + more for own, more in zip(padding, padded, strict=True)]
+        x, sides = before.args[0], [own + more for own, more in zip(sides, padded, strict=True)]
+    padding = sides[::2] if sides[::2] == sides[1::2] else sides
     args = (x, weight, bias, stride, padding, dilation, given["groups"], None, None)
     editor.change(node, CONV, args)
 
 
 def _zeros_around(node: Node) -> list[int] | None:
-    """Return how many zeros a node puts above and below, and left and right, if it does nothing else."""
+    """Return how many zeros a node puts above, below, left and right of images, if it does nothing else."""
     if node.op not in ("aten.pad.default", "aten.constant_pad_nd.default"):
         return None
     given = arguments(node)
     pad = given["pad"]
     if given.get("mode", "constant") != "constant" or given["value"] or len(pad) != 4 or min(pad) < 0:
         return None
-    return [pad[2], pad[0]] if pad[0] == pad[1] and pad[2] == pad[3] else None
+    return [pad[2], pad[3], pad[0], pad[1]]
 
 
 def _linear(editor: Editor, node: Node) -> None:
