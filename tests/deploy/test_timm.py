@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphs import check, ops, stir
+from deploy.torchvision_names import timm
+from deploy.traced import check, ops, stir
 from torch import nn
-from torchvision_names import timm
 
 import regrow
 
