@@ -28,6 +28,7 @@ ROOMS: list[set[str]] = [
     {"rewrite", "methods"},
     {"measure", "tickets", "testing"},
     {"accounting"},
+    {"deploy"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library
     {"app.recipes", "app.tasks"},
     {"app.training", "app.report"},

@@ -6,11 +6,16 @@ kernels, and `file` writes and reads it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from regrow._torch import Operator, schema_of
+from regrow.deploy.structure import Structure
 
 CONV, LINEAR, AFFINE = "regrow.conv2d", "regrow.linear", "regrow.affine"
 """Operations that `passes` makes of torch's:
@@ -25,6 +30,42 @@ or None.
 """
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
 """GELU is the exact one."""
+
+
+INTEGER_OPS = ("add", "sub", "mul", "floordiv", "mod")
+"""Of sizes that depend on the batch: ``int.add`` and so on."""
+TEXTS = {"approximate", "mode", "rounding_mode", "padding", "norm", "reduce", "indexing"}
+"""Arguments of torch's operators that are strings."""
+UNFIT = {
+    torch.Tag.nondeterministic_seeded,
+    torch.Tag.data_dependent_output,
+    torch.Tag.dynamic_output_shape,
+    torch.Tag.maybe_aliasing_or_mutating,
+    torch.Tag.inplace_view,
+}
+"""Tags of operators whose output is random, or of a shape that the values decide, or not a value at all."""
+SELDOM_RANDOM = {"scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"}
+"""Operators that are random only with a dropout, which `trace` refuses."""
+PRIVATE = {
+    "_native_batch_norm_legit_no_training",
+    "_to_copy",
+    "_softmax",
+    "_log_softmax",
+    "_weight_norm_interface",
+}
+"""Operators with a leading underscore that check their arguments; others need not."""
+LAYOUT = {
+    "as_strided",
+    "resize",
+    "set",
+    "empty_like",
+    "new_empty",
+    "new_empty_strided",
+    "is_set_to",
+    "item",
+    "data",
+}
+"""Operators that read the layout or the memory behind a tensor."""
 
 
 class Ref(str):
@@ -57,6 +98,29 @@ class Connections:
     def density(self) -> float:
         """The share of the weight's positions that are connections."""
         return len(self.values) / max(1, torch.Size(self.shape).numel())
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], rows: Tensor, columns: Tensor, values: Tensor) -> Connections:
+        """Make them of rows and columns, both [nnz] and ascending, and float32 `values` [nnz].
+
+        What is zero is not a connection.
+        """
+        there = values != 0
+        if not there.all():
+            rows, columns, values = rows[there], columns[there], values[there]
+        crow = torch.zeros(shape[0] + 1, dtype=torch.int32)
+        crow[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
+        narrow = torch.Size(shape[1:]).numel() <= 2**16
+        return cls(
+            tuple(shape), crow, columns.to(torch.uint16 if narrow else torch.int32), values.contiguous()
+        )
+
+    @classmethod
+    def of_dense(cls, weight: Tensor) -> Connections:
+        """Make them of a dense weight [out, ...], with whatever is not zero."""
+        matrix = weight.reshape(len(weight), -1)
+        rows, columns = matrix.nonzero(as_tuple=True)
+        return cls.of(tuple(weight.shape), rows, columns, matrix[rows, columns].float())
 
     def rows(self) -> Tensor:
         """Return the row of each connection, int64 [nnz]."""
@@ -92,6 +156,19 @@ class Node:
     layer: str = ""
     """Name of the module that it comes from, for explanations and errors."""
 
+    def refs(self) -> list[Ref]:
+        """Return the names of what it reads, as often as it reads it."""
+        return list(refs_in([*self.args, *self.kwargs.values()]))
+
+
+def refs_in(values: Any) -> Iterator[Ref]:
+    """Yield the references in nested arguments."""
+    if isinstance(values, Ref):
+        yield values
+    elif isinstance(values, list | tuple):
+        for each in values:
+            yield from refs_in(each)
+
 
 @dataclass
 class Graph:
@@ -109,5 +186,41 @@ class Graph:
     """Of each input, for the example."""
     dtypes: list[torch.dtype]
     """Of each input."""
+    signature: Structure
+    """How the inputs are handed over: a tuple of the positional arguments and a dictionary of the others."""
+    structure: Structure
+    """How the outputs are handed back."""
     dynamic: bool = True
     """Whether the first dimension of each input may be of another size than in `shapes`."""
+
+
+@cache
+def operator(op: str) -> Any:
+    """Return torch's operator ``aten.NAME.OVERLOAD``, or None if there is none of that name that a graph may hold.
+
+    A graph holds functions of tensors: nothing that writes to its arguments, draws random numbers, makes tensors of
+    nothing, depends on the values for its output's shape, or reads the layout or the memory behind a tensor.
+    """
+    space, _, rest = op.partition(".")
+    name, _, overload = rest.partition(".")
+    if space != "aten" or (name.startswith("_") and name not in PRIVATE) or name in LAYOUT or not overload:
+        return None
+    found = getattr(getattr(torch.ops.aten, name, None), overload, None)
+    if not isinstance(found, Operator):
+        return None
+    schema = schema_of(found)
+    texts = [each.name for each in schema.arguments if "str" in str(each.type)]
+    tensors = any("Tensor" in str(each.type) for each in schema.arguments)
+    written = schema.is_mutable or any(
+        each.alias_info and each.alias_info.is_write for each in schema.arguments
+    )
+    unfit = UNFIT & set(found.tags) and name not in SELDOM_RANDOM
+    return None if written or unfit or not tensors or not TEXTS.issuperset(texts) else found
+
+
+def allowed(op: str) -> bool:
+    """Return whether a graph may hold the operation `op`; see `Node.op`."""
+    kind, _, name = op.partition(".")
+    if kind == "int":
+        return name in INTEGER_OPS
+    return op in ("getitem", CONV, LINEAR, AFFINE) or operator(op) is not None
