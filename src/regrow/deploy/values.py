@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,9 +44,7 @@ class Value:
         """
         shape = tuple(shape)
         channel %= len(shape)
-        last = channel == len(shape) - 1
-        first_pixel = (1 if len(shape) > 2 else 0) if last else channel + 1
-        pixel_dims = [d for d in range(first_pixel, len(shape)) if d != channel]
+        pixel_dims = _pixel_dims(len(shape), channel)
         strides, stride = [0] * len(shape), 1
         for d in reversed(pixel_dims):
             strides[d] = stride
@@ -61,12 +60,30 @@ class Value:
         return cls(Buffer(rounded(stride)), form)
 
 
+def _pixel_dims(dims: int, channel: int) -> list[int]:
+    first = (1 if dims > 2 else 0) if channel == dims - 1 else channel + 1
+    return [d for d in range(first, dims) if d != channel]
+
+
 def plane_of(pixels: int) -> int:
     """Return how far apart planes of so many pixels are: whole lines, and not such that all fall into the same few sets
     of the nearest cache.
     """
     plane = 1 if pixels == 1 else rounded(pixels)
     return plane + LINE if plane % 256 == 0 else plane
+
+
+def merged(dims: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    """Return dimensions, each a size and some strides, with those as one that make one run in all; the outer first."""
+    found: list[tuple[int, list[int]]] = []
+    for size, strides in dims:
+        if size == 1:
+            continue
+        if found and all(a == size * b for a, b in zip(found[-1][1], strides, strict=True)):
+            found[-1] = (found[-1][0] * size, strides)
+        else:
+            found.append((size, strides))
+    return found
 
 
 @dataclass(frozen=True)
@@ -88,8 +105,10 @@ class Planes:
         others = [
             (form.shape[d], form.stride(d)) for d in range(form.dim()) if d != channel and form.shape[d] != 1
         ]
-        pixels = 1
-        while others and others[-1][1] == pixels:
+        pixels, most = 1, form.numel()
+        if form.shape[channel] == 1:  # images that follow one another are not taken for more pixels of one
+            most = math.prod(form.shape[d] for d in _pixel_dims(form.dim(), channel))
+        while others and others[-1][1] == pixels and pixels * others[-1][0] <= most:
             pixels *= others.pop()[0]
         images, image = 1, 0
         for size, stride in reversed(others):
