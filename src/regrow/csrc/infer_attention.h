@@ -60,11 +60,11 @@ inline void softmax(const Norm& n, const float* x, float* y) {
         }
 }
 
-// f(v, read) added up over one vector.
+// f(i, how) added up over one vector.
 template <class F>
 inline float total_of(int64_t size, const F& f) {
     Lanes sum{};
-    each_lanes(0, size, [&](int64_t i, auto read, auto) { sum += keep(f(i, read), int(least(L, size - i))); });
+    each_lanes(0, size, [&](int64_t i, auto how) { sum += keep(f(i, how), int(least(L, size - i))); });
     return sum_of(sum);
 }
 
@@ -73,28 +73,28 @@ void norm_vector(const Norm& n, const float* x, float* y) {
     const int64_t size = n.channels;
     if (n.softmax) {
         Lanes most = splat(-__builtin_inff());
-        each_lanes(0, size, [&](int64_t i, auto read, auto) {
-            const Lanes v = read(x + i);
+        each_lanes(0, size, [&](int64_t i, auto how) {
+            const Lanes v = how.read(x + i);
             for (int64_t lane = 0; lane < L; lane++)
                 if (i + lane < size && v[lane] > most[lane]) most[lane] = v[lane];
         });
         float top = most[0];
         for (int64_t lane = 1; lane < L; lane++) top = most[lane] > top ? most[lane] : top;
-        const float total = total_of(size, [&](int64_t i, auto read) { return exp_of(read(x + i) - top); });
-        each_lanes(0, size, [&](int64_t i, auto read, auto write) { write(y + i, exp_of(read(x + i) - top) / total); });
+        const float total = total_of(size, [&](int64_t i, auto how) { return exp_of(how.read(x + i) - top); });
+        each_lanes(0, size, [&](int64_t i, auto how) { how.write(y + i, exp_of(how.read(x + i) - top) / total); });
         return;
     }
-    const float mean = total_of(size, [&](int64_t i, auto read) { return read(x + i); }) / float(size);
-    const float square = total_of(size, [&](int64_t i, auto read) {
-        const Lanes d = read(x + i) - mean;
+    const float mean = total_of(size, [&](int64_t i, auto how) { return how.read(x + i); }) / float(size);
+    const float square = total_of(size, [&](int64_t i, auto how) {
+        const Lanes d = how.read(x + i) - mean;
         return d * d;
     });
     const float scale = 1.0f / root(splat(square / float(size) + n.epsilon))[0];
-    each_lanes(0, size, [&](int64_t i, auto read, auto write) {
-        Lanes v = (read(x + i) - mean) * scale;
-        if (n.weight) v *= read(n.weight + i);
-        if (n.bias) v += read(n.bias + i);
-        write(y + i, v);
+    each_lanes(0, size, [&](int64_t i, auto how) {
+        Lanes v = (how.read(x + i) - mean) * scale;
+        if (n.weight) v *= how.read(n.weight + i);
+        if (n.bias) v += how.read(n.bias + i);
+        how.write(y + i, v);
     });
 }
 

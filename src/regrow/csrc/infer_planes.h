@@ -7,15 +7,22 @@ inline Lanes load_some(const float* p, int64_t n) {
     return v;
 }
 inline void store_some(float* p, Lanes v, int64_t n) { __builtin_memcpy(p, &v, n * sizeof(float)); }
-// f(i, read, write) for each vector of [begin, end), the last of them read and written in part.
+// How a vector is read and written: whole, or its first lanes alone.
+struct Whole {
+    Lanes read(const float* p) const { return load_unaligned(p); }
+    void write(float* p, Lanes v) const { store_unaligned(p, v); }
+};
+struct Some {
+    int64_t lanes;
+    Lanes read(const float* p) const { return load_some(p, lanes); }
+    void write(float* p, Lanes v) const { store_some(p, v, lanes); }
+};
+// f(i, how) for each vector of [begin, end).
 template <class F>
 inline void each_lanes(int64_t begin, int64_t end, const F& f) {
     int64_t i = begin;
-    for (; i + L <= end; i += L)
-        f(i, [](const float* p) { return load_unaligned(p); }, [](float* p, Lanes v) { store_unaligned(p, v); });
-    const int64_t rest = end - i;
-    if (rest > 0)
-        f(i, [=](const float* p) { return load_some(p, rest); }, [=](float* p, Lanes v) { store_some(p, v, rest); });
+    for (; i + L <= end; i += L) f(i, Whole{});
+    if (i < end) f(i, Some{end - i});
 }
 
 template <Operation O>
@@ -44,13 +51,13 @@ void map_rows(const Map& m, int64_t first, int64_t last, int64_t begin, int64_t 
             if (c) c += i * m.c_stride[d];
         }
         const Lanes x_all = splat(*x), b_all = splat(b ? *b : 0.0f), c_all = splat(c ? *c : 0.0f);
-        each_lanes(begin, end, [&](int64_t i, auto read, auto write) {
-            Lanes v = x_moves ? read(x + i) : x_all;
-            if (O != Operation::none) v = combine<O>(v, b_moves ? read(b + i) : b_all);
-            if (c) v += c_moves ? read(c + i) : c_all;
+        each_lanes(begin, end, [&](int64_t i, auto how) {
+            Lanes v = x_moves ? how.read(x + i) : x_all;
+            if (O != Operation::none) v = combine<O>(v, b_moves ? how.read(b + i) : b_all);
+            if (c) v += c_moves ? how.read(c + i) : c_all;
             if (m.activation == Activation::relu) v = rectify(v);
             else if (m.activation != Activation::none) v = activate(v, m.activation);
-            write(y + i, v);
+            how.write(y + i, v);
         });
     }
 }
@@ -72,7 +79,7 @@ inline Lanes sum_of_row(const float* x, int64_t n) {
         a += load_unaligned(x + i);
         b += load_unaligned(x + i + L);
     }
-    each_lanes(i, n, [&](int64_t at, auto read, auto) { a += read(x + at); });
+    each_lanes(i, n, [&](int64_t at, auto how) { a += how.read(x + at); });
     return a + b;
 }
 
@@ -120,10 +127,10 @@ inline void pool_columns(const Pool& p, const float* row, float* to, float* scra
         for (int64_t k = 1; k < p.kernel_x; k++) best = join<MAX>(best, load_unaligned(from + k * p.dilation_x));
         return best;
     };
-    if (p.stride_x == 1) return each_lanes(0, p.out_width, [&](int64_t i, auto, auto write) { write(to + i, at(row + i)); });
+    if (p.stride_x == 1) return each_lanes(0, p.out_width, [&](int64_t i, auto how) { how.write(to + i, at(row + i)); });
     if (p.stride_x == 2)
-        return each_lanes(0, p.out_width, [&](int64_t i, auto, auto write) {
-            write(to + i, evens(at(row + 2 * i), at(row + 2 * i + L), std::make_integer_sequence<int, int(L)>{}));
+        return each_lanes(0, p.out_width, [&](int64_t i, auto how) {
+            how.write(to + i, evens(at(row + 2 * i), at(row + 2 * i + L), std::make_integer_sequence<int, int(L)>{}));
         });
     const int64_t positions = (p.out_width - 1) * p.stride_x + 1;
     for (int64_t i = 0; i < positions; i += L) store_unaligned(scratch + i, at(row + i));
@@ -169,8 +176,8 @@ inline void pool_plane(const Pool& p, const float* x, float* y, float* scratch) 
         const int64_t rows = p.adaptive  ? r.end - r.begin
                              : p.divisor ? 1
                                          : counted(oy, p.stride_y, p.kernel_y, p.padding_y, p.height, p.count_padding);
-        each_lanes(0, p.out_width, [&](int64_t i, auto read, auto write) {
-            write(y + i, read(y + i) / (read(count + i) * splat(float(rows))));
+        each_lanes(0, p.out_width, [&](int64_t i, auto how) {
+            how.write(y + i, how.read(y + i) / (how.read(count + i) * splat(float(rows))));
         });
     }
 }

@@ -8,7 +8,7 @@ from typing import Any
 from regrow.deploy import steps
 from regrow.deploy.graph import Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported, lowers
-from regrow.deploy.values import Planes, Value, plane_of
+from regrow.deploy.values import Planes, Value, like, plane_of
 
 
 def _norm(
@@ -20,16 +20,14 @@ def _norm(
     epsilon: float | None = None,
 ) -> Value:
     """Add a layer norm over dimension `channel`, or without an `epsilon` a softmax."""
-    seen = Planes.of(x.form, channel)
-    if seen is None or not (seen.padded or seen.plane == 1) or x.buffer.space:
-        x = lowering.lay(x, Value.planes(x.shape, channel))
-    y = Value.planes(x.shape, channel)
-    seen, made = Planes.of(x.form, channel), Planes.of(y.form, channel)
+    x, seen = lowering.in_planes(x, channel)
+    y = like(x, channel)
+    made = Planes.of(y.form, channel)
+    if made is None or (seen.images, seen.pixels, seen.plane == 1) != (made.images, made.pixels, made.plane == 1):
+        x, y = (lowering.lay(x, Value.planes(x.shape, channel)), Value.planes(x.shape, channel))
+        seen = made = Planes.of(y.form, channel)
     assert seen is not None
     assert made is not None
-    if (seen.images, seen.pixels, seen.plane == 1) != (made.images, made.pixels, made.plane == 1):
-        x = lowering.lay(x, Value.planes(x.shape, channel))
-        seen = made
     constant = lowering.program.constant
     lowering.add(
         steps.Norm(

@@ -11,7 +11,7 @@ import torch
 from regrow.deploy.graph import AFFINE, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported, lowers
 from regrow.deploy.steps import NOWHERE, Map, activation
-from regrow.deploy.values import Planes, Value, merged
+from regrow.deploy.values import Planes, Value, like, merged
 
 OPERATIONS = ("none", "add", "subtract", "multiply", "divide")
 DIMENSIONS = 4
@@ -42,7 +42,7 @@ def add_map(
     if whole is None or not shape:
         raise Unsupported("a sum or product in which no operand has the shape of the result")
     channel = channel_of(whole)
-    y = into or Value.planes(shape, channel)
+    y = into or like(whole, channel)
     inner = min((d for d in range(len(shape)) if shape[d] != 1), key=lambda d: y.form.stride(d), default=0)
     laid = [None if each is None else _laid(lowering, each, shape, channel, inner) for each in operands]
     first, second, third = laid

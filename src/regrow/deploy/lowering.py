@@ -159,10 +159,19 @@ class Lowering:
         memory: Tensor = self.keep(key, make)[0]
         return self.read(memory, target.form)
 
-    def in_planes(self, value: Value, channel: int, *, padded: bool = True) -> tuple[Value, Planes]:
-        """Return a value as planes, copied if it is not laid out so, or if kernels may not read whole lines of it."""
+    def in_planes(
+        self, value: Value, channel: int, *, pixels: int | None = None, slack: bool = True
+    ) -> tuple[Value, Planes]:
+        """Return a value as planes, copied if it is not laid out so.
+
+        Args:
+            value: any.
+            channel: the dimension whose planes they are.
+            pixels: how many there must be in an image. Default: any.
+            slack: whether kernels read whole vectors, and so beyond the last pixel.
+        """
         found = Planes.of(value.form, channel)
-        if found is None or (padded and not (found.padded and value.buffer.space == 0)):
+        if found is None or (pixels or found.pixels) != found.pixels or (slack and value.buffer.space):
             value = self.lay(value, Value.planes(value.shape, channel))
             found = Planes.of(value.form, channel)
             assert found is not None

@@ -85,7 +85,8 @@ def _pool(
     shape = lowering.shape(node)
     if len(shape) != 4:
         raise Unsupported("pooling of other than [N, C, H, W]")
-    x, seen = lowering.in_planes(lowering.value(node.args[0]), 1)
+    x = lowering.value(node.args[0])
+    x, seen = lowering.in_planes(x, 1, pixels=x.shape[2] * x.shape[3])
     y = Value.planes(shape, 1)
     made = Planes.of(y.form, 1)
     assert made is not None
@@ -141,8 +142,9 @@ def _mean(lowering: Lowering, node: Node, dims: list[int], shape: tuple[int, ...
         x = lowering.lay(x, Value(target.buffer, target.form.permute([order.index(d) for d in range(count)])))
         pixels = _neighbours(x, over)
         assert pixels is not None
-    y = Value.contiguous(shape)
-    strides = Value.contiguous([x.shape[d] for d in rest]).form.stride()
+    sizes = [x.shape[d] for d in rest]
+    flat = Value.planes(sizes, 1) if len(rest) == 2 else Value.contiguous(sizes)
+    y, strides = Value(flat.buffer, flat.form.view(shape)), flat.form.stride()
     outer = merged(
         [(x.shape[d], [x.form.stride(d), stride]) for d, stride in zip(rest, strides, strict=True)]
     )

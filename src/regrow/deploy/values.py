@@ -36,20 +36,32 @@ class Value:
         return cls(Buffer(rounded(form.numel()), space), form)
 
     @classmethod
-    def planes(cls, shape: Sequence[int], channel: int) -> Value:
+    def planes(
+        cls, shape: Sequence[int], channel: int, *, pixels: int | None = None, wide: bool = False
+    ) -> Value:
         """Return a new value of this shape in planes: dimension `channel` outside of the pixels.
 
-        Dimensions before the channel are images where the channel is followed by others, and pixels where it is last,
-        all but the first of three and more.
+        Args:
+            shape: of the tensor.
+            channel: a dimension of it.
+            pixels: how many there are in an image; they are the last dimensions, the channel's left out. Default: those
+                behind the channel, and where that is last all others, but the first of three and more.
+            wide: whether kernels write whole lines to it, even where there is one pixel.
         """
         shape = tuple(shape)
         channel %= len(shape)
         pixel_dims = _pixel_dims(len(shape), channel)
+        if pixels is not None:
+            found, pixel_dims = 1, []
+            for d in reversed([d for d in range(len(shape)) if d != channel]):
+                if found * shape[d] <= pixels:
+                    pixel_dims.insert(0, d)
+                    found *= shape[d]
         strides, stride = [0] * len(shape), 1
         for d in reversed(pixel_dims):
             strides[d] = stride
             stride *= max(1, shape[d])
-        plane = plane_of(stride)
+        plane = max(plane_of(stride), LINE if wide else 1)
         strides[channel] = plane
         stride = plane * max(1, shape[channel])
         for d in reversed(range(len(shape))):
@@ -58,6 +70,12 @@ class Value:
                 stride *= max(1, shape[d])
         form = torch.empty_strided(shape, strides, device="meta")
         return cls(Buffer(rounded(stride)), form)
+
+
+def like(value: Value, channel: int) -> Value:
+    """Return a new value in planes, with as many pixels in an image as `value` has."""
+    seen = Planes.of(value.form, channel)
+    return Value.planes(value.shape, channel, pixels=None if seen is None or seen.pixels == 1 else seen.pixels)
 
 
 def _pixel_dims(dims: int, channel: int) -> list[int]:
@@ -121,8 +139,3 @@ class Planes:
         if plane < pixels or (images > 1 and image < (channels - 1) * plane + pixels):
             return None
         return cls(images, channels, pixels, image, plane)
-
-    @property
-    def padded(self) -> bool:
-        """Whether kernels may read and write whole lines from each pixel on that begins one."""
-        return self.plane >= rounded(self.pixels)
