@@ -31,6 +31,7 @@ from torch._C import (  # type: ignore[attr-defined]
     _len_torch_dispatch_stack,
     _set_tracing_state,
 )
+from torch._ops import OpOverload
 from torch._subclasses import fake_tensor
 from torch.autograd import Function, Variable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -67,6 +68,9 @@ schema_of: Callable[[Any], Any] = attrgetter("_schema")
 If it is missing, AttributeError at the first such operator on batch tiles.
 """
 
+Operator = OpOverload
+"""Class of operators with a schema of their own, ``torch.ops.aten.add.Tensor``. Required."""
+
 nn_functions: Any = getattr(torch._C, "_nn", torch)
 """Hold some functions of torch.nn.functional; if it is missing, those are known by their public names alone."""
 
@@ -78,6 +82,15 @@ def is_under_vmap(tensor: Tensor) -> bool:
             return True
         tensor = _functorch.get_unwrapped(tensor)
     return False
+
+
+def guards_of(program: Any) -> list[str]:
+    """Return the conditions on the inputs' shapes, as text, under which an exported program computes the model.
+
+    Needs `_guards_code` of `ExportedProgram`; if it is missing, one that no shape meets: programs hold for one batch.
+    """
+    guards: list[str] = getattr(program, "_guards_code", ["False"])
+    return guards
 
 
 # Trees of arguments

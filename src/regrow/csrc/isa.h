@@ -43,7 +43,9 @@ constexpr Kernels<T> table{
      &pool_mean_backward<T>},
 };
 
-extern const Isa isa{REGROW_NAME(REGROW_ISA), table<float>, table<double>};
+extern const infer::Kernels infer_table; // infer_isa.h
+
+extern const Isa isa{REGROW_NAME(REGROW_ISA), table<float>, table<double>, &infer_table};
 
 } // namespace REGROW_ISA
 } // namespace regrow

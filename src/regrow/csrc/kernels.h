@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "conv.h"
+#include "infer.h"
 #include "linear.h"
 #include "norm.h"
 #include "pool.h"
@@ -38,6 +39,7 @@ struct Isa {
     const char* name;
     Kernels<float> f32;
     Kernels<double> f64;
+    const infer::Kernels* infer;
     template <class T> const Kernels<T>& kernels() const {
         if constexpr (sizeof(T) == 4) return f32;
         else return f64;

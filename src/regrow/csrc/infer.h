@@ -1,0 +1,80 @@
+// Steps of an inference program, and the kernels that do them.
+//
+// Values are float32 in planes: channel c of image n starts at data + n * image + c * plane, its pixels follow one another,
+// and what lies between the last pixel and the next plane may hold anything. The tokens of a transformer and the examples
+// of a batch of vectors are pixels too; a single vector has planes of one number.
+#pragma once
+
+#include <cstdint>
+
+namespace regrow::infer {
+
+enum class Activation : int64_t { none, relu, relu6, silu, gelu, hardswish, hardsigmoid, sigmoid, tanh };
+
+// One connection of a convolution: where its input starts, in floats from that of the pixel, and its value.
+struct Connection {
+    int32_t offset;
+    float value;
+};
+
+// How a convolution reads images: for each column of the kernel, and each residue of its rows by the stride, a copy of the
+// channel in which the pixels that neighbouring outputs read are neighbours. Each tap is then a run of such a copy.
+struct Window {
+    int64_t height, width, out_height, out_width;
+    int64_t kernel_height, kernel_width, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
+    int64_t band;    // output rows at a time
+    int64_t phases;  // residues that are used
+    int64_t copy;    // floats of one copy
+    int64_t channel; // floats of all copies of one channel; 0: channels are read where they are
+};
+
+// A convolution of some images: out = activation(weight * x + bias + residual).
+struct Conv {
+    Window window;
+    int64_t images, groups, channels, outputs; // the last two: of one group
+    int64_t x_image, x_plane, y_image, y_plane, residual_image, residual_plane;
+    int64_t blocks;             // of input channels
+    const float *x, *residual;  // residual: null where there is none
+    float* y;
+    const int32_t* start;       // [groups, blocks, outputs + 1]: of the connections, in the order of `order`
+    const int32_t* order;       // [groups, blocks, outputs]: outputs with equally many connections follow one another
+    const Connection* connections;
+    const float* bias;          // [groups * outputs] or null
+    Activation activation;
+};
+
+// The same with a dense weight, without groups.
+struct DenseConv {
+    Conv conv;             // without connections
+    const int32_t* offset; // [taps]
+    const float* weight;   // [outputs, taps]
+    int64_t taps;
+};
+
+enum class Values : int64_t { float32, bfloat16, int8 };
+
+// y = activation(W x + bias + residual) of one vector.
+struct Vector {
+    int64_t rows, columns;
+    const float *x, *residual; // residual: null where there is none
+    float* y;
+    const int32_t* crow; // null: the weight is dense, [rows, columns] in float32
+    const void* col;     // uint16 or int32
+    bool wide;           // int32
+    const void* values;
+    Values kind;
+    const float *scale, *bias; // [rows] or null
+    Activation activation;
+};
+
+struct Kernels {
+    int64_t pixels; // that a kernel holds in registers
+    // outputs [first, last) by their place in `order`, of one group of one image, in one band of output rows
+    void (*conv)(const Conv&, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch);
+    void (*dense)(const DenseConv&, int64_t image, int64_t band, int64_t first, int64_t last, float* scratch);
+    void (*vector)(const Vector&, int64_t first, int64_t last); // rows
+};
+
+const Kernels& kernels(); // of the instruction set in use
+
+} // namespace regrow::infer
