@@ -276,7 +276,7 @@ def bench_command(
     sparsity: Annotated[list[str] | None, typer.Option(metavar="0.8,0.9", help="Sparsities.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="package.module:function", help="A network of your own: its training step."),
+        typer.Option(metavar="package.module:function", help="A network of your own: a step, or inference."),
     ] = None,
     input_: Annotated[
         str | None, typer.Option("--input", metavar="128,3,32,32", help="Sizes of its input, batch first.")
@@ -286,17 +286,17 @@ def bench_command(
     ] = "auto",
     distribution: Annotated[
         list[str] | None,
-        typer.Option(metavar="uniform,erk", help="Of the networks' connections. Default: uniform and erk."),
+        typer.Option(metavar="uniform,erk", help="Of the connections. Default: both; inference: uniform."),
     ] = None,
     what: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
-            help="layers, convolutions, steps (training steps of networks), updates, memory, scale. Default: what is "
-            "named by --linear, --conv or --model, else all but scale.",
+            help="layers, convolutions, steps (of training), updates, memory, scale, inference (of many engines). "
+            "Default: what is named by --linear, --conv or --model, else all but scale and inference.",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Of torch. Default: torch's own.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: torch's own; in inference one too.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
     seconds: Annotated[
         float | None, typer.Option(help="How long each side of a comparison is measured.")
