@@ -48,6 +48,8 @@ class Step:
     """One step: its fields are, in order, those of the structure of the same name in csrc/infer_steps.h."""
 
     KIND: ClassVar[int] = 0
+    NAME: ClassVar[str] = ""
+    """Of the kernel, for explanations."""
 
     def encode(self) -> list[int]:
         """Return the numbers of the step: its kind, how many fields it has, and these."""
@@ -102,6 +104,7 @@ class Conv(Step):
     """A convolution by the connections of its weight."""
 
     KIND = 1
+    NAME = "sparse convolution"
     x: Place
     y: Place
     residual: Place
@@ -131,6 +134,7 @@ class Dense(Step):
     """A convolution by a dense weight."""
 
     KIND = 2
+    NAME = "dense convolution"
     x: Place
     y: Place
     residual: Place
@@ -157,6 +161,7 @@ class Vector(Step):
     """A linear layer of one vector."""
 
     KIND = 3
+    NAME = "vector"
     x: Place
     y: Place
     residual: Place
@@ -175,6 +180,7 @@ class Copy(Step):
     """A copy from one layout into another."""
 
     KIND = 4
+    NAME = "copy"
     x: Place
     y: Place
     size: tuple[int, ...]
