@@ -18,7 +18,8 @@ from typer.core import TyperCommand
 import regrow
 from regrow._text import KEEP, columns, either, wrapped
 from regrow.app.cli import basic, listing
-from regrow.app.cli.printing import finish, show
+from regrow.app.cli.export import export
+from regrow.app.cli.printing import Json, finish, show
 from regrow.app.recipes import Recipe, as_yaml, load, read, shipped
 from regrow.app.training import (
     Interrupted,
@@ -64,9 +65,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")
-]
 Import = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
@@ -206,6 +204,9 @@ def compare_command(
         json_=json_,
     )
     raise typer.Exit(code)
+
+
+app.command("export", short_help="Write the network of a finished run to a file for inference.")(export)
 
 
 @app.command("flops", cls=_Command, short_help="Count parameters, FLOPs and size of a network.")
