@@ -43,11 +43,13 @@ struct Conv {
     Activation activation;
 };
 
+constexpr int64_t TOGETHER = 6; // outputs of a dense weight that are computed together
+
 // The same with a dense weight, without groups.
 struct DenseConv {
     Conv conv;             // without connections
     const int32_t* offset; // [taps]
-    const float* weight;   // [outputs, taps]
+    const float* weight;   // [outputs / TOGETHER, rounded up; taps; TOGETHER]
     int64_t taps;
 };
 
@@ -124,6 +126,7 @@ struct Kernels {
     int64_t queries; // that attention takes at a time
     // outputs [first, last) by their place in `order`, of one group of one image, in one band of output rows
     void (*conv)(const Conv&, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch);
+    // first, last: of the outputs by `TOGETHER`
     void (*dense)(const DenseConv&, int64_t image, int64_t band, int64_t first, int64_t last, float* scratch);
     void (*vector)(const Vector&, int64_t first, int64_t last); // rows
     // of rows [first, last), all dimensions but the last, the elements [begin, end)

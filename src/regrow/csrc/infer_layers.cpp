@@ -73,6 +73,7 @@ void run(const DenseStep& s, const Memory& memory) {
     require_sizes({s.x_image, s.x_plane, s.y_image, s.y_plane, s.residual_image, s.residual_plane, s.images, s.channels,
                    s.outputs, s.taps});
     const int64_t in = s.window.height * s.window.width, out = s.window.out_height * s.window.out_width;
+    const int64_t some = (s.outputs + TOGETHER - 1) / TOGETHER;
     DenseConv d{};
     d.conv = {window_of(s.window, s.channels, memory.scratch_size()),
               s.images,
@@ -95,17 +96,17 @@ void run(const DenseStep& s, const Memory& memory) {
               memory.constant<float>(s.bias, s.outputs, {ScalarType::Float}),
               Activation(s.activation)};
     d.offset = memory.constant<int32_t>(s.offset, s.taps, {ScalarType::Int});
-    d.weight = memory.constant<float>(s.weight, s.outputs * s.taps, {ScalarType::Float});
+    d.weight = memory.constant<float>(s.weight, some * TOGETHER * s.taps, {ScalarType::Float});
     d.taps = s.taps;
     require(d.conv.x && d.conv.y && d.offset && d.weight);
     require_room(s.outputs, s.y_plane, out);
     require(s.reach <= s.channels * (s.window.channel ? s.window.channel : s.x_plane));
     const int64_t bands = bands_of(s.window), units = s.images * bands;
-    const int64_t divided = units >= 2 * threads() ? 1 : std::min(s.outputs, threads());
+    const int64_t divided = units >= 2 * threads() ? 1 : std::min(some, threads());
     const Kernels& k = kernels();
     in_tasks(units * divided, [&](int64_t thread, int64_t task) {
         const int64_t unit = task / divided, share = task % divided;
-        k.dense(d, unit / bands, unit % bands, s.outputs * share / divided, s.outputs * (share + 1) / divided,
+        k.dense(d, unit / bands, unit % bands, some * share / divided, some * (share + 1) / divided,
                 memory.scratch(thread));
     });
 }
