@@ -182,29 +182,31 @@ void conv(const Conv& c, int64_t image, int64_t group, int64_t band, int64_t fir
     });
 }
 
-// Outputs at a time of a dense weight, which read a pixel once for all of them.
-constexpr int TOGETHER = VECTORS >= 12 ? 4 : 2, WIDE = 6;
+constexpr int WIDE = VECTOR_BYTES == 64 ? 4 : 2; // vectors of pixels that outputs of a dense weight read together
 
-template <int M, int N>
+template <int N>
 inline void dense_run(const DenseConv& d, const Band& b, int64_t pixel, int64_t o, float* y, const float* residual) {
     const Conv& c = d.conv;
-    const float* const weight = d.weight + o * d.taps;
+    const float* weight = d.weight + o * d.taps;
     const float* const x = b.x + pixel;
-    Lanes sum[M][N];
-    for (int m = 0; m < M; m++)
-        for (int n = 0; n < N; n++) sum[m][n] = splat(c.bias ? c.bias[o + m] : 0.0f);
-    for (int64_t t = 0; t < d.taps; t++) {
-        const float* const in = x + d.offset[t];
-        Lanes value[M];
-        for (int m = 0; m < M; m++) value[m] = splat(weight[m * d.taps + t]);
-        for (int n = 0; n < N; n++) {
-            const Lanes pixels = load_unaligned(in + n * L);
-            for (int m = 0; m < M; m++) sum[m][n] += value[m] * pixels;
+    const int32_t *offset = d.offset, *const stop = offset + d.taps;
+    const int64_t count = least(TOGETHER, c.outputs - o);
+    Lanes sum[TOGETHER][N];
+    for (int m = 0; m < TOGETHER; m++)
+        for (int n = 0; n < N; n++) sum[m][n] = splat(c.bias && m < count ? c.bias[o + m] : 0.0f);
+    for (; offset < stop; offset++, weight += TOGETHER) {
+        const float* const in = x + *offset;
+        Lanes pixels[N];
+        for (int n = 0; n < N; n++) pixels[n] = load_unaligned(in + n * L);
+        for (int m = 0; m < TOGETHER; m++) {
+            const Lanes value = splat(weight[m]);
+            for (int n = 0; n < N; n++) sum[m][n] += value * pixels[n];
         }
     }
-    for (int m = 0; m < M; m++)
-        finish<N>(sum[m], y + (o + m) * c.y_plane + pixel, residual ? residual + (o + m) * c.residual_plane + pixel : nullptr,
-                  c.activation);
+    for (int m = 0; m < TOGETHER; m++)
+        if (m < count)
+            finish<N>(sum[m], y + (o + m) * c.y_plane + pixel,
+                      residual ? residual + (o + m) * c.residual_plane + pixel : nullptr, c.activation);
 }
 
 void dense(const DenseConv& d, int64_t image, int64_t band, int64_t first, int64_t last, float* scratch) {
@@ -213,8 +215,7 @@ void dense(const DenseConv& d, int64_t image, int64_t band, int64_t first, int64
     float* const y = c.y + image * c.y_image + b.pixel;
     const float* const residual = c.residual ? c.residual + image * c.residual_image + b.pixel : nullptr;
     runs<WIDE>(b.pixels, [&](int64_t pixel, auto n) {
-        int64_t o = first;
-        for (; o + TOGETHER <= last; o += TOGETHER) dense_run<TOGETHER, n.value>(d, b, pixel, o, y, residual);
-        for (; o < last; o++) dense_run<1, n.value>(d, b, pixel, o, y, residual);
+        for (int64_t group = first; group < last; group++)
+            dense_run<n.value>(d, b, pixel, group * TOGETHER, y, residual);
     });
 }

@@ -20,6 +20,8 @@ DENSE = 0.6
 """The density from which on the kernel of dense weights is the faster one."""
 DENSE_VECTOR = 0.4
 """The same for one vector."""
+TOGETHER = 6
+"""Outputs of a dense weight that the kernel computes together."""
 NO_IMAGE = Planes(1, 1, 1, 0, 1)
 
 
@@ -126,7 +128,7 @@ def _add(
     if density >= DENSE and groups == 1:
         key = ("dense", name, window, seen.plane)
         reads, reach = lowering.keep(key, partial(_reads, weight, window, seen.plane))
-        values = lowering.keep(("values", name), partial(_matrix, weight))
+        values = lowering.keep(("together", name), partial(_together, weight))
         lowering.add(
             steps.Dense(
                 x.place,
@@ -135,7 +137,7 @@ def _add(
                 *numbers,
                 channels,
                 weight.shape[0],
-                values.shape[1],
+                len(reads),
                 lowering.program.constant(reads),
                 lowering.program.constant(values),
                 offset,
@@ -219,6 +221,13 @@ def _packed(lowering: Lowering, value: Value) -> Value:
 def _matrix(weight: Tensor | Connections) -> Tensor:
     """Return a weight dense, as a matrix of its first dimension and all the others."""
     return (weight.dense() if isinstance(weight, Connections) else weight.float()).flatten(1).contiguous()
+
+
+def _together(weight: Tensor | Connections) -> Tensor:
+    """Return a weight dense, as [outputs / TOGETHER, inputs, TOGETHER]: what is computed together is read together."""
+    matrix = _matrix(weight)
+    more = -len(matrix) % TOGETHER
+    return torch.nn.functional.pad(matrix, (0, 0, 0, more)).unflatten(0, (-1, TOGETHER)).mT.contiguous()
 
 
 def _reads(weight: Tensor | Connections, window: Window, plane: int) -> tuple[Tensor, int]:
