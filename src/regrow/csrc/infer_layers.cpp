@@ -4,13 +4,6 @@
 namespace regrow::infer {
 namespace {
 
-void require(bool holds) { STD_TORCH_CHECK(holds, "a step of an inference program contradicts itself"); }
-
-// Sizes are small enough that no product of a few of them overflows.
-void require_sizes(std::initializer_list<int64_t> sizes) {
-    for (const int64_t size : sizes) require(size >= 0 && size <= int64_t(1) << 40);
-}
-
 Window window_of(const WindowStep& s, int64_t channels, int64_t scratch) {
     require_sizes({s.height, s.width, s.out_height, s.out_width, s.kernel_height, s.kernel_width, s.padding_y, s.padding_x,
                    s.dilation_y, s.dilation_x, s.copy, s.channel});
@@ -52,8 +45,8 @@ void run(const ConvStep& s, const Memory& memory) {
            s.residual_image,
            s.residual_plane,
            s.blocks,
-           memory.find(s.x, extent(s.images, s.x_image, extent(all_in, s.x_plane, in))),
-           memory.find(s.residual, extent(s.images, s.residual_image, extent(all_out, s.residual_plane, out))),
+           memory.source(s.x, extent(s.images, s.x_image, extent(all_in, s.x_plane, in))),
+           memory.source(s.residual, extent(s.images, s.residual_image, extent(all_out, s.residual_plane, out))),
            memory.find(s.y, extent(s.images, s.y_image, extent(all_out, s.y_plane, out))),
            memory.constant<int32_t>(s.start, s.groups * s.blocks * (s.outputs + 1), {ScalarType::Int}),
            memory.constant<int32_t>(s.order, s.groups * s.blocks * s.outputs, {ScalarType::Int}),
@@ -93,8 +86,8 @@ void run(const DenseStep& s, const Memory& memory) {
               s.residual_image,
               s.residual_plane,
               1,
-              memory.find(s.x, extent(s.images, s.x_image, extent(s.channels, s.x_plane, in))),
-              memory.find(s.residual, extent(s.images, s.residual_image, extent(s.outputs, s.residual_plane, out))),
+              memory.source(s.x, extent(s.images, s.x_image, extent(s.channels, s.x_plane, in))),
+              memory.source(s.residual, extent(s.images, s.residual_image, extent(s.outputs, s.residual_plane, out))),
               memory.find(s.y, extent(s.images, s.y_image, extent(s.outputs, s.y_plane, out))),
               nullptr,
               nullptr,
@@ -127,8 +120,8 @@ void run(const VectorStep& s, const Memory& memory) {
     require(!dense || type == ScalarType::Float);
     const Vector v{s.rows,
                    s.columns,
-                   memory.find(s.x, s.columns),
-                   memory.find(s.residual, s.rows),
+                   memory.source(s.x, s.columns),
+                   memory.source(s.residual, s.rows),
                    memory.find(s.y, s.rows),
                    crow,
                    memory.constant<void>(s.col, nnz, {ScalarType::UInt16, ScalarType::Int}),

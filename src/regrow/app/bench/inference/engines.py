@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 import regrow
 from regrow.app.bench.dense import FORMS, formatted
@@ -118,8 +117,7 @@ def openvino(file: Path, x: Array, threads: int) -> Run:
 def deployed(file: Path, x: Array, threads: int) -> Run:
     """Load a deployed network."""
     torch.set_num_threads(threads)
-    loader: Any = regrow
-    model: nn.Module = loader.Deployed.load(file)
+    model = regrow.Deployed.load(file)
     given = torch.from_numpy(x)
 
     @torch.inference_mode()

@@ -129,9 +129,8 @@ def _name_of_input(file: Path) -> str:
 
 def _deployed(precision: str) -> Callable[[Subject, Path], None]:
     def make(subject: Subject, file: Path) -> None:
-        library: Any = regrow
         seen = subject.calibration if precision == "int8" else None
-        model = library.deploy(subject.sparse, subject.calibration[0], precision=precision, calibration=seen)
+        model = regrow.deploy(subject.sparse, subject.calibration[0], precision=precision, calibration=seen)
         model.save(file)
 
     return make
