@@ -11,6 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -329,6 +330,29 @@ def test_one_plan_is_made_for_threads_that_begin_together() -> None:
     for each in found:
         assert torch.equal(each, found[0])
         torch.testing.assert_close(each, wanted, rtol=1e-5, atol=1e-5)
+
+
+def own_memory() -> int:
+    """Bytes of this process that are no file's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not ISAS, reason="there are no kernels")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system tells no memory")
+def test_eight_threads_call_one_network_ten_thousand_times() -> None:
+    deployed = copy.deepcopy(usual())
+    batches = [torch.rand(size, 3, 12, 12) for size in (1, 2, 5)]
+    wanted = [deployed(batch) for batch in batches]
+
+    def call(times: int) -> bool:
+        return all(torch.equal(deployed(batches[i % 3]), wanted[i % 3]) for i in range(times))
+
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        assert all(pool.map(call, [250] * 8))
+        before = own_memory()
+        assert all(pool.map(call, [1000] * 8))
+        assert own_memory() - before < 2**22
 
 
 # What cannot be traced
