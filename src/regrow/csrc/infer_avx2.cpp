@@ -5,6 +5,6 @@
 #pragma GCC target("avx2,fma")
 #define REGROW_ISA avx2
 #define VECTOR_BYTES 32
-#define INFER_VECTORS 8
+#define INFER_VECTORS 12
 #include "infer_isa.h"
 #endif

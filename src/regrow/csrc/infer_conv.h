@@ -16,6 +16,23 @@ inline void lay_row(const float* from, float* to, int64_t stride, int64_t begin,
     for (int64_t i = end; i < width; i++) to[i] = 0;
 }
 
+// The same for all rows of a channel that the output rows [first, last + most) read, where output and input are equally wide
+// and the stride is 1: one long run, whose columns that come from the neighbouring rows are then cleared.
+inline void lay_run(const Window& w, const float* x, float* to, int64_t shift, int64_t top, int64_t rows) {
+    const int64_t width = w.width, above = least(top < 0 ? -top : 0, rows), left = w.height - (top + above);
+    const int64_t inside = left < 0 ? 0 : least(left, rows - above), all = inside * width;
+    const float* const from = x + (inside ? (top + above) * width : 0) + shift;
+    for (int64_t i = 0; i < above * width; i++) to[i] = 0;
+    float* const run = to + above * width;
+    const int64_t begin = shift < 0 ? -shift : 0, end = shift > 0 ? all - shift : all;
+    for (int64_t i = begin; i < end; i++) run[i] = from[i];
+    for (int64_t row = 0; row < inside; row++) {
+        for (int64_t i = 0; i < begin; i++) run[row * width + i] = 0;
+        for (int64_t i = shift > 0 ? width - shift : width; i < width; i++) run[row * width + i] = 0;
+    }
+    for (int64_t i = (above + inside) * width; i < rows * width; i++) to[i] = 0;
+}
+
 // The copies of one channel for the output rows [first, last).
 template <int STRIDE>
 inline void lay_channel(const Window& w, const float* x, float* to, int64_t first, int64_t last) {
@@ -27,6 +44,11 @@ inline void lay_channel(const Window& w, const float* x, float* to, int64_t firs
         begin = least(begin, w.out_width);
         end = least(end, w.out_width);
         if (end < begin) end = begin;
+        if (STRIDE == 1 && w.stride_y == 1 && w.out_width == w.width && shift < w.width && -shift < w.width) {
+            lay_run(w, x, to, shift, first - w.padding_y, last - first + most);
+            to += w.copy;
+            continue;
+        }
         for (int64_t phase = 0; phase < w.phases; phase++, to += w.copy) {
             for (int64_t row = first; row < last + most; row++) {
                 const int64_t y = row * w.stride_y + phase - w.padding_y;
@@ -47,15 +69,19 @@ inline void lay_channels(const Window& w, const float* x, int64_t plane, int64_t
     }
 }
 
+// Apart from the sums, which would not stay in registers beside it.
+__attribute__((noinline)) void activate_all(float* y, int64_t vectors, Activation activation) {
+    for (int64_t n = 0; n < vectors; n++) store_unaligned(y + n * L, activate(load_unaligned(y + n * L), activation));
+}
+
 template <int N>
 inline void finish(Lanes* sum, float* y, const float* residual, Activation activation) {
     if (residual)
         for (int n = 0; n < N; n++) sum[n] += load_unaligned(residual + n * L);
     if (activation == Activation::relu)
         for (int n = 0; n < N; n++) sum[n] = rectify(sum[n]);
-    else if (activation != Activation::none)
-        for (int n = 0; n < N; n++) sum[n] = activate(sum[n], activation);
     for (int n = 0; n < N; n++) store_unaligned(y + n * L, sum[n]);
+    if (activation > Activation::relu) activate_all(y, N, activation);
 }
 
 struct Run {
@@ -67,6 +93,7 @@ struct Run {
 
 template <int N>
 void conv_run(const Conv& c, const Run& run, int64_t begin, int64_t end) {
+    constexpr int SIDE = N > 4 ? 1 : N > 2 ? 2 : 4; // connections side by side, where one alone would wait for its sum
     const Connection* const connections = c.connections;
     const int64_t y_plane = c.y_plane;
     for (int64_t i = begin; i < end; i++) {
@@ -79,11 +106,22 @@ void conv_run(const Conv& c, const Run& run, int64_t begin, int64_t end) {
         } else {
             for (int n = 0; n < N; n++) sum[n] = load_unaligned(y + n * L);
         }
-        for (const Connection *j = connections + run.start[i], *stop = connections + run.start[i + 1]; j < stop; j++) {
-            const float* const in = run.x + j->offset;
-            const Lanes value = splat(j->value);
-            for (int n = 0; n < N; n++) sum[n] += value * load_unaligned(in + n * L);
+        const Connection *j = connections + run.start[i], *const stop = connections + run.start[i + 1];
+        const auto add = [&](const Connection& one, Lanes* to) {
+            const float* const in = run.x + one.offset;
+            const Lanes value = splat(one.value);
+            for (int n = 0; n < N; n++) to[n] += value * load_unaligned(in + n * L);
+        };
+        if constexpr (SIDE > 1) {
+            Lanes side[SIDE - 1][N] = {};
+            for (; j + SIDE <= stop; j += SIDE) {
+                add(j[0], sum);
+                for (int s = 1; s < SIDE; s++) add(j[s], side[s - 1]);
+            }
+            for (int s = 1; s < SIDE; s++)
+                for (int n = 0; n < N; n++) sum[n] += side[s - 1][n];
         }
+        for (; j < stop; j++) add(*j, sum);
         if (run.last) finish<N>(sum, y, run.residual ? run.residual + o * c.residual_plane : nullptr, c.activation);
         else
             for (int n = 0; n < N; n++) store_unaligned(y + n * L, sum[n]);
@@ -145,7 +183,7 @@ void conv(const Conv& c, int64_t image, int64_t group, int64_t band, int64_t fir
 }
 
 // Outputs at a time of a dense weight, which read a pixel once for all of them.
-constexpr int TOGETHER = VECTORS >= 12 ? 4 : 3, WIDE = VECTORS >= 12 ? 6 : 4;
+constexpr int TOGETHER = VECTORS >= 12 ? 4 : 2, WIDE = 6;
 
 template <int M, int N>
 inline void dense_run(const DenseConv& d, const Band& b, int64_t pixel, int64_t o, float* y, const float* residual) {
@@ -157,11 +195,11 @@ inline void dense_run(const DenseConv& d, const Band& b, int64_t pixel, int64_t 
         for (int n = 0; n < N; n++) sum[m][n] = splat(c.bias ? c.bias[o + m] : 0.0f);
     for (int64_t t = 0; t < d.taps; t++) {
         const float* const in = x + d.offset[t];
-        Lanes pixels[N];
-        for (int n = 0; n < N; n++) pixels[n] = load_unaligned(in + n * L);
-        for (int m = 0; m < M; m++) {
-            const Lanes value = splat(weight[m * d.taps + t]);
-            for (int n = 0; n < N; n++) sum[m][n] += value * pixels[n];
+        Lanes value[M];
+        for (int m = 0; m < M; m++) value[m] = splat(weight[m * d.taps + t]);
+        for (int n = 0; n < N; n++) {
+            const Lanes pixels = load_unaligned(in + n * L);
+            for (int m = 0; m < M; m++) sum[m][n] += value[m] * pixels;
         }
     }
     for (int m = 0; m < M; m++)

@@ -3,6 +3,8 @@
 // The weight is read once, and x stays in the nearest cache: the elements of x are picked one by one into a vector, which
 // takes less time than a gather instruction on most machines.
 
+constexpr int64_t AHEAD = 128; // connections that are fetched early
+
 template <Values K> struct ValuesOf;
 template <> struct ValuesOf<Values::float32> {
     typedef float type;
@@ -40,10 +42,16 @@ inline Lanes picked(const float* x, const C* col, std::integer_sequence<int, I..
     return Lanes{x[col[I]]...};
 }
 
+// v with the two halves of each group of 2 N lanes exchanged.
+template <int N, int... I>
+inline Lanes exchanged(Lanes v, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(v, v, (I ^ N)...);
+}
+// The sum of all lanes, in a tree.
+template <int N = int(L) / 2>
 inline float sum_of(Lanes v) {
-    float total = 0;
-    for (int i = 0; i < L; i++) total += v[i];
-    return total;
+    if constexpr (N == 0) return v[0];
+    else return sum_of<N / 2>(v + exchanged<N>(v, std::make_integer_sequence<int, int(L)>{}));
 }
 
 template <class C, Values K>
@@ -53,29 +61,44 @@ inline void vector_rows(const Vector& v, int64_t first, int64_t last) {
     const float* const x = v.x;
     const C* const col = static_cast<const C*>(v.col);
     const Value* const values = static_cast<const Value*>(v.values);
+    const int64_t all = v.crow[v.rows];
     for (int64_t r = first; r < last; r++) {
         int64_t j = v.crow[r];
         const int64_t end = v.crow[r + 1];
-        Lanes a{}, b{};
-        for (; j + 2 * L <= end; j += 2 * L) {
+        Lanes a{};
+        float sum = 0;
+        for (; j + L <= end; j += L) {
+            __builtin_prefetch(values + j + AHEAD);
+            __builtin_prefetch(col + j + AHEAD);
             a += ValuesOf<K>::some(values + j) * picked(x, col + j, lanes);
-            b += ValuesOf<K>::some(values + j + L) * picked(x, col + j + L, lanes);
         }
-        if (j + L <= end) {
-            a += ValuesOf<K>::some(values + j) * picked(x, col + j, lanes);
-            j += L;
-        }
-        float sum = sum_of(a + b);
-        for (; j < end; j++) sum += ValuesOf<K>::one(values[j]) * x[col[j]];
+        if (j < end && j + L <= all) // the rest, beside connections of the next row, which are left out
+            a += keep(ValuesOf<K>::some(values + j) * picked(x, col + j, lanes), int(end - j));
+        else
+            for (; j < end; j++) sum += ValuesOf<K>::one(values[j]) * x[col[j]];
+        sum += sum_of(a);
         if (v.scale) sum *= v.scale[r];
         if (v.bias) sum += v.bias[r];
         if (v.residual) sum += v.residual[r];
         v.y[r] = sum;
     }
-    if (v.activation == Activation::none) return;
-    int64_t r = first;
-    for (; r + L <= last; r += L) store_unaligned(v.y + r, activate(load_unaligned(v.y + r), v.activation));
-    for (; r < last; r++) v.y[r] = activate(splat(v.y[r]), v.activation)[0];
+}
+
+inline void dense_rows(const Vector& v, int64_t first, int64_t last) {
+    const float* const values = static_cast<const float*>(v.values);
+    for (int64_t r = first; r < last; r++) {
+        const float* const row = values + r * v.columns;
+        Lanes a[4] = {};
+        int64_t j = 0;
+        for (; j + 4 * L <= v.columns; j += 4 * L)
+            for (int i = 0; i < 4; i++) a[i] += load_unaligned(row + j + i * L) * load_unaligned(v.x + j + i * L);
+        for (; j + L <= v.columns; j += L) a[0] += load_unaligned(row + j) * load_unaligned(v.x + j);
+        float sum = sum_of((a[0] + a[1]) + (a[2] + a[3]));
+        for (; j < v.columns; j++) sum += row[j] * v.x[j];
+        if (v.bias) sum += v.bias[r];
+        if (v.residual) sum += v.residual[r];
+        v.y[r] = sum;
+    }
 }
 
 void vector(const Vector& v, int64_t first, int64_t last) {
@@ -85,5 +108,11 @@ void vector(const Vector& v, int64_t first, int64_t last) {
         else if (v.kind == Values::bfloat16) vector_rows<C, Values::bfloat16>(v, first, last);
         else vector_rows<C, Values::int8>(v, first, last);
     };
-    v.wide ? with(int32_t{}) : with(uint16_t{});
+    if (!v.crow) dense_rows(v, first, last);
+    else v.wide ? with(int32_t{}) : with(uint16_t{});
+    if (v.activation == Activation::none) return;
+    int64_t r = first;
+    for (; r + L <= last; r += L) store_unaligned(v.y + r, activate(load_unaligned(v.y + r), v.activation));
+    for (; r < last; r++) v.y[r] = activate(splat(v.y[r]), v.activation)[0];
 }
+

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -12,11 +13,13 @@ from regrow.deploy import steps
 from regrow.deploy.graph import CONV, LINEAR, Connections, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported, lowers
 from regrow.deploy.packing import pack, taps, window_of
-from regrow.deploy.steps import NOWHERE, Window
+from regrow.deploy.steps import NOWHERE, Buffer, Window
 from regrow.deploy.values import Planes, Value
 
 DENSE = 0.6
 """The density from which on the kernel of dense weights is the faster one."""
+DENSE_VECTOR = 0.4
+"""The same for one vector."""
 NO_IMAGE = Planes(1, 1, 1, 0, 1)
 
 
@@ -27,14 +30,26 @@ def conv(lowering: Lowering, node: Node) -> Value:
     wanted = lowering.shape(node)
     if len(wanted) != 4:
         raise Unsupported("a convolution of other than [N, C, H, W]")
-    weights = lowering.weight(weight)
-    x, seen = lowering.in_planes(lowering.value(x), 1)
-    kernel = (weights.shape[2], weights.shape[3])
+    weights, source = lowering.weight(weight), lowering.value(x)
+    if source.shape[2:] == wanted[2:] == (1, 1) and tuple(weights.shape[2:]) == (1, 1) and groups == 1:
+        vectors = Value(source.buffer, source.form.flatten(1))
+        added = None if residual is None else lowering.value(residual)
+        added = added and Value(added.buffer, added.form.flatten(1))
+        y = _linear(lowering, vectors, weight, bias, wanted[:2], added, activation)
+        return Value(y.buffer, y.form[:, :, None, None])
+    (height, width), kernel = source.shape[2:], (weights.shape[2], weights.shape[3])
     window = window_of(
-        x.shape[2:], wanted[2:], kernel, tuple(stride), tuple(padding), tuple(dilation), weights.shape[1]
+        (height, width),
+        (wanted[2], wanted[3]),
+        kernel,
+        tuple(stride),
+        _first(padding),
+        tuple(dilation),
+        weights.shape[1],
     )
-    y = Value.planes(wanted, 1)
-    _add(lowering, weight, bias, groups, window, (x, seen), y, 1, residual, activation)
+    planes = lowering.in_planes(source, 1, pixels=height * width, slack=not window.channel)
+    y = Value.planes(wanted, 1, wide=True)
+    _add(lowering, weight, bias, groups, window, planes, y, 1, _optional(lowering, residual), activation)
     return y
 
 
@@ -42,20 +57,38 @@ def conv(lowering: Lowering, node: Node) -> Value:
 def linear(lowering: Lowering, node: Node) -> Value:
     """Add a linear layer: of one vector, or of many, which are the pixels of a convolution of 1 x 1."""
     x, weight, bias, residual, activation = node.args
-    wanted, weights = lowering.shape(node), lowering.weight(weight)
-    source = lowering.value(x)
-    if torch.Size(wanted[:-1]).numel() == 1 and isinstance(weights, Connections):
-        return _vector(lowering, source, weight, bias, wanted, residual, activation)
-    x, seen = lowering.in_planes(source, -1)
-    y = Value.planes(wanted, -1)
+    wanted, added = lowering.shape(node), _optional(lowering, residual)
+    return _linear(lowering, lowering.value(x), weight, bias, wanted, added, activation)
+
+
+def _linear(
+    lowering: Lowering,
+    x: Value,
+    name: Ref,
+    bias: Ref | None,
+    wanted: tuple[int, ...],
+    residual: Value | None,
+    activation: str | None,
+) -> Value:
+    """Add a linear layer."""
+    if torch.Size(wanted[:-1]).numel() == 1:
+        return _vector(lowering, x, name, bias, wanted, residual, activation)
+    source, seen = lowering.in_planes(x, -1)
     if seen.pixels == 1 and seen.images > 1:  # vectors one after another
-        x = lowering.copy(source, Value.planes(source.shape, -1))
-        found = Planes.of(x.form, -1)
-        assert found is not None
-        seen = found
+        source, seen = lowering.laid_in_planes(x, -1)
+    y = Value.planes(wanted, -1, pixels=seen.pixels, wide=True)
     window = Window(1, seen.pixels, 1, seen.pixels)
-    _add(lowering, weight, bias, 1, window, (x, seen), y, -1, residual, activation)
+    _add(lowering, name, bias, 1, window, (source, seen), y, -1, residual, activation)
     return y
+
+
+def _first(padding: Sequence[int]) -> tuple[int, int]:
+    """Return the padding above and to the left: what is below and to the right follows from the output's size."""
+    return (padding[0], padding[2]) if len(padding) == 4 else (padding[0], padding[1])
+
+
+def _optional(lowering: Lowering, argument: Ref | None) -> Value | None:
+    return None if argument is None else lowering.value(argument)
 
 
 def _add(
@@ -67,7 +100,7 @@ def _add(
     source: tuple[Value, Planes],
     y: Value,
     channel: int,
-    residual: Ref | None,
+    residual: Value | None,
     activation: str | None,
 ) -> None:
     """Add a convolution into `y`, by connections or by a dense weight."""
@@ -77,15 +110,11 @@ def _add(
     assert made is not None
     added, beside = NOWHERE, NO_IMAGE
     if residual is not None:
-        other = lowering.value(residual)
-        if other.shape != y.shape:
+        if residual.shape != y.shape:
             raise Unsupported("a sum of different shapes behind it")
-        other, found = lowering.in_planes(other, channel)
-        if found.images != made.images or found.pixels != made.pixels:
-            other = lowering.copy(other, Value.planes(y.shape, channel))
-            again = Planes.of(other.form, channel)
-            assert again is not None
-            found = again
+        other, found = residual, Planes.of(residual.form, channel)
+        if found is None or found.pixels != made.pixels or other.buffer.space:
+            other, found = lowering.lay(residual, Value(Buffer(y.buffer.size), y.form)), made
         added, beside = other.place, found
     if made.pixels != window.out_height * window.out_width or made.images != seen.images:
         raise Unsupported("its images are laid out otherwise than its output")
@@ -97,7 +126,7 @@ def _add(
     if density >= DENSE and groups == 1:
         key = ("dense", name, window, seen.plane)
         reads, reach = lowering.keep(key, partial(_reads, weight, window, seen.plane))
-        values = lowering.keep(("values", name), lambda: _dense(weight).flatten(1).contiguous())
+        values = lowering.keep(("values", name), partial(_matrix, weight))
         lowering.add(
             steps.Dense(
                 x.place,
@@ -147,28 +176,32 @@ def _vector(
     name: Ref,
     bias: Ref | None,
     wanted: tuple[int, ...],
-    residual: Ref | None,
+    residual: Value | None,
     activation: str | None,
 ) -> Value:
     """Add a linear layer of one vector."""
-    weight = lowering.weight(name)
-    assert isinstance(weight, Connections)
+    weight, constant = lowering.weight(name), lowering.program.constant
     x = _packed(lowering, x)
-    added = NOWHERE if residual is None else _packed(lowering, lowering.value(residual)).place
+    added = NOWHERE if residual is None else _packed(lowering, residual).place
     y = Value.contiguous(wanted)
-    constant = lowering.program.constant
+    crow = col = scale = steps.NONE
+    if isinstance(weight, Connections) and weight.density < DENSE_VECTOR:
+        columns = weight.columns
+        crow, col, values, scale = map(constant, (weight.crow, weight.col, weight.values, weight.scale))
+    else:
+        matrix = lowering.keep(("values", name), partial(_matrix, weight))
+        columns, values = matrix.shape[1], constant(matrix)
     lowering.add(
         steps.Vector(
             x.place,
             y.place,
             added,
             weight.shape[0],
-            weight.columns,
-            constant(weight.crow),
-            constant(weight.col),
-            constant(weight.values),
-            0,
-            constant(weight.scale),
+            columns,
+            crow,
+            col,
+            values,
+            scale,
             constant(lowering.constant(bias)),
             steps.activation(activation),
         )
@@ -180,11 +213,12 @@ def _packed(lowering: Lowering, value: Value) -> Value:
     """Return a value whose elements follow one another."""
     if value.form.is_contiguous():
         return value
-    return lowering.copy(value, Value.contiguous(value.shape))
+    return lowering.lay(value, Value.contiguous(value.shape))
 
 
-def _dense(weight: Tensor | Connections) -> Tensor:
-    return weight.dense() if isinstance(weight, Connections) else weight.float()
+def _matrix(weight: Tensor | Connections) -> Tensor:
+    """Return a weight dense, as a matrix of its first dimension and all the others."""
+    return (weight.dense() if isinstance(weight, Connections) else weight.float()).flatten(1).contiguous()
 
 
 def _reads(weight: Tensor | Connections, window: Window, plane: int) -> tuple[Tensor, int]:

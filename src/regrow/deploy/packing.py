@@ -43,7 +43,7 @@ def window_of(
 ) -> Window:
     """Return how a convolution of a group of `channels` reads its images: in bands whose copies stay in a cache."""
     window = Window(*image, *out, kernel, stride, padding, dilation, band=max(1, out[0]))
-    if kernel == (1, 1) and stride == (1, 1) and padding == (0, 0):
+    if kernel == (1, 1) and stride == (1, 1) and image == out:
         return window
     phases = min(stride[0], (kernel[0] - 1) * dilation[0] + 1)
     more = (kernel[0] - 1) * dilation[0] // stride[0]
@@ -96,12 +96,16 @@ def pack(weight: Connections, groups: int, window: Window, plane: int, run: int)
     blocks = max(1, -(-channels // block))
     block = -(-channels // blocks)
     group, output = np.divmod(row, outputs)
-    key = (group * blocks + channel // max(1, block)) * outputs + output  # of the visit of an output in a block
+    key = (
+        group * blocks + channel // max(1, block)
+    ) * outputs + output  # of the visit of an output in a block
     count = np.bincount(key, minlength=groups * blocks * outputs).reshape(groups * blocks, outputs)
     of_rows = weight.crow.diff().numpy().reshape(groups, outputs).sum(0).cumsum()
     parts = _parts(of_rows, outputs)
     part = np.searchsorted(parts, np.arange(outputs), side="right")
-    order = np.lexsort((np.broadcast_to(np.arange(outputs), count.shape), count, np.broadcast_to(part, count.shape)))
+    order = np.lexsort(
+        (np.broadcast_to(np.arange(outputs), count.shape), count, np.broadcast_to(part, count.shape))
+    )
     start = np.zeros((groups * blocks, outputs + 1), np.int64)
     in_order = np.take_along_axis(count, order, 1)
     np.cumsum(in_order, 1, out=start[:, 1:])

@@ -79,7 +79,7 @@ def as_float32(tensor: Tensor) -> Tensor:
 
 
 def _content(weight: SparseWeight) -> Weight:
-    """Return the connections of a weight, or all of it where they are more than half."""
+    """Return the connections of a weight, or the dense tensor where they are more than half (`graph.weight_of`)."""
     positions, values = weight.positions(), weight.values()
     if 2 * len(positions) > weight.numel:
         return weight.in_dense(positions, values)

@@ -53,6 +53,8 @@ class Step:
     """One step: its fields are, in order, those of the structure of the same name in csrc/infer_steps.h."""
 
     KIND: ClassVar[int] = 0
+    NAME: ClassVar[str] = ""
+    """Of the kernel, for explanations."""
 
     def encode(self) -> list[int]:
         """Return the numbers of the step: its kind, how many fields it has, and these."""
@@ -109,6 +111,7 @@ class Conv(Step):
     """A convolution by the connections of its weight."""
 
     KIND = 1
+    NAME = "sparse convolution"
     x: Place
     y: Place
     residual: Place
@@ -138,6 +141,7 @@ class Dense(Step):
     """A convolution by a dense weight."""
 
     KIND = 2
+    NAME = "dense convolution"
     x: Place
     y: Place
     residual: Place
@@ -164,6 +168,7 @@ class Vector(Step):
     """A linear layer of one vector."""
 
     KIND = 3
+    NAME = "vector"
     x: Place
     y: Place
     residual: Place
@@ -172,7 +177,6 @@ class Vector(Step):
     crow: int
     col: int
     values: int
-    kind: int
     scale: int
     bias: int
     activation: int
@@ -183,6 +187,7 @@ class Copy(Step):
     """A copy from one layout into another."""
 
     KIND = 4
+    NAME = "copy"
     x: Place
     y: Place
     size: tuple[int, ...]

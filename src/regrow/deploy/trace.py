@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from regrow._torch import Operator, guards_of
-from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed, refs_in
+from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed, refs_in, weight_of
 from regrow.deploy.plain import as_float32, plain_copy
 from regrow.deploy.structure import Structure, flatten, unflatten
 from regrow.errors import RegrowValueError
@@ -262,7 +262,7 @@ class _Reader:
         args = [self._value(each) for each in node.args]
         kwargs = {key: self._value(each) for key, each in node.kwargs.items() if key not in DROPPED}
         name = self._name(node)
-        layer = _layer(node)
+        layer = _layer(node, args if op in WEIGHED else ())
         if (
             isinstance(target, Operator)
             and not any(True for _ in node.all_input_nodes)
@@ -325,24 +325,21 @@ class _Reader:
                 read[node.args[1]] = None
             others = [each for index, each in enumerate(node.args) if not (weighed and index == 1)]
             elsewhere |= set(refs_in([*others, *node.kwargs.values()]))
-        return {name: self._weight(name, tensors[name]) for name in read if name not in elsewhere}
-
-    def _weight(self, name: str, tensor: Tensor) -> Any:
-        weight = self._held.get(name, tensor)
-        if isinstance(weight, Tensor) and 2 * int(weight.count_nonzero()) <= weight.numel():
-            return Connections.of_dense(weight)
-        return weight
+        sparse = {name: self._held.get(name, tensors[name]) for name in read if name not in elsewhere}
+        return {name: weight_of(w) if isinstance(w, Tensor) else w for name, w in sparse.items()}
 
     def _dense(self, name: str, tensor: Tensor) -> Tensor:
         weight = self._held.get(name, tensor)
         return weight.dense() if isinstance(weight, Connections) else weight
 
 
-def _layer(node: fx.Node) -> str:
-    """Return the name of the module that a node comes from."""
+def _layer(node: fx.Node, args: Sequence[Any]) -> str:
+    """Return the name of the module that a node comes from; with `args`, of the one inside it that owns the weight."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    name = stack[-1][0] if stack and isinstance(stack[-1], tuple) else ""
-    return str(name).removeprefix("model").removeprefix(".")
+    name = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
+    name = name.removeprefix("model").removeprefix(".")
+    owner = str(args[1]).rpartition(".")[0] if args else ""
+    return owner if owner.startswith(f"{name}." if name else "") else name
 
 
 def _where(layer: str) -> str:
