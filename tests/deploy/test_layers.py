@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from deploy.graphs import connections
+from deploy.programs import ACTS, FEW, SEEDS, X0, X1, check, node, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from deploy.programs import ACTS, FEW, SEEDS, X0, X1, check, node, random
 from torch.nn import functional as F
 
 from regrow.deploy.graph import CONV, LINEAR, Ref, Weight
