@@ -2,136 +2,39 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
+from deploy.programs import (
+    ACTS,
+    FEW,
+    LAYOUTS,
+    SEEDS,
+    SHAPES,
+    WAYS,
+    X0,
+    X1,
+    check,
+    graph_of,
+    node,
+    random,
+    value,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine import ISAS, threads, using
-from torch import Tensor
 
-from regrow.deploy.graph import AFFINE, Graph, Node, Ref
-from regrow.deploy.plan import Call, Plan
-from regrow.deploy.reference import interpret
+from regrow.deploy.graph import AFFINE, Ref
+from regrow.deploy.plan import Plan
 from regrow.ops import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="the kernels were not built")
 
-SIZES = st.sampled_from([1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 33, 40])
-FEW = st.integers(1, 5)
-SIDES = st.integers(1, 20)
-SEEDS = st.integers(0, 10**6)
-M_PERTURB = -6
-
-
-@contextmanager
-def garbage() -> Iterator[None]:
-    """Let malloc give memory full of nan, where it is glibc's."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        yield
-        return
-    mallopt(M_PERTURB, 0x100)
-    try:
-        yield
-    finally:
-        mallopt(M_PERTURB, 0)
-
-
-def graph_of(nodes: Sequence[Node], shapes: Sequence[tuple[int, ...]], constants: dict[str, Tensor]) -> Graph:
-    """A graph with inputs x0, x1 and so on, whose output is the last node's value."""
-    inputs = [Ref(f"x{i}") for i in range(len(shapes))]
-    return Graph(
-        inputs,
-        [Ref(nodes[-1].name)],
-        list(nodes),
-        constants,
-        {},
-        list(shapes),
-        [torch.float32] * len(shapes),
-        {"tuple": []},
-        {"tensor": 0},
-    )
-
-
-def check(
-    nodes: Sequence[Node], inputs: Sequence[Tensor], tolerance: float = 1e-5, **constants: Tensor
-) -> Tensor:
-    """Run a program on each instruction set, with one thread and with two, in memory full of nan; compare."""
-    shapes = [tuple(x.shape) for x in inputs]
-    graph = graph_of(nodes, shapes, constants)
-    wide = graph_of(nodes, shapes, {name: tensor.double() for name, tensor in constants.items()})
-    (wanted,) = interpret(wide, [x.double() for x in inputs])
-    found = None
-    for isa in ISAS:
-        with using(isa), garbage():
-            plan = Plan(graph, shapes)
-            assert not [call.reason for call in plan.calls if isinstance(call, Call)]
-            results = []
-            for number in (1, 2):
-                with threads(number):
-                    results += plan(inputs)
-        assert torch.equal(results[0].view(torch.int32), results[1].view(torch.int32)), isa
-        found = results[0]
-        assert found.shape == wanted.shape
-        finite = wanted[wanted.isfinite()]
-        scale = max(1.0, float(finite.abs().max())) if len(finite) else 1.0
-        torch.testing.assert_close(
-            found.double(),
-            wanted,
-            rtol=tolerance,
-            atol=tolerance * scale,
-            equal_nan=True,
-            msg=lambda m, i=isa: f"{i}: {m}",
-        )
-    assert found is not None
-    return found
-
-
-def random(*shape: int, seed: int = 0, strange: bool = False) -> Tensor:
-    """Normal numbers, with some nan and inf."""
-    torch.manual_seed(seed)
-    x = torch.randn(shape) * 2
-    if strange:
-        for each in (float("nan"), float("inf"), -float("inf")):
-            x[torch.rand(shape) < 0.02] = each
-    return x
-
-
-def node(op: str, *args: Any, name: str = "y", **kwargs: Any) -> Node:
-    return Node(name, op, args, kwargs)
-
-
-X0, X1, X2 = Ref("x0"), Ref("x1"), Ref("x2")
-TURN = node("aten.permute.default", X0, [0, 2, 3, 1], name="turned")  # channels last
-LAYOUTS = ("images", "last", "tokens", "vectors")
-
-
-def value(
-    layout: str, seed: int, batch: int, channels: int, height: int, width: int, strange: bool
-) -> tuple[list[Node], Tensor, Ref]:
-    """An input that lies in one of several ways, and the nodes that make it so."""
-    if layout == "images":
-        return [], random(batch, channels, height, width, seed=seed, strange=strange), X0
-    if layout == "last":
-        return [TURN], random(batch, channels, height, width, seed=seed, strange=strange), Ref("turned")
-    if layout == "tokens":
-        return [], random(batch, height, channels, seed=seed, strange=strange), X0
-    return [], random(batch, channels, seed=seed, strange=strange), X0
-
-
-shapes = {"seed": SEEDS, "batch": FEW, "channels": SIZES, "height": SIDES, "width": SIDES}
-ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
-
 
 @settings(deadline=None, max_examples=60)
-@given(layout=st.sampled_from(LAYOUTS), op=st.sampled_from(ACTIVATIONS), strange=st.booleans(), **shapes)
+@given(layout=st.sampled_from(LAYOUTS), op=st.sampled_from(ACTS), strange=st.booleans(), **SHAPES)
 def test_activations(layout: str, op: str, strange: bool, **sizes: int) -> None:
-    before, x, ref = value(layout, strange=strange, **sizes)
+    before, x, ref, _ = value(layout, strange=strange, **sizes)
     check([*before, node(f"aten.{op}.default", ref)], [x])
 
 
@@ -153,15 +56,13 @@ def test_limits(op: str, limits: tuple[float, ...]) -> None:
 @given(
     layout=st.sampled_from(LAYOUTS),
     op=st.sampled_from(["add", "sub", "mul", "div"]),
-    act=st.sampled_from([None, *ACTIVATIONS]),
+    act=st.sampled_from([None, *ACTS]),
     strange=st.booleans(),
-    **shapes,
+    **SHAPES,
 )
 def test_two_values(layout: str, op: str, act: str | None, strange: bool, **sizes: int) -> None:
-    before, x, ref = value(layout, strange=strange, **sizes)
-    other = random(*x.shape, seed=sizes["seed"] + 1)
-    if layout == "last":
-        other = other.permute(0, 2, 3, 1).contiguous()
+    before, x, ref, shape = value(layout, strange=strange, **sizes)
+    other = random(*shape, seed=sizes["seed"] + 1)
     nodes = [*before, node(f"aten.{op}.Tensor", ref, X1, name="s")]
     nodes.append(node(f"aten.{act}.default", Ref("s")) if act else node("aten.alias.default", Ref("s")))
     check(nodes, [x, other], tolerance=1e-5 if act in (None, "relu") else 3e-5)
@@ -173,12 +74,11 @@ def test_two_values(layout: str, op: str, act: str | None, strange: bool, **size
     op=st.sampled_from(["add", "sub", "mul", "div", "rsub"]),
     what=st.sampled_from(["number", "whole", "channel", "row", "positions", "one"]),
     constant=st.booleans(),
-    **shapes,
+    **SHAPES,
 )
 def test_a_value_and_something_smaller(layout: str, op: str, what: str, constant: bool, **sizes: int) -> None:
-    before, x, ref = value(layout, strange=False, **sizes)
-    shape = (x.permute(0, 2, 3, 1) if layout == "last" else x).shape
-    channel = 1 if layout == "images" else len(shape) - 1
+    before, x, ref, shape = value(layout, strange=False, **sizes)
+    channel = 1 if layout in ("images", "planes", "some channels") else len(shape) - 1
     if what in ("number", "whole"):
         number = 3 if what == "whole" else -1.5
         check([*before, node(f"aten.{op}.{'Scalar' if op == 'rsub' else 'Tensor'}", ref, number)], [x])
@@ -195,19 +95,17 @@ def test_a_value_and_something_smaller(layout: str, op: str, what: str, constant
 
 
 @settings(deadline=None, max_examples=20)
-@given(alpha=st.sampled_from([2, -0.5]), op=st.sampled_from(["add", "sub"]), **shapes)
+@given(alpha=st.sampled_from([2, -0.5]), op=st.sampled_from(["add", "sub"]), **SHAPES)
 def test_a_multiple_is_added(alpha: float, op: str, **sizes: int) -> None:
-    _, x, _ = value("images", strange=False, **sizes)
+    _, x, _, _ = value("images", strange=False, **sizes)
     check([node(f"aten.{op}.Tensor", X0, X1, alpha=alpha)], [x, x.flip(0) + 1])
 
 
 @settings(deadline=None, max_examples=30)
-@given(
-    layout=st.sampled_from(LAYOUTS[:1] + LAYOUTS[3:]), act=st.sampled_from([None, "relu", "silu"]), **shapes
-)
+@given(layout=st.sampled_from(LAYOUTS), act=st.sampled_from([None, "relu", "silu"]), **SHAPES)
 def test_affine(layout: str, act: str | None, **sizes: int) -> None:
-    before, x, ref = value(layout, strange=True, **sizes)
-    scale, shift = (random(x.shape[1], seed=sizes["seed"] + i) for i in (1, 2))
+    before, x, ref, shape = value(layout, strange=True, **sizes)
+    scale, shift = (random(shape[1], seed=sizes["seed"] + i) for i in (1, 2))
     check([*before, node(AFFINE, ref, Ref("a"), Ref("b"), act)], [x], a=scale, b=shift)
 
 
@@ -265,9 +163,9 @@ def test_average_pool(case: dict[str, Any], strange: bool) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(out=st.tuples(st.integers(1, 9), st.integers(1, 9)), **shapes)
+@given(out=st.tuples(st.integers(1, 9), st.integers(1, 9)), **SHAPES)
 def test_adaptive_pool(out: tuple[int, int], **sizes: int) -> None:
-    before, x, ref = value("images", strange=False, **sizes)
+    before, x, ref, _ = value("planes", strange=False, **sizes)
     check([*before, node("aten.adaptive_avg_pool2d.default", ref, list(out))], [x])
 
 
@@ -277,12 +175,49 @@ def test_adaptive_pool(out: tuple[int, int], **sizes: int) -> None:
     dims=st.sets(st.integers(-2, 1), min_size=1),
     keep=st.booleans(),
     strange=st.booleans(),
-    **shapes,
+    **SHAPES,
 )
 def test_mean(layout: str, dims: set[int], keep: bool, strange: bool, **sizes: int) -> None:
-    before, x, ref = value(layout, strange=strange, **sizes)
-    over = sorted({d % x.dim() for d in dims})
+    before, x, ref, shape = value(layout, strange=strange, **sizes)
+    over = sorted({d % len(shape) for d in dims})
     check([*before, node("aten.mean.dim", ref, over, keep)], [x])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    layout=st.sampled_from(LAYOUTS),
+    dim=st.integers(-2, 1),
+    parts=st.integers(1, 3),
+    stack=st.booleans(),
+    **SHAPES,
+)
+def test_cat(layout: str, dim: int, parts: int, stack: bool, **sizes: int) -> None:
+    before, x, ref, _ = value(layout, strange=False, **sizes)
+    name = "stack" if stack else "cat"
+    scaled = [node("aten.mul.Tensor", ref, i + 2, name=f"part{i}") for i in range(parts)]
+    nodes = [*before, *scaled, node(f"aten.{name}.default", [ref, *(Ref(each.name) for each in scaled)], dim)]
+    check(nodes, [x])
+
+
+def test_a_token_goes_before_the_others() -> None:
+    nodes = [
+        *WAYS["patches"],
+        node("aten.expand.default", Ref("c"), [3, -1, -1], name="token"),
+        node("aten.cat.default", [Ref("token"), Ref("v")], 1),
+    ]
+    check(nodes, [random(3, 5, 4, 4)], c=random(1, 1, 5, seed=1))
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    layout=st.sampled_from(["images", "planes", "last of planes"]),
+    borders=st.lists(st.integers(0, 3), min_size=4, max_size=4),
+    number=st.sampled_from([None, 0.5]),
+    **SHAPES,
+)
+def test_borders(layout: str, borders: list[int], number: float | None, **sizes: int) -> None:
+    before, x, ref, _ = value(layout, strange=False, **sizes)
+    check([*before, node("aten.pad.default", ref, borders, "constant", number)], [x])
 
 
 def test_squeeze_and_excitation() -> None:

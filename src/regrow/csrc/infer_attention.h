@@ -128,7 +128,7 @@ inline void product_rows(const float* w, int64_t w_row, int64_t w_step, const fl
 template <int N>
 inline void product(const float* w, int64_t rows, int64_t w_row, int64_t w_step, const float* x, int64_t x_row,
                     int64_t terms, float* y, int64_t y_row, const Lanes* scale) {
-    constexpr int MOST = VECTORS >= 12 ? 12 : 6;
+    constexpr int MOST = VECTOR_BYTES == 64 ? 12 : 6; // with QUERIES vectors each: what the registers hold
     for (int64_t m = 0; m < rows; m += MOST)
         with_vectors<MOST>(least(MOST, rows - m), [&](auto some) {
             product_rows<some.value, N>(w + m * w_row, w_row, w_step, x, x_row, terms, y + m * y_row, y_row, scale);

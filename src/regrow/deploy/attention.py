@@ -23,11 +23,9 @@ def _norm(
     x, seen = lowering.in_planes(x, channel)
     y = like(x, channel)
     made = Planes.of(y.form, channel)
-    if made is None or (seen.images, seen.pixels, seen.plane == 1) != (made.images, made.pixels, made.plane == 1):
-        x, y = (lowering.lay(x, Value.planes(x.shape, channel)), Value.planes(x.shape, channel))
-        seen = made = Planes.of(y.form, channel)
-    assert seen is not None
-    assert made is not None
+    if made is None or (seen.pixels, seen.plane == 1) != (made.pixels, made.plane == 1):
+        x, seen = lowering.laid_in_planes(x, channel)
+        y, made = Value.planes(x.shape, channel), seen
     constant = lowering.program.constant
     lowering.add(
         steps.Norm(

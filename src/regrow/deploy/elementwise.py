@@ -81,7 +81,7 @@ def _dimensions(y: Value, operands: Sequence[Value | None]) -> tuple[tuple[int, 
     dims = [(y.shape[d], [each[d] for each in strides]) for d in range(len(y.shape))]
     dims = merged(sorted(dims, key=lambda d: -d[1][0]))
     if len(dims) > 1:
-        (count, outer), (pixels, within) = dims[-2:]
+        (count, outer), (_, within) = dims[-2:]
         last = sum((size - 1) * each[0] for size, each in dims[:-2]) + count * outer[0]
         if all(
             s == (outer[0] if w else 0) and (value is None or not w or _reaches(value, last))

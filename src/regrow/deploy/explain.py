@@ -17,7 +17,6 @@ from regrow.deploy.graph import CONV, LINEAR, Connections, Graph
 from regrow.deploy.module import Deployed
 from regrow.deploy.passes import empty_units
 from regrow.deploy.plan import Work
-from regrow.errors import RegrowRuntimeError
 from regrow.measure.example import Example
 from regrow.measure.explain import Explanation
 from regrow.measure.explain import explain as explain_training

@@ -13,7 +13,7 @@ from regrow.deploy import steps
 from regrow.deploy.graph import CONV, LINEAR, Connections, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported, lowers
 from regrow.deploy.packing import pack, taps, window_of
-from regrow.deploy.steps import NOWHERE, Window
+from regrow.deploy.steps import NOWHERE, Buffer, Window
 from regrow.deploy.values import Planes, Value
 
 DENSE = 0.6
@@ -39,13 +39,19 @@ def conv(lowering: Lowering, node: Node) -> Value:
         added = added and Value(added.buffer, added.form.flatten(1))
         y = _linear(lowering, vectors, weight, bias, wanted[:2], added, activation)
         return Value(y.buffer, y.form[:, :, None, None])
-    x, seen = lowering.in_planes(source, 1)
-    kernel = (weights.shape[2], weights.shape[3])
+    (height, width), kernel = source.shape[2:], (weights.shape[2], weights.shape[3])
     window = window_of(
-        x.shape[2:], wanted[2:], kernel, tuple(stride), _first(padding), tuple(dilation), weights.shape[1]
+        (height, width),
+        (wanted[2], wanted[3]),
+        kernel,
+        tuple(stride),
+        _first(padding),
+        tuple(dilation),
+        weights.shape[1],
     )
+    planes = lowering.in_planes(source, 1, pixels=height * width, slack=not window.channel)
     y = Value.planes(wanted, 1, wide=True)
-    _add(lowering, weight, bias, groups, window, (x, seen), y, 1, _optional(lowering, residual), activation)
+    _add(lowering, weight, bias, groups, window, planes, y, 1, _optional(lowering, residual), activation)
     return y
 
 
@@ -71,11 +77,8 @@ def _linear(
         return _vector(lowering, x, name, bias, wanted, residual, activation)
     source, seen = lowering.in_planes(x, -1)
     if seen.pixels == 1 and seen.images > 1:  # vectors one after another
-        source = lowering.copy(x, Value.planes(x.shape, -1, wide=True))
-        found = Planes.of(source.form, -1)
-        assert found is not None
-        seen = found
-    y = Value.planes(wanted, -1, wide=True)
+        source, seen = lowering.laid_in_planes(x, -1)
+    y = Value.planes(wanted, -1, pixels=seen.pixels, wide=True)
     window = Window(1, seen.pixels, 1, seen.pixels)
     _add(lowering, name, bias, 1, window, (source, seen), y, -1, residual, activation)
     return y
@@ -111,12 +114,9 @@ def _add(
     if residual is not None:
         if residual.shape != y.shape:
             raise Unsupported("a sum of different shapes behind it")
-        other, found = lowering.in_planes(residual, channel)
-        if found.images != made.images or found.pixels != made.pixels:
-            other = lowering.copy(other, Value.planes(y.shape, channel, wide=True))
-            again = Planes.of(other.form, channel)
-            assert again is not None
-            found = again
+        other, found = residual, Planes.of(residual.form, channel)
+        if found is None or found.pixels != made.pixels or other.buffer.space:
+            other, found = lowering.lay(residual, Value(Buffer(y.buffer.size), y.form)), made
         added, beside = other.place, found
     if made.pixels != window.out_height * window.out_width or made.images != seen.images:
         raise Unsupported("its images are laid out otherwise than its output")
@@ -215,7 +215,7 @@ def _packed(lowering: Lowering, value: Value) -> Value:
     """Return a value whose elements follow one another."""
     if value.form.is_contiguous():
         return value
-    return lowering.copy(value, Value.contiguous(value.shape))
+    return lowering.lay(value, Value.contiguous(value.shape))
 
 
 def _matrix(weight: Tensor | Connections) -> Tensor:

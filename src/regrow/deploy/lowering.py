@@ -172,9 +172,14 @@ class Lowering:
         """
         found = Planes.of(value.form, channel)
         if found is None or (pixels or found.pixels) != found.pixels or (slack and value.buffer.space):
-            value = self.lay(value, Value.planes(value.shape, channel))
-            found = Planes.of(value.form, channel)
-            assert found is not None
+            return self.laid_in_planes(value, channel)
+        return value, found
+
+    def laid_in_planes(self, value: Value, channel: int) -> tuple[Value, Planes]:
+        """Return a value copied into planes of its own."""
+        value = self.lay(value, Value.planes(value.shape, channel))
+        found = Planes.of(value.form, channel)
+        assert found is not None
         return value, found
 
 
@@ -237,7 +242,7 @@ def view(lowering: Lowering, node: Node) -> Value:
         try:
             return Value(value.buffer, form.view(wanted))
         except RuntimeError:
-            value = lowering.copy(value, Value.contiguous(value.shape))
+            value = lowering.lay(value, Value.contiguous(value.shape))
             return Value(value.buffer, value.form.view(wanted))
     rest = [
         lowering.integers(a) if isinstance(a, list | tuple) else _plain(lowering, a) for a in node.args[1:]

@@ -227,7 +227,9 @@ def _describe_operator() -> None:
     native.load()
 
     @torch.library.register_fake("regrow_native::infer")
-    def infer(program: Tensor, constants: list[Tensor], inputs: list[Tensor], shapes: list[int]) -> list[Tensor]:
+    def infer(
+        program: Tensor, constants: list[Tensor], inputs: list[Tensor], shapes: list[int]
+    ) -> list[Tensor]:
         found, at = [], 0
         while at < len(shapes):
             dimensions = shapes[at]

@@ -61,7 +61,7 @@ class Value:
         for d in reversed(pixel_dims):
             strides[d] = stride
             stride *= max(1, shape[d])
-        plane = max(plane_of(stride), LINE if wide else 1)
+        plane = LINE if wide and stride == 1 else plane_of(stride)
         strides[channel] = plane
         stride = plane * max(1, shape[channel])
         for d in reversed(range(len(shape))):
@@ -75,7 +75,9 @@ class Value:
 def like(value: Value, channel: int) -> Value:
     """Return a new value in planes, with as many pixels in an image as `value` has."""
     seen = Planes.of(value.form, channel)
-    return Value.planes(value.shape, channel, pixels=None if seen is None or seen.pixels == 1 else seen.pixels)
+    return Value.planes(
+        value.shape, channel, pixels=None if seen is None or seen.pixels == 1 else seen.pixels
+    )
 
 
 def _pixel_dims(dims: int, channel: int) -> list[int]:
@@ -84,8 +86,8 @@ def _pixel_dims(dims: int, channel: int) -> list[int]:
 
 
 def plane_of(pixels: int) -> int:
-    """Return how far apart planes of so many pixels are: an odd number of lines, such that the same pixels of all channels
-    spread over the sets of the nearest cache.
+    """Return how far apart planes of so many pixels are: an odd number of lines, such that the same pixels of all
+    channels spread over the sets of the nearest cache.
     """
     return 1 if pixels == 1 else (rounded(pixels) // LINE | 1) * LINE
 
