@@ -102,7 +102,7 @@ std::vector<Tensor> infer(Tensor program, std::vector<Tensor> constants, std::ve
     const Memory all(write<float>(memory), header.arena, header.scratch, constants, inputs, outputs);
     for (int64_t step = 0; step < header.steps; step++) {
         STD_TORCH_CHECK(end - at >= 2 && at[1] >= 0 && at[1] <= end - at - 2, "an inference program is cut short");
-        run_step<ConvStep, DenseStep, VectorStep, CopyStep>(at[0], at + 2, at[1], all);
+        run_step<ConvStep, Int8Step, DenseStep, VectorStep, CopyStep>(at[0], at + 2, at[1], all);
         at += 2 + at[1];
     }
     return outputs;

@@ -17,12 +17,14 @@ constexpr int64_t L = LANES<float>;
 
 #include "infer_activations.h"
 #include "infer_conv.h"
+#include "infer_int8.h"
 #include "infer_vector.h"
 } // namespace inference
 
 extern const infer::Kernels infer_table{
     inference::VECTORS * inference::L,
     &inference::conv,
+    &inference::int8_conv,
     &inference::dense,
     &inference::vector,
 };

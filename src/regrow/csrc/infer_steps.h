@@ -64,6 +64,18 @@ struct CopyStep {
     int64_t size[DIMENSIONS_OF_COPY], x_stride[DIMENSIONS_OF_COPY], y_stride[DIMENSIONS_OF_COPY];
 };
 
+// A convolution in int8: the sizes of its window in bytes.
+struct Int8Step {
+    static constexpr int64_t KIND = 9;
+    Place x, y, residual;
+    int64_t x_image, x_plane, y_image, y_plane, residual_image, residual_plane;
+    int64_t images, groups, channels, outputs;
+    int64_t start, order, bundle, pairs, parts, correction, scale, bias, activation;
+    int64_t inverse, is_signed; // of the input: a constant of one number; whether it is rounded to [-127, 127] or [0, 127]
+    int64_t reach;
+    WindowStep window;
+};
+
 // What a step is done with.
 class Memory {
 public:
@@ -100,6 +112,7 @@ private:
 inline int64_t extent(int64_t count, int64_t stride, int64_t size) { return count > 0 ? (count - 1) * stride + size : 0; }
 
 void run(const ConvStep&, const Memory&);
+void run(const Int8Step&, const Memory&);
 void run(const DenseStep&, const Memory&);
 void run(const VectorStep&, const Memory&);
 void run(const CopyStep&, const Memory&);

@@ -26,7 +26,8 @@ CONV, LINEAR, AFFINE = "regrow.conv2d", "regrow.linear", "regrow.affine"
 - ``regrow.affine(x, scale, shift, activation)``: ``x * scale + shift`` for each channel, dimension 1 of x.
 
 `residual` is a value of the output's shape, added before the activation, or None; `activation` a name of `ACTIVATIONS`
-or None.
+or None. The first two may have the keyword arguments ``input_scale`` and ``input_signed`` (`rounding.Rounding`): the
+input is then rounded to int8 first, and the weight is in int8 too.
 """
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
 """GELU is the exact one."""

@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from regrow.deploy import steps
+from regrow.deploy.bundles import MOST, bundle
 from regrow.deploy.graph import CONV, LINEAR, Connections, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported, lowers
 from regrow.deploy.packing import pack, taps, window_of
+from regrow.deploy.rounding import Rounding
 from regrow.deploy.steps import NOWHERE, Window
 from regrow.deploy.values import Planes, Value
 
 DENSE = 0.6
 """The density from which on the kernel of dense weights is the faster one."""
+SLACK = 128
+"""Bytes that the kernel in int8 reads behind its copies of the input."""
 NO_IMAGE = Planes(1, 1, 1, 0, 1)
 
 
@@ -30,11 +34,19 @@ def conv(lowering: Lowering, node: Node) -> Value:
     weights = lowering.weight(weight)
     x, seen = lowering.in_planes(lowering.value(x), 1)
     kernel = (weights.shape[2], weights.shape[3])
+    rounding = Rounding.of(node)
     window = window_of(
-        x.shape[2:], wanted[2:], kernel, tuple(stride), tuple(padding), tuple(dilation), weights.shape[1]
+        x.shape[2:],
+        wanted[2:],
+        kernel,
+        tuple(stride),
+        tuple(padding),
+        tuple(dilation),
+        weights.shape[1],
+        4 if rounding is None else 1,
     )
     y = Value.planes(wanted, 1)
-    _add(lowering, weight, bias, groups, window, (x, seen), y, 1, residual, activation)
+    _add(lowering, weight, bias, groups, window, (x, seen), y, 1, residual, activation, rounding)
     return y
 
 
@@ -44,7 +56,8 @@ def linear(lowering: Lowering, node: Node) -> Value:
     x, weight, bias, residual, activation = node.args
     wanted, weights = lowering.shape(node), lowering.weight(weight)
     source = lowering.value(x)
-    if torch.Size(wanted[:-1]).numel() == 1 and isinstance(weights, Connections):
+    rounding = Rounding.of(node)
+    if torch.Size(wanted[:-1]).numel() == 1 and isinstance(weights, Connections) and rounding is None:
         return _vector(lowering, source, weight, bias, wanted, residual, activation)
     x, seen = lowering.in_planes(source, -1)
     y = Value.planes(wanted, -1)
@@ -53,8 +66,9 @@ def linear(lowering: Lowering, node: Node) -> Value:
         found = Planes.of(x.form, -1)
         assert found is not None
         seen = found
-    window = Window(1, seen.pixels, 1, seen.pixels)
-    _add(lowering, weight, bias, 1, window, (x, seen), y, -1, residual, activation)
+    image, one = (1, seen.pixels), (1, 1)
+    window = window_of(image, image, one, one, (0, 0), one, weights.shape[1], 4 if rounding is None else 1)
+    _add(lowering, weight, bias, 1, window, (x, seen), y, -1, residual, activation, rounding)
     return y
 
 
@@ -69,8 +83,9 @@ def _add(
     channel: int,
     residual: Ref | None,
     activation: str | None,
+    rounding: Rounding | None,
 ) -> None:
-    """Add a convolution into `y`, by connections or by a dense weight."""
+    """Add a convolution into `y`, by connections, in float32 or int8, or by a dense weight."""
     weight = lowering.weight(name)
     x, seen = source
     made = Planes.of(y.form, channel)
@@ -91,9 +106,44 @@ def _add(
         raise Unsupported("its images are laid out otherwise than its output")
     density = weight.density if isinstance(weight, Connections) else 1.0
     channels = weight.shape[1]
-    lowering.need_scratch(channels * window.channel)
     numbers = (seen.image, seen.plane, made.image, made.plane, beside.image, beside.plane, seen.images)
     offset = lowering.program.constant(lowering.constant(bias))
+    if rounding is not None:
+        if not isinstance(weight, Connections) or weight.values.dtype != torch.int8:
+            raise Unsupported("its input is to be rounded, its weight is not in int8")
+        if int(weight.crow.diff().max()) > MOST:
+            raise Unsupported("more connections of one row than sums of 32 bits allow")
+        pixels = window.height * window.width
+        lowering.need_scratch(-(-(channels * window.channel + SLACK + pixels) // 4))
+        key = ("bundles", name, window, rounding)
+        bundled = lowering.keep(key, partial(bundle, weight, groups, window, rounding))
+        constant = lowering.program.constant
+        lowering.add(
+            steps.Int8(
+                x.place,
+                y.place,
+                added,
+                *numbers,
+                groups,
+                channels,
+                weight.shape[0] // groups,
+                constant(bundled.start),
+                constant(bundled.order),
+                constant(bundled.bundle),
+                constant(bundled.pairs),
+                constant(bundled.parts),
+                constant(bundled.correction),
+                constant(bundled.scale),
+                offset,
+                steps.activation(activation),
+                constant(bundled.inverse),
+                rounding.signed,
+                bundled.reach,
+                window,
+            )
+        )
+        return
+    lowering.need_scratch(channels * window.channel)
     if density >= DENSE and groups == 1:
         key = ("dense", name, window, seen.plane)
         reads, reach = lowering.keep(key, partial(_reads, weight, window, seen.plane))

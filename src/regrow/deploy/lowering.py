@@ -196,7 +196,9 @@ def view(lowering: Lowering, node: Node) -> Value:
         except RuntimeError:
             value = lowering.copy(value, Value.contiguous(value.shape))
             return Value(value.buffer, value.form.view(wanted))
-    rest = [lowering.integers(a) if isinstance(a, list | tuple) else _plain(lowering, a) for a in node.args[1:]]
+    rest = [
+        lowering.integers(a) if isinstance(a, list | tuple) else _plain(lowering, a) for a in node.args[1:]
+    ]
     options = {key: _plain(lowering, a) for key, a in node.kwargs.items()}
     found = _function(node.op)(form, *rest, **options)
     if tuple(found.shape) != wanted or any(s < 0 for s in found.stride()):
@@ -212,7 +214,9 @@ def _plain(lowering: Lowering, argument: Any) -> Any:
 def pieces(lowering: Lowering, node: Node) -> list[Value]:
     """Look at each piece where it is."""
     value = lowering.value(node.args[0])
-    rest = [lowering.integers(a) if isinstance(a, list | tuple) else _plain(lowering, a) for a in node.args[1:]]
+    rest = [
+        lowering.integers(a) if isinstance(a, list | tuple) else _plain(lowering, a) for a in node.args[1:]
+    ]
     options = {key: _plain(lowering, a) for key, a in node.kwargs.items()}
     return [Value(value.buffer, form) for form in _function(node.op)(value.form, *rest, **options)]
 

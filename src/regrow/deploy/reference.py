@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regrow.deploy.graph import AFFINE, CONV, LINEAR, Connections, Graph, Node, Ref, operator
+from regrow.deploy.rounding import Rounding
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
@@ -73,6 +74,9 @@ def interpret(
 
 def compute(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Compute one node of these arguments."""
+    rounding = Rounding.of(node)
+    if rounding is not None:
+        args = [rounding(args[0]), *args[1:]]
     if node.op == CONV:
         x, weight, bias, stride, padding, dilation, groups, residual, activation = args
         return _finish(F.conv2d(x, weight, bias, stride, padding, dilation, groups), residual, activation)
