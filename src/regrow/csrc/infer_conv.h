@@ -27,10 +27,10 @@ inline void lay_run(const Window& w, const T* x, T* to, int64_t shift, int64_t t
     T* const run = to + above * width;
     const int64_t begin = shift < 0 ? -shift : 0, end = shift > 0 ? all - shift : all;
     for (int64_t i = begin; i < end; i++) run[i] = from[i];
-    for (int64_t row = 0; row < inside; row++) {
-        for (int64_t i = 0; i < begin; i++) run[row * width + i] = outside;
-        for (int64_t i = shift > 0 ? width - shift : width; i < width; i++) run[row * width + i] = outside;
-    }
+    for (int64_t i = 0; i < begin; i++)
+        for (int64_t row = 0; row < inside; row++) run[row * width + i] = outside;
+    for (int64_t i = shift > 0 ? width - shift : width; i < width; i++)
+        for (int64_t row = 0; row < inside; row++) run[row * width + i] = outside;
     for (int64_t i = (above + inside) * width; i < rows * width; i++) to[i] = outside;
 }
 

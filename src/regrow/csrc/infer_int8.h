@@ -88,11 +88,7 @@ inline void add_bundles(Sums<N>& sums, const uint8_t* x, const BytePair* pair, c
     }
 }
 
-// Vectors [0, 4) of floats from the sums of one granule in the order of `interleaved`.
-template <int... I>
-inline SumVector lanes_of(SumVector a, SumVector b, int, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, I...);
-}
+// Four vectors of sums, in the order of the pixels, from those of a granule.
 inline void in_order(const SumVector* all, const SumVector* second, uint32_t correction, SumVector* out) {
     SumVector part[4];
     for (int half = 0; half < 2; half++) {
@@ -143,32 +139,51 @@ void int8_run(const Int8Conv& q, const Run& run, int64_t pixels, const uint8_t* 
         for (int n = 0; n < N; n++) {
             SumVector sum[4];
             in_order(sums.all + 2 * n, sums.second + 2 * n, q.correction[channel], sum);
-            const int64_t left = pixels - n * BYTES;
-            for (int v = 0; v < 4 && v * L < left; v++) {
-                Lanes value = __builtin_convertvector((SignedSums)sum[v], Lanes) * scale + bias;
-                finish<1>(&value, y + n * BYTES + v * L, residual ? residual + n * BYTES + v * L : nullptr, c.activation);
+            Lanes value[4];
+            for (int v = 0; v < 4; v++) value[v] = __builtin_convertvector((SignedSums)sum[v], Lanes) * scale + bias;
+            const int64_t at = n * BYTES;
+            if (at + BYTES <= pixels) {
+                finish<4>(value, y + at, residual ? residual + at : nullptr, c.activation);
+            } else {
+                for (int v = 0; v < 4 && at + v * L < pixels; v++)
+                    finish<1>(value + v, y + at + v * L, residual ? residual + at + v * L : nullptr, c.activation);
             }
         }
     }
 }
 
-// Some numbers as bytes: rounded to the nearest multiple of the scale, which `q.zero` is added to.
-inline void quantise(const Int8Conv& q, const float* x, uint8_t* to, int64_t count) {
-    constexpr float SHIFT = 12582912.0f; // 1.5 * 2^23: in a sum with it, the last bit is worth one
-    constexpr int32_t BITS = 0x4B400000;
-    const auto bits = [&](Lanes v) {
-        v *= q.inverse;
+// Every second element of a and b.
+template <class V, int... I>
+inline V halves(V a, V b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (2 * I)...);
+}
+template <class V>
+inline V halves(V a, V b) {
+    return halves(a, b, std::make_integer_sequence<int, BYTES / int(sizeof(a[0]))>{});
+}
+
+// A granule as bytes: rounded to the nearest multiple of the scale, which `q.zero` is added to.
+inline ByteVector rounded(const Int8Conv& q, const float* x) {
+    WordVector word[4];
+    for (int n = 0; n < 4; n++) {
+        Lanes v = load_unaligned(x + n * L) * q.inverse;
         v = v > q.lowest ? v : splat(q.lowest); // nan too
         v = v < 127.0f ? v : splat(127.0f);
-        return (SignedSums)(v + SHIFT);
-    };
-    typedef uint8_t Bytes __attribute__((vector_size(VECTOR_BYTES / 4)));
+        word[n] = (WordVector)(v + (12582912.0f + q.zero)); // 1.5 * 2^23: the last bit is worth one, and 16 bits are zero
+    }
+    return halves((ByteVector)halves(word[0], word[1]), (ByteVector)halves(word[2], word[3]));
+}
+inline void round_all(const Int8Conv& q, const float* x, uint8_t* to, int64_t count) {
     int64_t i = 0;
-    for (; i + L <= count; i += L) {
-        const Bytes found = __builtin_convertvector(bits(load_unaligned(x + i)) - BITS + q.zero, Bytes);
+    for (; i + BYTES <= count; i += BYTES) {
+        const ByteVector found = rounded(q, x + i);
         __builtin_memcpy(to + i, &found, sizeof found);
     }
-    for (; i < count; i++) to[i] = uint8_t(bits(splat(x[i]))[0] - BITS + q.zero);
+    if (i == count) return;
+    float rest[BYTES] = {};
+    for (int64_t j = i; j < count; j++) rest[j - i] = x[j];
+    const ByteVector found = rounded(q, rest);
+    for (int64_t j = i; j < count; j++) to[j] = found[j - i];
 }
 
 // What the pixels of a band read, in bytes; `room`: for the pixels of one channel.
@@ -182,11 +197,11 @@ inline void lay_int8(const Int8Conv& q, const float* x, uint8_t* to, uint8_t* ro
     const int64_t rows = all ? bottom - top : 1;
     for (int64_t c = 0; c < q.conv.channels; c++, x += q.conv.x_plane, to += w.channel) {
         if (q.direct) {
-            quantise(q, x + top * w.width, to, rows * w.width);
+            round_all(q, x + top * w.width, to, rows * w.width);
             continue;
         }
         for (int64_t row = top; row < bottom; row += all ? rows : w.stride_y)
-            quantise(q, x + row * w.width, room + row * w.width, rows * w.width);
+            round_all(q, x + row * w.width, room + row * w.width, rows * w.width);
         lay_channels<uint8_t>(w, room, 0, 1, to, first, last, q.zero);
     }
 }
