@@ -26,9 +26,9 @@ ROOMS: list[set[str]] = [
     {"nn"},
     {"sparsity"},
     {"rewrite", "methods"},
+    {"deploy"},
     {"measure", "tickets", "testing"},
     {"accounting"},
-    {"deploy"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library
     {"app.recipes", "app.tasks"},
     {"app.training", "app.report"},

@@ -2,6 +2,8 @@
 
 from regrow import tickets
 from regrow.accounting import Costs, costs
+from regrow.deploy.deploying import deploy
+from regrow.deploy.module import Deployed
 from regrow.errors import RegrowError
 from regrow.measure import landscape
 from regrow.measure.explain import explain
@@ -28,6 +30,7 @@ __all__ = [
     "SNFS",
     "SNIP",
     "Costs",
+    "Deployed",
     "Dynamic",
     "Ensemble",
     "FreeTickets",
@@ -46,6 +49,7 @@ __all__ = [
     "compress",
     "dense_state_dict",
     "densify",
+    "deploy",
     "distributions",
     "empty_cache",
     "explain",

@@ -12,6 +12,8 @@ from regrow.errors import RegrowValueError
 
 MODEL_FILE = 1
 """Of `regrow.save`, in the metadata under ``regrow``."""
+DEPLOYED = 1
+"""Of `Deployed.save`, in the metadata under ``regrow_deployed``."""
 STATE_DICT = 1
 """Of a model with sparse weights, in torch's metadata of the state dict under ``regrow``, module by module."""
 OPTIMIZER = 1
@@ -38,7 +40,9 @@ def require_format(what: str, holder: Mapping[str, object], key: str, newest: in
     """
     found = holder.get(key, 1)
     if isinstance(found, bool) or not isinstance(found, int) or found < 1:
-        raise RegrowValueError(f"{what} is damaged: its format must be a number, got {str(found)[:40]!r}")
+        raise RegrowValueError(
+            f"{what} is damaged: its format must be a number, got {str(found)[:40]!r}\nCopy or fetch it again."
+        )
     if found > newest:
         raise RegrowValueError(
             f"{what} is of format {found}, and this regrow reads formats up to {newest}\n"

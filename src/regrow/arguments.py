@@ -330,6 +330,34 @@ def require_patterns(name: str, value: object) -> list[str]:
     return globs
 
 
+def require_example(name: str, value: object) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+    """Return `value`, one batch, as the positional and keyword arguments of a forward pass, and its number of examples.
+
+    A list or tuple is the positional arguments, a dictionary the keyword arguments, anything else the only argument.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if isinstance(value, Mapping):
+        kwargs = dict(value)
+    elif isinstance(value, list | tuple):
+        args = tuple(value)
+    else:
+        args = (value,)
+    tensor = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+    if tensor is None:
+        raise RegrowValueError(
+            f"`{name}` must be a batch: a tensor, or a list or dictionary with one, got {type(value).__name__}"
+        )
+    if tensor.dim() == 0 or tensor.numel() == 0:
+        raise RegrowValueError(
+            f"`{name}` must hold at least one example in its first dimension, got shape {tuple(tensor.shape)}"
+        )
+    return args, kwargs, len(tensor)
+
+
 def require_group(name: str, value: object) -> Any:
     """Return `value`, a process group of torch.distributed or None.
 

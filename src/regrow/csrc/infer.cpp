@@ -1,6 +1,7 @@
 // `infer`: runs an inference program, all of it in one call.
 #include "infer_steps.h"
 
+#include <chrono>
 #include <cstring>
 #include <string>
 
@@ -71,8 +72,14 @@ void run_step(int64_t kind, const int64_t* fields, int64_t count, const Memory& 
 // What lies behind a value may be read, though never used: runs of pixels end in whole vectors.
 constexpr int64_t SLACK = 64;
 
-std::vector<Tensor> infer(Tensor program, std::vector<Tensor> constants, std::vector<Tensor> inputs,
-                          std::vector<int64_t> shapes) {
+double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// seconds: of each step, or null.
+std::vector<Tensor> run_program(const Tensor& program, const std::vector<Tensor>& constants,
+                                const std::vector<Tensor>& inputs, const std::vector<int64_t>& shapes,
+                                std::vector<double>* seconds) {
     STD_TORCH_CHECK(program.is_cpu() && program.is_contiguous() && program.scalar_type() == ScalarType::Long,
                     "an inference program must be contiguous int64 on the CPU");
     const int64_t* at = read<int64_t>(program);
@@ -104,8 +111,23 @@ std::vector<Tensor> infer(Tensor program, std::vector<Tensor> constants, std::ve
         STD_TORCH_CHECK(end - at >= 2 && at[1] >= 0 && at[1] <= end - at - 2, "an inference program is cut short");
         run_step<ConvStep, Int8Step, DenseStep, VectorStep, CopyStep>(at[0], at + 2, at[1], all);
         at += 2 + at[1];
+        if (seconds) seconds->push_back(now());
     }
     return outputs;
+}
+
+std::vector<Tensor> infer(Tensor program, std::vector<Tensor> constants, std::vector<Tensor> inputs,
+                          std::vector<int64_t> shapes) {
+    return run_program(program, constants, inputs, shapes, nullptr);
+}
+
+// The time at the beginning and after each step, in seconds.
+Tensor infer_times(Tensor program, std::vector<Tensor> constants, std::vector<Tensor> inputs, std::vector<int64_t> shapes) {
+    std::vector<double> times{now()};
+    run_program(program, constants, inputs, shapes, &times);
+    Tensor found = empty(program, {int64_t(times.size())}, ScalarType::Double);
+    std::copy(times.begin(), times.end(), write<double>(found));
+    return found;
 }
 
 int64_t infer_pixels() { return kernels().pixels; }
@@ -115,9 +137,11 @@ int64_t infer_pixels() { return kernels().pixels; }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(regrow_native, m) {
     m.def("infer(Tensor program, Tensor[] constants, Tensor[] inputs, int[] shapes) -> Tensor[]");
+    m.def("infer_times(Tensor program, Tensor[] constants, Tensor[] inputs, int[] shapes) -> Tensor");
     m.def("infer_pixels() -> int");
 }
 STABLE_TORCH_LIBRARY_IMPL(regrow_native, CompositeExplicitAutograd, m) {
     m.impl("infer", TORCH_BOX(&regrow::infer::infer));
+    m.impl("infer_times", TORCH_BOX(&regrow::infer::infer_times));
     m.impl("infer_pixels", TORCH_BOX(&regrow::infer::infer_pixels));
 }

@@ -83,9 +83,9 @@ struct Vector {
     int64_t rows, columns;
     const float *x, *residual; // residual: null where there is none
     float* y;
-    const int32_t* crow;
-    const void* col; // uint16 or int32
-    bool wide;       // int32
+    const int32_t* crow; // null: the weight is dense, [rows, columns] in float32
+    const void* col;     // uint16 or int32
+    bool wide;           // int32
     const void* values;
     Values kind;
     const float *scale, *bias; // [rows] or null

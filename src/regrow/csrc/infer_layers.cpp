@@ -26,6 +26,11 @@ Window window_of(const WindowStep& s, int64_t channels, int64_t scratch) {
             s.padding_y, s.padding_x, s.dilation_y, s.dilation_x, s.band,        s.phases,       s.copy,     s.channel};
 }
 
+// Kernels write whole vectors.
+void require_room(int64_t planes, int64_t plane, int64_t pixels) {
+    require(planes <= 1 || plane >= (pixels + 15) / 16 * 16);
+}
+
 int64_t bands_of(const WindowStep& s) { return (s.out_height + s.band - 1) / s.band; }
 
 // A convolution by connections, whose bands are divided among the threads; outputs are too, by `parts`, where there is not
@@ -71,6 +76,7 @@ void run(const ConvStep& s, const Memory& memory) {
            memory.constant<float>(s.bias, all_out, {ScalarType::Float}),
            Activation(s.activation)};
     require(c.x && c.y && c.start && c.order && s.connections != NONE && s.blocks > 0);
+    require_room(all_out, s.y_plane, out);
     require(s.reach <= s.channels * (s.window.channel ? s.window.channel : s.x_plane));
     run_conv(c, s.parts, memory, kernels().conv, c);
 }
@@ -103,7 +109,8 @@ void run(const Int8Step& s, const Memory& memory) {
               nullptr,
               memory.constant<float>(s.bias, all_out, {ScalarType::Float}),
               Activation(s.activation)};
-    q.direct = w.kernel_height == 1 && w.kernel_width == 1 && w.stride_y == 1 && w.stride_x == 1 && in == out;
+    q.direct = w.kernel_height == 1 && w.kernel_width == 1 && w.stride_y == 1 && w.stride_x == 1 &&
+               w.padding_y == 0 && w.padding_x == 0 && w.height == w.out_height && w.width == w.out_width;
     q.bundle = memory.constant<int32_t>(s.bundle, all_out, {ScalarType::Int});
     q.pairs = memory.constant<BytePair>(s.pairs, 0, {ScalarType::Int});
     q.correction = memory.constant<int32_t>(s.correction, all_out, {ScalarType::Int});
@@ -146,6 +153,7 @@ void run(const DenseStep& s, const Memory& memory) {
     d.weight = memory.constant<float>(s.weight, s.outputs * s.taps, {ScalarType::Float});
     d.taps = s.taps;
     require(d.conv.x && d.conv.y && d.offset && d.weight);
+    require_room(s.outputs, s.y_plane, out);
     require(s.reach <= s.channels * (s.window.channel ? s.window.channel : s.x_plane));
     const int64_t bands = bands_of(s.window), units = s.images * bands;
     const int64_t divided = units >= 2 * threads() ? 1 : std::min(s.outputs, threads());
@@ -159,11 +167,12 @@ void run(const DenseStep& s, const Memory& memory) {
 
 void run(const VectorStep& s, const Memory& memory) {
     require_sizes({s.rows, s.columns});
+    require(s.values != NONE && (s.crow == NONE) == (s.col == NONE));
+    const bool dense = s.crow == NONE;
     const int32_t* const crow = memory.constant<int32_t>(s.crow, s.rows + 1, {ScalarType::Int});
-    require(crow != nullptr && s.col != NONE && s.values != NONE);
-    const int64_t nnz = crow[s.rows];
+    const int64_t nnz = dense ? s.rows * s.columns : crow[s.rows];
     const ScalarType type = memory.type_of(s.values);
-    const Values kind = type == ScalarType::Float ? Values::float32 : type == ScalarType::BFloat16 ? Values::bfloat16 : Values::int8;
+    require(!dense || type == ScalarType::Float);
     const Vector v{s.rows,
                    s.columns,
                    memory.find(s.x, s.columns),
@@ -171,17 +180,19 @@ void run(const VectorStep& s, const Memory& memory) {
                    memory.find(s.y, s.rows),
                    crow,
                    memory.constant<void>(s.col, nnz, {ScalarType::UInt16, ScalarType::Int}),
-                   memory.type_of(s.col) == ScalarType::Int,
+                   !dense && memory.type_of(s.col) == ScalarType::Int,
                    memory.constant<void>(s.values, nnz, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Char}),
-                   kind,
+                   type == ScalarType::Float      ? Values::float32
+                   : type == ScalarType::BFloat16 ? Values::bfloat16
+                                                  : Values::int8,
                    memory.constant<float>(s.scale, s.rows, {ScalarType::Float}),
                    memory.constant<float>(s.bias, s.rows, {ScalarType::Float}),
                    Activation(s.activation)};
     require(v.x && v.y);
-    // rows that have equally many connections
-    const int64_t parts = std::clamp<int64_t>(nnz / 4096, 1, threads());
-    const auto first = [&](int64_t part) {
-        return part == parts ? s.rows : std::lower_bound(crow, crow + s.rows, int32_t(nnz * part / parts)) - crow;
+    const int64_t parts = std::clamp<int64_t>(nnz / 4096, 1, std::min(threads(), std::max<int64_t>(s.rows, 1)));
+    const auto first = [&](int64_t part) -> int64_t { // rows that have equally many connections
+        if (part == parts || dense) return s.rows * part / parts;
+        return std::lower_bound(crow, crow + s.rows, int32_t(nnz * part / parts)) - crow;
     };
     const Kernels& k = kernels();
     in_tasks(parts, [&](int64_t, int64_t part) { k.vector(v, first(part), first(part + 1)); });

@@ -52,7 +52,7 @@ struct VectorStep {
     static constexpr int64_t KIND = 3;
     Place x, y, residual;
     int64_t rows, columns;
-    int64_t crow, col, values, kind, scale, bias, activation;
+    int64_t crow, col, values, scale, bias, activation; // without crow and col: a dense weight, float32
 };
 
 constexpr int64_t DIMENSIONS_OF_COPY = 6;

@@ -82,10 +82,23 @@ inline void vector_rows(const Vector& v, int64_t first, int64_t last) {
         if (v.residual) sum += v.residual[r];
         v.y[r] = sum;
     }
-    if (v.activation == Activation::none) return;
-    int64_t r = first;
-    for (; r + L <= last; r += L) store_unaligned(v.y + r, activate(load_unaligned(v.y + r), v.activation));
-    for (; r < last; r++) v.y[r] = activate(splat(v.y[r]), v.activation)[0];
+}
+
+inline void dense_rows(const Vector& v, int64_t first, int64_t last) {
+    const float* const values = static_cast<const float*>(v.values);
+    for (int64_t r = first; r < last; r++) {
+        const float* const row = values + r * v.columns;
+        Lanes a[4] = {};
+        int64_t j = 0;
+        for (; j + 4 * L <= v.columns; j += 4 * L)
+            for (int i = 0; i < 4; i++) a[i] += load_unaligned(row + j + i * L) * load_unaligned(v.x + j + i * L);
+        for (; j + L <= v.columns; j += L) a[0] += load_unaligned(row + j) * load_unaligned(v.x + j);
+        float sum = sum_of((a[0] + a[1]) + (a[2] + a[3]));
+        for (; j < v.columns; j++) sum += row[j] * v.x[j];
+        if (v.bias) sum += v.bias[r];
+        if (v.residual) sum += v.residual[r];
+        v.y[r] = sum;
+    }
 }
 
 void vector(const Vector& v, int64_t first, int64_t last) {
@@ -95,5 +108,11 @@ void vector(const Vector& v, int64_t first, int64_t last) {
         else if (v.kind == Values::bfloat16) vector_rows<C, Values::bfloat16>(v, first, last);
         else vector_rows<C, Values::int8>(v, first, last);
     };
-    v.wide ? with(int32_t{}) : with(uint16_t{});
+    if (!v.crow) dense_rows(v, first, last);
+    else v.wide ? with(int32_t{}) : with(uint16_t{});
+    if (v.activation == Activation::none) return;
+    int64_t r = first;
+    for (; r + L <= last; r += L) store_unaligned(v.y + r, activate(load_unaligned(v.y + r), v.activation));
+    for (; r < last; r++) v.y[r] = activate(splat(v.y[r]), v.activation)[0];
 }
+

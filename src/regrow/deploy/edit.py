@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,8 @@ class Editor:
         )
         self.nodes: dict[str, Node] = {node.name: replace(node) for node in graph.nodes}
         """By name, in order."""
+        self.matrices: dict[tuple[str, bool], Ref] = {}
+        """Weights made of constants, by the constant's name and whether it is transposed."""
         self._made: set[str] = set()
         self._readers: dict[str, list[Node]] = {}
         for node in self.nodes.values():
@@ -74,36 +76,41 @@ class Editor:
     def change(
         self, node: Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
     ) -> None:
-        """Make `node` another operation with the same result."""
+        """Make `node` another operation with the same result; what it was the last to read goes."""
+        before = node.refs()
         self._forget(node)
         node.op, node.args, node.kwargs = op, args, kwargs or {}
         self._note(node)
+        self._sweep(before)
 
     def set(self, node: Node, index: int, value: Any) -> None:
         """Replace one argument of `node`."""
         self.change(node, node.op, (*node.args[:index], value, *node.args[index + 1 :]), node.kwargs)
 
     def bypass(self, node: Node, value: Any) -> None:
-        """Let all who read `node` read `value`, a reference or a number, and remove the node."""
+        """Let all who read `node` read `value`, a reference or a number, which leaves the node to go."""
         name = Ref(node.name)
+        self.graph.outputs = [value if each == name else each for each in self.graph.outputs]
         for reader in self.readers(name):
             args = _exchanged(list(reader.args), name, value)
             kwargs = {key: _exchanged(each, name, value) for key, each in reader.kwargs.items()}
             self.change(reader, reader.op, tuple(args), kwargs)
-        self.graph.outputs = [value if each == name else each for each in self.graph.outputs]
-        self.remove(node)
-
-    def remove(self, node: Node) -> None:
-        """Remove a node that nothing reads any more."""
-        self._forget(node)
-        del self.nodes[node.name]
+        self._sweep([name])
 
     def absorb(self, node: Node, later: Node, args: tuple[Any, ...]) -> None:
         """Let `node`, with other arguments, compute what `later` does, in its place and under its name."""
-        op, layer = node.op, node.layer
-        self.remove(node)
-        self.change(later, op, args)
-        later.layer = layer
+        later.layer = node.layer
+        self.change(later, node.op, args)
+
+    def _sweep(self, names: Iterable[str]) -> None:
+        """Remove those of these nodes that nothing reads, and what only they have read."""
+        waiting = list(names)
+        while waiting:
+            node = self.nodes.get(waiting.pop())
+            if node is not None and not self.times(node.name):
+                waiting += node.refs()
+                self._forget(node)
+                del self.nodes[node.name]
 
     def make(self, name: str, tensor: Tensor, *, exact: bool = True) -> Ref:
         """Add a constant; one that is `exact`, in float64, becomes float32 in the end."""
@@ -135,13 +142,7 @@ class Editor:
 
     def finish(self) -> Graph:
         """Return the graph, without what nothing needs."""
-        needed: set[str] = set(self.graph.outputs)
-        for name in reversed(list(self.nodes)):
-            node = self.nodes[name]
-            if name in needed:
-                needed.update(node.refs())
-            else:
-                self.remove(node)
+        needed = {*self.graph.outputs, *(ref for node in self.nodes.values() for ref in node.refs())}
         graph = self.graph
         graph.nodes = list(self.nodes.values())
         graph.weights = {name: weight for name, weight in graph.weights.items() if name in needed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -19,8 +20,10 @@ from regrow.deploy.values import Planes, Value
 
 DENSE = 0.6
 """The density from which on the kernel of dense weights is the faster one."""
+DENSE_VECTOR = 0.4
+"""The same for one vector."""
 SLACK = 128
-"""Bytes that the kernel in int8 reads behind its copies of the input."""
+"""Bytes that the kernel of int8 may read behind its copies of the input."""
 NO_IMAGE = Planes(1, 1, 1, 0, 1)
 
 
@@ -28,25 +31,31 @@ NO_IMAGE = Planes(1, 1, 1, 0, 1)
 def conv(lowering: Lowering, node: Node) -> Value:
     """Add a convolution of images in planes."""
     x, weight, bias, stride, padding, dilation, groups, residual, activation = node.args
-    wanted = lowering.shape(node)
+    wanted, rounding = lowering.shape(node), Rounding.of(node)
     if len(wanted) != 4:
         raise Unsupported("a convolution of other than [N, C, H, W]")
-    weights = lowering.weight(weight)
-    x, seen = lowering.in_planes(lowering.value(x), 1)
-    kernel = (weights.shape[2], weights.shape[3])
-    rounding = Rounding.of(node)
+    weights, source = lowering.weight(weight), lowering.value(x)
+    if source.shape[2:] == wanted[2:] == (1, 1) and tuple(weights.shape[2:]) == (1, 1) and groups == 1:
+        vectors = Value(source.buffer, source.form.flatten(1))
+        added = None if residual is None else lowering.value(residual)
+        added = added and Value(added.buffer, added.form.flatten(1))
+        y = _linear(lowering, vectors, weight, bias, wanted[:2], added, activation, rounding)
+        return Value(y.buffer, y.form[:, :, None, None])
+    x, seen = lowering.in_planes(source, 1)
+    kernel, size = (weights.shape[2], weights.shape[3]), _size(rounding)
     window = window_of(
         x.shape[2:],
         wanted[2:],
         kernel,
         tuple(stride),
-        tuple(padding),
+        _first(padding),
         tuple(dilation),
         weights.shape[1],
-        4 if rounding is None else 1,
+        size,
     )
-    y = Value.planes(wanted, 1)
-    _add(lowering, weight, bias, groups, window, (x, seen), y, 1, residual, activation, rounding)
+    y = Value.planes(wanted, 1, wide=True)
+    added = _optional(lowering, residual)
+    _add(lowering, weight, bias, groups, window, (x, seen), y, 1, added, activation, rounding)
     return y
 
 
@@ -54,22 +63,48 @@ def conv(lowering: Lowering, node: Node) -> Value:
 def linear(lowering: Lowering, node: Node) -> Value:
     """Add a linear layer: of one vector, or of many, which are the pixels of a convolution of 1 x 1."""
     x, weight, bias, residual, activation = node.args
-    wanted, weights = lowering.shape(node), lowering.weight(weight)
-    source = lowering.value(x)
-    rounding = Rounding.of(node)
-    if torch.Size(wanted[:-1]).numel() == 1 and isinstance(weights, Connections) and rounding is None:
-        return _vector(lowering, source, weight, bias, wanted, residual, activation)
-    x, seen = lowering.in_planes(source, -1)
-    y = Value.planes(wanted, -1)
+    wanted, added = lowering.shape(node), _optional(lowering, residual)
+    return _linear(lowering, lowering.value(x), weight, bias, wanted, added, activation, Rounding.of(node))
+
+
+def _linear(
+    lowering: Lowering,
+    x: Value,
+    name: Ref,
+    bias: Ref | None,
+    wanted: tuple[int, ...],
+    residual: Value | None,
+    activation: str | None,
+    rounding: Rounding | None,
+) -> Value:
+    """Add a linear layer."""
+    if torch.Size(wanted[:-1]).numel() == 1 and rounding is None:
+        return _vector(lowering, x, name, bias, wanted, residual, activation)
+    source, seen = lowering.in_planes(x, -1)
     if seen.pixels == 1 and seen.images > 1:  # vectors one after another
-        x = lowering.copy(source, Value.planes(source.shape, -1))
-        found = Planes.of(x.form, -1)
+        source = lowering.copy(x, Value.planes(x.shape, -1, wide=True))
+        found = Planes.of(source.form, -1)
         assert found is not None
         seen = found
-    image, one = (1, seen.pixels), (1, 1)
-    window = window_of(image, image, one, one, (0, 0), one, weights.shape[1], 4 if rounding is None else 1)
-    _add(lowering, weight, bias, 1, window, (x, seen), y, -1, residual, activation, rounding)
+    y = Value.planes(wanted, -1, wide=True)
+    image, one, channels = (1, seen.pixels), (1, 1), lowering.weight(name).shape[1]
+    window = window_of(image, image, one, one, (0, 0), one, channels, _size(rounding))
+    _add(lowering, name, bias, 1, window, (source, seen), y, -1, residual, activation, rounding)
     return y
+
+
+def _first(padding: Sequence[int]) -> tuple[int, int]:
+    """Return the padding above and to the left: what is below and to the right follows from the output's size."""
+    return (padding[0], padding[2]) if len(padding) == 4 else (padding[0], padding[1])
+
+
+def _size(rounding: Rounding | None) -> int:
+    """Return the bytes of one element of what a kernel reads."""
+    return 4 if rounding is None else 1
+
+
+def _optional(lowering: Lowering, argument: Ref | None) -> Value | None:
+    return None if argument is None else lowering.value(argument)
 
 
 def _add(
@@ -81,7 +116,7 @@ def _add(
     source: tuple[Value, Planes],
     y: Value,
     channel: int,
-    residual: Ref | None,
+    residual: Value | None,
     activation: str | None,
     rounding: Rounding | None,
 ) -> None:
@@ -92,12 +127,11 @@ def _add(
     assert made is not None
     added, beside = NOWHERE, NO_IMAGE
     if residual is not None:
-        other = lowering.value(residual)
-        if other.shape != y.shape:
+        if residual.shape != y.shape:
             raise Unsupported("a sum of different shapes behind it")
-        other, found = lowering.in_planes(other, channel)
+        other, found = lowering.in_planes(residual, channel)
         if found.images != made.images or found.pixels != made.pixels:
-            other = lowering.copy(other, Value.planes(y.shape, channel))
+            other = lowering.copy(other, Value.planes(y.shape, channel, wide=True))
             again = Planes.of(other.form, channel)
             assert again is not None
             found = again
@@ -110,13 +144,13 @@ def _add(
     offset = lowering.program.constant(lowering.constant(bias))
     if rounding is not None:
         if not isinstance(weight, Connections) or weight.values.dtype != torch.int8:
-            raise Unsupported("its input is to be rounded, its weight is not in int8")
-        if int(weight.crow.diff().max()) > MOST:
-            raise Unsupported("more connections of one row than sums of 32 bits allow")
-        pixels = window.height * window.width
-        lowering.need_scratch(-(-(channels * window.channel + SLACK + pixels) // 4))
-        key = ("bundles", name, window, rounding)
-        bundled = lowering.keep(key, partial(bundle, weight, groups, window, rounding))
+            raise Unsupported("its input is rounded, its weight is not in int8")
+        if weight.crow.diff().max() > MOST:
+            raise Unsupported("sums of so many connections need more than 32 bits")
+        rounded = ("bundles", name, window, rounding)
+        bundled = lowering.keep(rounded, partial(bundle, weight, groups, window, rounding))
+        bytes_read = channels * window.channel + SLACK + window.height * window.width
+        lowering.need_scratch(-(-bytes_read // 4))
         constant = lowering.program.constant
         lowering.add(
             steps.Int8(
@@ -147,7 +181,7 @@ def _add(
     if density >= DENSE and groups == 1:
         key = ("dense", name, window, seen.plane)
         reads, reach = lowering.keep(key, partial(_reads, weight, window, seen.plane))
-        values = lowering.keep(("values", name), lambda: _dense(weight).flatten(1).contiguous())
+        values = lowering.keep(("values", name), partial(_matrix, weight))
         lowering.add(
             steps.Dense(
                 x.place,
@@ -197,28 +231,32 @@ def _vector(
     name: Ref,
     bias: Ref | None,
     wanted: tuple[int, ...],
-    residual: Ref | None,
+    residual: Value | None,
     activation: str | None,
 ) -> Value:
     """Add a linear layer of one vector."""
-    weight = lowering.weight(name)
-    assert isinstance(weight, Connections)
+    weight, constant = lowering.weight(name), lowering.program.constant
     x = _packed(lowering, x)
-    added = NOWHERE if residual is None else _packed(lowering, lowering.value(residual)).place
+    added = NOWHERE if residual is None else _packed(lowering, residual).place
     y = Value.contiguous(wanted)
-    constant = lowering.program.constant
+    crow = col = scale = steps.NONE
+    if isinstance(weight, Connections) and weight.density < DENSE_VECTOR:
+        columns = weight.columns
+        crow, col, values, scale = map(constant, (weight.crow, weight.col, weight.values, weight.scale))
+    else:
+        matrix = lowering.keep(("values", name), partial(_matrix, weight))
+        columns, values = matrix.shape[1], constant(matrix)
     lowering.add(
         steps.Vector(
             x.place,
             y.place,
             added,
             weight.shape[0],
-            weight.columns,
-            constant(weight.crow),
-            constant(weight.col),
-            constant(weight.values),
-            0,
-            constant(weight.scale),
+            columns,
+            crow,
+            col,
+            values,
+            scale,
             constant(lowering.constant(bias)),
             steps.activation(activation),
         )
@@ -233,8 +271,9 @@ def _packed(lowering: Lowering, value: Value) -> Value:
     return lowering.copy(value, Value.contiguous(value.shape))
 
 
-def _dense(weight: Tensor | Connections) -> Tensor:
-    return weight.dense() if isinstance(weight, Connections) else weight.float()
+def _matrix(weight: Tensor | Connections) -> Tensor:
+    """Return a weight dense, as a matrix of its first dimension and all the others."""
+    return (weight.dense() if isinstance(weight, Connections) else weight.float()).flatten(1).contiguous()
 
 
 def _reads(weight: Tensor | Connections, window: Window, plane: int) -> tuple[Tensor, int]:

@@ -128,7 +128,7 @@ class Lowering:
         """Return a value as planes, copied if it is not laid out so, or if kernels may not read whole lines of it."""
         found = Planes.of(value.form, channel)
         if found is None or (padded and not (found.padded and value.buffer.space == 0)):
-            value = self.copy(value, Value.planes(value.shape, channel))
+            value = self.copy(value, Value.planes(value.shape, channel, wide=padded))
             found = Planes.of(value.form, channel)
             assert found is not None
         return value, found

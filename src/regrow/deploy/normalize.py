@@ -103,74 +103,84 @@ def compute_constants(editor: Editor) -> None:
             editor.bypass(node, result)
 
 
-def _held(editor: Editor, value: Any, transposed: bool = False) -> Ref | None:
-    """Return the name of the weight that `value` is, or None if it is no constant matrix."""
-    weights, constants = editor.graph.weights, editor.graph.constants
-    if not isinstance(value, Ref) or not (value in weights or value in constants):
+def _weight(editor: Editor, node: Node, value: Any, *, transposed: bool = False) -> Ref | None:
+    """Return the name of the weight that `value` is to `node`, or None if it is no constant in float32."""
+    weights, constant = editor.graph.weights, editor.constant(value)
+    if not isinstance(value, Ref) or not (value in weights or constant is not None):
         return None
     if value in weights and not transposed:
         return value
-    dense = dense_of(weights[value]) if value in weights else constants[value]
-    if dense.dtype != torch.float32:
-        return None
-    name = Ref(editor.unused(f"{value}:{'t' if transposed else 'weight'}"))
-    weights[name] = weight_of(dense.t().contiguous() if transposed else dense)
-    return name
+    key = (value, transposed)
+    if key not in editor.matrices:
+        dense = dense_of(weights[value]) if constant is None else constant
+        if dense.dtype != torch.float32:
+            return None
+        name = Ref(editor.unused(f"{node.layer or node.name}.weight"))
+        weights[name] = weight_of(dense.t().contiguous() if transposed else dense)
+        editor.matrices[key] = name
+    return editor.matrices[key]
+
+
+def _is_float(editor: Editor, *values: Any) -> bool:
+    """Return whether these values, but for None, are float32."""
+    return all(editor.types.get(value) == torch.float32 for value in values if value is not None)
 
 
 def _convolution(editor: Editor, node: Node) -> None:
     given = arguments(node)
     x, bias, stride = given["input"], given["bias"], _pair(given["stride"])
-    if len(editor.shapes[x]) != 4 or not (bias is None or editor.constant(bias) is not None):
+    if len(editor.shapes[x]) != 4 or not _is_float(editor, x, bias):
         return
-    weight = _held(editor, given["weight"])
+    if bias is not None and editor.constant(bias) is None:
+        return
+    weight = _weight(editor, node, given["weight"])
     if weight is None:
         return
     dilation, kernel = _pair(given["dilation"]), editor.graph.weights[weight].shape[2:]
     if not isinstance(given["padding"], str):
-        padding = _pair(given["padding"])
+        rows, columns = _pair(given["padding"])
+        sides = [rows, rows, columns, columns]
     elif given["padding"] == "valid":
-        padding = [0, 0]
+        sides = [0, 0, 0, 0]
     else:
         total = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        padding = [each // 2 for each in total]
-        if any(each % 2 for each in total):
-            return
+        sides = [side for each in total for side in (each // 2, each - each // 2)]
     before = editor.node(x, alone=False)
     padded = _zeros_around(before) if before is not None else None
     if before is not None and padded is not None:
-        x, padding = before.args[0], [own + more for own, more in zip(padding, padded, strict=True)]
+        x, sides = before.args[0], [own + more for own, more in zip(sides, padded, strict=True)]
+    padding = sides[::2] if sides[::2] == sides[1::2] else sides
     args = (x, weight, bias, stride, padding, dilation, given["groups"], None, None)
     editor.change(node, CONV, args)
 
 
 def _zeros_around(node: Node) -> list[int] | None:
-    """Return how many zeros a node puts above and below, and left and right, if it does nothing else."""
+    """Return how many zeros a node puts above, below, left and right of images, if it does nothing else."""
     if node.op not in ("aten.pad.default", "aten.constant_pad_nd.default"):
         return None
     given = arguments(node)
     pad = given["pad"]
     if given.get("mode", "constant") != "constant" or given["value"] or len(pad) != 4 or min(pad) < 0:
         return None
-    return [pad[2], pad[0]] if pad[0] == pad[1] and pad[2] == pad[3] else None
+    return [pad[2], pad[3], pad[0], pad[1]]
 
 
 def _linear(editor: Editor, node: Node) -> None:
     given = arguments(node)
     bias = given.get("bias")
     if node.op == "aten.linear.default":
-        x, weight = given["input"], _held(editor, given["weight"])
+        x, weight = given["input"], _weight(editor, node, given["weight"])
     elif node.op == "aten.addmm.default":
         x, matrix, bias = given["mat1"], given["mat2"], given["self"]
         if given["alpha"] != 1 or given["beta"] != 1 or len(editor.shapes[bias]) != 1:
             return
-        weight = _held(editor, matrix, transposed=True)
+        weight = _weight(editor, node, matrix, transposed=True)
     else:
         x, matrix = node.args
         if len(editor.shapes.get(matrix, ())) != 2:
             return
-        weight = _held(editor, matrix, transposed=True)
-    if weight is None or len(editor.graph.weights[weight].shape) != 2:
+        weight = _weight(editor, node, matrix, transposed=True)
+    if weight is None or len(editor.graph.weights[weight].shape) != 2 or not _is_float(editor, x, bias):
         return
     if bias is not None and (
         editor.constant(bias) is None or editor.shapes[bias] != editor.shapes[node.name][-1:]
@@ -205,7 +215,6 @@ def _batch_norm(editor: Editor, node: Node) -> None:
     for output in outputs:
         editor.change(output, AFFINE, args)
         output.layer = node.layer
-    editor.remove(node)
 
 
 def _gate(editor: Editor, node: Node) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -31,9 +33,16 @@ class Segment:
 
     def run(self, values: dict[str, Any]) -> None:
         """Add the outputs to `values`, which has the inputs."""
-        inputs = [values[name].contiguous() for name in self.inputs]
-        found = torch.ops.regrow_native.infer.default(self.code, self.program.constants, inputs, self.shapes)
+        found = torch.ops.regrow_native.infer.default(*self._arguments(values))
         values.update(zip(self.outputs, found, strict=True))
+
+    def time(self, values: dict[str, Any]) -> list[float]:
+        """Return how long each step takes with these inputs, in seconds."""
+        return torch.ops.regrow_native.infer_times.default(*self._arguments(values)).diff().tolist()
+
+    def _arguments(self, values: dict[str, Any]) -> tuple[Any, ...]:
+        inputs = [values[name].contiguous() for name in self.inputs]
+        return self.code, self.program.constants, inputs, self.shapes
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,18 @@ class Call:
     """Why the kernels do not."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """One step of a plan, or one call of torch, and how long it took."""
+
+    layer: str
+    """Name of the module whose work it is."""
+    kernel: str
+    reason: str
+    """Why it is not done by the kernels, for calls of torch."""
+    seconds: float
+
+
 class Plan:
     """What runs for inputs of these shapes; several threads may call it at once.
 
@@ -54,11 +75,13 @@ class Plan:
         packed: constants that other plans of the same graph have laid out, to which this one adds its own.
     """
 
-    def __init__(self, graph: Graph, shapes: Sequence[tuple[int, ...]], packed: dict[Any, Any] | None = None) -> None:
+    def __init__(
+        self, graph: Graph, shapes: Sequence[tuple[int, ...]], packed: dict[Any, Any] | None = None
+    ) -> None:
         self.graph = graph
         self._dense: dict[str, Tensor] = {}
         self.sizes = _sizes(graph, shapes)
-        native.load()
+        _describe_operator()
         self.calls: list[Segment | Call] = []
         packed = {} if packed is None else packed
         reasons: dict[str, str] = {}
@@ -69,14 +92,33 @@ class Plan:
         """Return the outputs."""
         values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
         for call in self.calls:
-            if isinstance(call, Segment):
-                call.run(values)
-            else:
-                node = call.node
-                args = [self._look_up(each, values) for each in node.args]
-                kwargs = {key: self._look_up(each, values) for key, each in node.kwargs.items()}
-                values[node.name] = compute(node, args, kwargs)
+            self._run(call, values)
         return [self._look_up(name, values) for name in self.graph.outputs]
+
+    def time(self, inputs: Sequence[Tensor]) -> list[Work]:
+        """Return how long each step takes, in the order in which they run."""
+        values: dict[str, Any] = dict(zip(self.graph.inputs, inputs, strict=True))
+        found = []
+        for call in self.calls:
+            if isinstance(call, Segment):
+                steps, layers = call.program.steps, call.program.layers
+                took = call.time(values)
+                found += [Work(y, step.NAME, "", t) for y, step, t in zip(layers, steps, took, strict=True)]
+            start = time.perf_counter()
+            self._run(call, values)
+            if isinstance(call, Call):
+                node, took_all = call.node, time.perf_counter() - start
+                found.append(Work(node.layer or node.name, f"torch {node.op}", call.reason, took_all))
+        return found
+
+    def _run(self, call: Segment | Call, values: dict[str, Any]) -> None:
+        if isinstance(call, Segment):
+            call.run(values)
+            return
+        node = call.node
+        args = [self._look_up(each, values) for each in node.args]
+        kwargs = {key: self._look_up(each, values) for key, each in node.kwargs.items()}
+        values[node.name] = compute(node, args, kwargs)
 
     def _look_up(self, given: Any, values: dict[str, Any]) -> Any:
         if isinstance(given, list | tuple):
@@ -124,12 +166,9 @@ class Plan:
 
     def _segment(self, nodes: list[Node], packed: dict[Any, Any]) -> list[Segment]:
         made = {node.name for node in nodes}
-        later = {
-            name
-            for node in self.graph.nodes
-            if node.name not in made
-            for name in node.refs()
-        } | set(self.graph.outputs)
+        later = {name for node in self.graph.nodes if node.name not in made for name in node.refs()} | set(
+            self.graph.outputs
+        )
         inputs = tuple(
             dict.fromkeys(
                 name
@@ -144,7 +183,9 @@ class Plan:
         outputs = tuple(Ref(node.name) for node in nodes if node.name in later)
         if not outputs:
             return []
-        lowering = Lowering(self.graph, self.sizes, torch.ops.regrow_native.infer_pixels.default(), packed=packed)
+        lowering = Lowering(
+            self.graph, self.sizes, torch.ops.regrow_native.infer_pixels.default(), packed=packed
+        )
         for space, name in enumerate(inputs, 1):
             lowering.values[name] = Value.contiguous(self.sizes[name].shape, space)
         for node in nodes:
@@ -172,8 +213,26 @@ class _Refused(Exception):
 def _sizes(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
     """Return each value of the graph on the meta device, and whole numbers as they are."""
     inputs = [
-        torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in zip(shapes, graph.dtypes, strict=True)
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape, dtype in zip(shapes, graph.dtypes, strict=True)
     ]
     found: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
     interpret(graph, inputs, watch=found.__setitem__)
     return found
+
+
+@cache
+def _describe_operator() -> None:
+    """Load the kernels, and tell torch.export and torch.compile what their operator returns."""
+    native.load()
+
+    @torch.library.register_fake("regrow_native::infer")
+    def infer(
+        program: Tensor, constants: list[Tensor], inputs: list[Tensor], shapes: list[int]
+    ) -> list[Tensor]:
+        found, at = [], 0
+        while at < len(shapes):
+            dimensions = shapes[at]
+            found.append(program.new_empty(shapes[at + 1 : at + 1 + dimensions], dtype=torch.float32))
+            at += 1 + dimensions
+        return found

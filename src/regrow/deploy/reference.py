@@ -79,6 +79,8 @@ def compute(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         args = [rounding(args[0]), *args[1:]]
     if node.op == CONV:
         x, weight, bias, stride, padding, dilation, groups, residual, activation = args
+        if len(padding) == 4:  # top, bottom, left, right
+            x, padding = F.pad(x, (*padding[2:], *padding[:2])), (0, 0)
         return _finish(F.conv2d(x, weight, bias, stride, padding, dilation, groups), residual, activation)
     if node.op == LINEAR:
         x, weight, bias, residual, activation = args

@@ -48,6 +48,8 @@ class Step:
     """One step: its fields are, in order, those of the structure of the same name in csrc/infer_steps.h."""
 
     KIND: ClassVar[int] = 0
+    NAME: ClassVar[str] = ""
+    """Of the kernel, for explanations."""
 
     def encode(self) -> list[int]:
         """Return the numbers of the step: its kind, how many fields it has, and these."""
@@ -102,6 +104,7 @@ class Conv(Step):
     """A convolution by the connections of its weight."""
 
     KIND = 1
+    NAME = "sparse convolution"
     x: Place
     y: Place
     residual: Place
@@ -164,6 +167,7 @@ class Dense(Step):
     """A convolution by a dense weight."""
 
     KIND = 2
+    NAME = "dense convolution"
     x: Place
     y: Place
     residual: Place
@@ -190,6 +194,7 @@ class Vector(Step):
     """A linear layer of one vector."""
 
     KIND = 3
+    NAME = "vector"
     x: Place
     y: Place
     residual: Place
@@ -198,7 +203,6 @@ class Vector(Step):
     crow: int
     col: int
     values: int
-    kind: int
     scale: int
     bias: int
     activation: int
@@ -209,6 +213,7 @@ class Copy(Step):
     """A copy from one layout into another."""
 
     KIND = 4
+    NAME = "copy"
     x: Place
     y: Place
     size: tuple[int, ...]

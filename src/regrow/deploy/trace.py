@@ -262,7 +262,7 @@ class _Reader:
         args = [self._value(each) for each in node.args]
         kwargs = {key: self._value(each) for key, each in node.kwargs.items() if key not in DROPPED}
         name = self._name(node)
-        layer = _layer(node)
+        layer = _layer(node, args if op in WEIGHED else ())
         if (
             isinstance(target, Operator)
             and not any(True for _ in node.all_input_nodes)
@@ -333,11 +333,13 @@ class _Reader:
         return weight.dense() if isinstance(weight, Connections) else weight
 
 
-def _layer(node: fx.Node) -> str:
-    """Return the name of the module that a node comes from."""
+def _layer(node: fx.Node, args: Sequence[Any]) -> str:
+    """Return the name of the module that a node comes from; with `args`, of the one inside it that owns the weight."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
-    name = stack[-1][0] if stack and isinstance(stack[-1], tuple) else ""
-    return str(name).removeprefix("model").removeprefix(".")
+    name = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
+    name = name.removeprefix("model").removeprefix(".")
+    owner = str(args[1]).rpartition(".")[0] if args else ""
+    return owner if owner.startswith(f"{name}." if name else "") else name
 
 
 def _where(layer: str) -> str:

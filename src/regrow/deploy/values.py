@@ -35,11 +35,11 @@ class Value:
         return cls(Buffer(rounded(form.numel()), space), form)
 
     @classmethod
-    def planes(cls, shape: Sequence[int], channel: int) -> Value:
+    def planes(cls, shape: Sequence[int], channel: int, *, wide: bool = False) -> Value:
         """Return a new value of this shape in planes: dimension `channel` outside of the pixels.
 
         Dimensions before the channel are images where the channel is followed by others, and pixels where it is last,
-        all but the first of three and more.
+        all but the first of three and more. `wide`: kernels write whole vectors, even where there is one pixel.
         """
         shape = tuple(shape)
         channel %= len(shape)
@@ -50,7 +50,7 @@ class Value:
         for d in reversed(pixel_dims):
             strides[d] = stride
             stride *= max(1, shape[d])
-        plane = plane_of(stride)
+        plane = LINE if wide and stride == 1 else plane_of(stride)
         strides[channel] = plane
         stride = plane * max(1, shape[channel])
         for d in reversed(range(len(shape))):
@@ -62,11 +62,10 @@ class Value:
 
 
 def plane_of(pixels: int) -> int:
-    """Return how far apart planes of so many pixels are: whole lines, and not such that all fall into the same few sets
-    of the nearest cache.
+    """Return how far apart planes of so many pixels are: an odd number of lines, such that the same pixels of all channels
+    spread over the sets of the nearest cache.
     """
-    plane = 1 if pixels == 1 else rounded(pixels)
-    return plane + LINE if plane % 256 == 0 else plane
+    return 1 if pixels == 1 else (rounded(pixels) // LINE | 1) * LINE
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regrow.arguments import require_example
 from regrow.errors import RegrowValueError
 
 Example = Tensor | Sequence[Any] | Mapping[str, Any]
@@ -24,7 +25,7 @@ def run_once(model: nn.Module, example: Example) -> int:
     Raises:
         RegrowValueError: an example that the model does not take.
     """
-    args, kwargs, batch = _arguments(example)
+    args, kwargs, batch = require_example("example", example)
     try:
         with _resting(model):
             model(*args, **kwargs)
@@ -33,28 +34,6 @@ def run_once(model: nn.Module, example: Example) -> int:
             f"`example` does not go through `model`: {_shapes(example)}: {error}"
         ) from error
     return batch
-
-
-def _arguments(example: Example) -> tuple[tuple[Any, ...], dict[str, Any], int]:
-    """Return positional and keyword arguments of the forward pass, and the number of examples."""
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = {}
-    if isinstance(example, Mapping):
-        kwargs = dict(example)
-    elif isinstance(example, list | tuple):
-        args = tuple(example)
-    else:
-        args = (example,)
-    tensor = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    if tensor is None:
-        raise RegrowValueError(
-            f"`example` must be a batch: a tensor, or a list or dictionary with one, got {type(example).__name__}"
-        )
-    if tensor.dim() == 0 or tensor.numel() == 0:
-        raise RegrowValueError(
-            f"`example` must hold at least one example in its first dimension, got shape {tuple(tensor.shape)}"
-        )
-    return args, kwargs, len(tensor)
 
 
 def _shapes(example: Any) -> str:

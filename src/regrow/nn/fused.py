@@ -17,6 +17,7 @@ class Fused(nn.Identity):
     def __init__(self, activation: nn.Module) -> None:
         super().__init__()
         self._replaced = (activation,)  # in a tuple: no child
+        self.training = activation.training
 
     @property
     def activation(self) -> nn.Module:
@@ -41,6 +42,6 @@ def unfuse(model: nn.Module) -> nn.Module:
                 parent.register_module(name, child.to_conv())
             elif isinstance(child, Fused) and isinstance(before, SparseLinear):
                 before.activation = None
-                parent.register_module(name, child.activation)
+                parent.register_module(name, child.activation.train(child.training))
             before = child
     return model

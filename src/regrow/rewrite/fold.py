@@ -52,7 +52,7 @@ def fold(model: nn.Module) -> nn.Module:
             if _is_watched(norm) or _is_watched(layer) or _is_tied(layer, folded):
                 continue
             _fold(layer, norm)
-            parent.register_module(child_name, nn.Identity())
+            parent.register_module(child_name, nn.Identity().eval())
     return folded
 
 
