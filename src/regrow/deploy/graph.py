@@ -200,8 +200,6 @@ class Graph:
     """Whether the first dimension of each input may be of another size than in `shapes`."""
     precision: str = "float32"
     """Of the values of connections: float32, bfloat16 or int8."""
-    ranges: dict[str, float] = field(default_factory=dict)
-    """With int8: the largest magnitude of each value that a layer of connections reads, in the calibration batches."""
 
 
 @cache

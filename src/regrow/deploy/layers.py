@@ -201,8 +201,8 @@ def _add(
         )
         return
     connections = weight if isinstance(weight, Connections) else Connections.of_dense(weight)
-    key = ("connections", name, window, seen.plane, lowering.run)
-    found = lowering.keep(key, partial(pack, connections, groups, window, seen.plane, lowering.run))
+    kept = ("connections", name, window, seen.plane, lowering.run)
+    found = lowering.keep(kept, partial(pack, connections, groups, window, seen.plane, lowering.run))
     lowering.add(
         steps.Conv(
             x.place,

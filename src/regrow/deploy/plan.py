@@ -14,7 +14,7 @@ from torch import Tensor
 from regrow.deploy import layers  # noqa: F401  (registers what it lowers)
 from regrow.deploy.graph import Graph, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported
-from regrow.deploy.reference import compute, interpret
+from regrow.deploy.reference import compute, sizes_of
 from regrow.deploy.steps import Program
 from regrow.deploy.values import Value
 from regrow.ops import native
@@ -80,7 +80,7 @@ class Plan:
     ) -> None:
         self.graph = graph
         self._dense: dict[str, Tensor] = {}
-        self.sizes = _sizes(graph, shapes)
+        self.sizes = sizes_of(graph, shapes)
         _describe_operator()
         self.calls: list[Segment | Call] = []
         packed = {} if packed is None else packed
@@ -208,17 +208,6 @@ class _Refused(Exception):
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
         self.name, self.reason = name, reason
-
-
-def _sizes(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """Return each value of the graph on the meta device, and whole numbers as they are."""
-    inputs = [
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape, dtype in zip(shapes, graph.dtypes, strict=True)
-    ]
-    found: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
-    interpret(graph, inputs, watch=found.__setitem__)
-    return found
 
 
 @cache

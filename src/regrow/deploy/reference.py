@@ -72,6 +72,17 @@ def interpret(
     return [value(ref) for ref in graph.outputs]
 
 
+def sizes_of(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Return each value of the graph on the meta device, and whole numbers as they are."""
+    inputs = [
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape, dtype in zip(shapes, graph.dtypes, strict=True)
+    ]
+    found: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    interpret(graph, inputs, watch=found.__setitem__)
+    return found
+
+
 def compute(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Compute one node of these arguments."""
     rounding = Rounding.of(node)
