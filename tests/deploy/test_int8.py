@@ -231,13 +231,13 @@ def network() -> nn.Sequential:
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
         nn.BatchNorm2d(16),
         nn.ReLU(),
-        nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False),
         nn.BatchNorm2d(32),
         nn.SiLU(),
-        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.Conv2d(32, 64, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(64),
         nn.ReLU(),
-        nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False),
         nn.BatchNorm2d(64),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),
@@ -255,13 +255,13 @@ def rounded(graph: Graph) -> dict[str, Rounding]:
 def test_accuracy_of_a_trained_network() -> None:
     """It is within half a point of that of float32, though three of four convolutions round their inputs."""
     try:
-        data = idx("/usr/share/datasets/fashion-mnist", limit=16000)
+        data = idx("/usr/share/datasets/fashion-mnist", limit=12000)
     except RegrowValueError:
         pytest.skip("Fashion-MNIST is not here")
-    model = regrow.sparsify(network(), sparsity=0.7)
+    model = regrow.sparsify(network(), sparsity=0.8, distribution="uniform")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     images, test = (F.avg_pool2d(x, 2) for x in (data.train_inputs, data.test_inputs))
-    for at in torch.randperm(16000).split(32):
+    for at in torch.randperm(12000).split(32):
         optimizer.zero_grad()
         F.cross_entropy(model(images[at]), data.train_targets[at]).backward()
         optimizer.step()
@@ -341,7 +341,7 @@ def test_scales_come_from_all_batches_and_clip_where_that_is_more_exact() -> Non
 
 def test_a_file_keeps_how_inputs_are_rounded(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    model, x = regrow.sparsify(network(), sparsity=0.7).eval(), torch.randn(2, 1, 16, 16)
+    model, x = regrow.sparsify(network(), sparsity=0.8, distribution="uniform").eval(), torch.randn(2, 1, 16, 16)
     deployed = regrow.deploy(model, x, precision="int8", calibration=[x])
     assert deployed.graph is not None
     loaded = regrow.Deployed.load(deployed.save(tmp_path / "deployed"))

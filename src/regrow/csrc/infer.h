@@ -60,7 +60,7 @@ struct BytePair {
 
 // What is added to the sum of a bundle of pairs, such that it is not negative.
 constexpr uint16_t BUNDLE_OFFSET = 0x8000;
-// Bytes that are read behind the copies, though never used.
+// Bytes behind the copies, and behind the pixels of a channel, that may be read and written, though never used.
 constexpr int64_t INT8_SLACK = 128;
 
 // A convolution of an input that is rounded to bytes, out = activation((sum + correction) * scale + bias + residual).

@@ -68,22 +68,20 @@ struct Sums {
 template <int N, int K>
 inline void add_bundles(Sums<N>& sums, const uint8_t* x, const BytePair* pair, const BytePair* stop) {
     for (; pair < stop; pair += K) {
-        WordVector sum[2 * N];
-        for (int n = 0; n < 2 * N; n++) sum[n] = BUNDLE_OFFSET - WordVector{};
 #pragma GCC unroll 4
-        for (int k = 0; k < K; k++) {
-            const PairValues values = values_of(pair[k]);
-            const uint8_t *const a = x + pair[k].first, *const b = x + pair[k].second;
+        for (int n = 0; n < N; n++) {
+            WordVector low = BUNDLE_OFFSET - WordVector{}, high = low;
 #pragma GCC unroll 4
-            for (int n = 0; n < N; n++) {
-                const ByteVector first = load_bytes(a + n * BYTES), second = load_bytes(b + n * BYTES);
-                sum[2 * n] += products(interleaved<false>(first, second), values);
-                sum[2 * n + 1] += products(interleaved<true>(first, second), values);
+            for (int k = 0; k < K; k++) {
+                const PairValues values = values_of(pair[k]);
+                const ByteVector a = load_bytes(x + pair[k].first + n * BYTES), b = load_bytes(x + pair[k].second + n * BYTES);
+                low = hold(low + products(interleaved<false>(a, b), values));
+                high = hold(high + products(interleaved<true>(a, b), values));
             }
-        }
-        for (int n = 0; n < 2 * N; n++) {
-            sums.all[n] += (SumVector)sum[n];
-            sums.second[n] += (SumVector)sum[n] >> 16;
+            sums.all[2 * n] += (SumVector)low;
+            sums.all[2 * n + 1] += (SumVector)high;
+            sums.second[2 * n] += (SumVector)low >> 16;
+            sums.second[2 * n + 1] += (SumVector)high >> 16;
         }
     }
 }
@@ -136,19 +134,21 @@ void int8_run(const Int8Conv& q, const Run& run, int64_t pixels, const uint8_t* 
         const float scale = q.scale[channel], bias = run.bias ? run.bias[o] : 0.0f;
         float* const y = run.y + o * c.y_plane;
         const float* const residual = run.residual ? run.residual + o * c.residual_plane : nullptr;
+#pragma GCC unroll 4
         for (int n = 0; n < N; n++) {
             SumVector sum[4];
             in_order(sums.all + 2 * n, sums.second + 2 * n, q.correction[channel], sum);
-            Lanes value[4];
-            for (int v = 0; v < 4; v++) value[v] = __builtin_convertvector((SignedSums)sum[v], Lanes) * scale + bias;
-            const int64_t at = n * BYTES;
-            if (at + BYTES <= pixels) {
-                finish<4>(value, y + at, residual ? residual + at : nullptr, c.activation);
-            } else {
-                for (int v = 0; v < 4 && at + v * L < pixels; v++)
-                    finish<1>(value + v, y + at + v * L, residual ? residual + at + v * L : nullptr, c.activation);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; v++) {
+                const int64_t at = n * BYTES + v * L;
+                if (at >= pixels) break;
+                Lanes value = __builtin_convertvector((SignedSums)sum[v], Lanes) * scale + bias;
+                if (residual) value += load_unaligned(residual + at);
+                if (c.activation == Activation::relu) value = rectify(value);
+                store_unaligned(y + at, value);
             }
         }
+        if (c.activation > Activation::relu) activate_all(y, (least(pixels, N * BYTES) + L - 1) / L, c.activation);
     }
 }
 
@@ -173,17 +173,12 @@ inline ByteVector rounded(const Int8Conv& q, const float* x) {
     }
     return halves((ByteVector)halves(word[0], word[1]), (ByteVector)halves(word[2], word[3]));
 }
+// Whole granules: what lies behind the last number may be read, and written.
 inline void round_all(const Int8Conv& q, const float* x, uint8_t* to, int64_t count) {
-    int64_t i = 0;
-    for (; i + BYTES <= count; i += BYTES) {
+    for (int64_t i = 0; i < count; i += BYTES) {
         const ByteVector found = rounded(q, x + i);
         __builtin_memcpy(to + i, &found, sizeof found);
     }
-    if (i == count) return;
-    float rest[BYTES] = {};
-    for (int64_t j = i; j < count; j++) rest[j - i] = x[j];
-    const ByteVector found = rounded(q, rest);
-    for (int64_t j = i; j < count; j++) to[j] = found[j - i];
 }
 
 // What the pixels of a band read, in bytes; `room`: for the pixels of one channel.

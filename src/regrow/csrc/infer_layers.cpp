@@ -120,7 +120,7 @@ void run(const Int8Step& s, const Memory& memory) {
     q.inverse = *inverse;
     q.lowest = s.is_signed ? -127.0f : 0.0f;
     q.zero = s.is_signed ? 128 : 0;
-    require(w.channel > 0 && s.reach <= s.channels * w.channel && s.channels * w.channel + INT8_SLACK + in <= scratch);
+    require(w.channel > 0 && s.reach <= s.channels * w.channel && s.channels * w.channel + in + 2 * INT8_SLACK <= scratch);
     run_conv(q.conv, s.parts, memory, kernels().int8, q);
 }
 

@@ -23,7 +23,7 @@ DENSE = 0.6
 DENSE_VECTOR = 0.4
 """The same for one vector."""
 SLACK = 128
-"""Bytes that the kernel of int8 may read behind its copies of the input."""
+"""Bytes behind its copies of the input, and behind the pixels of a channel, that the kernel of int8 may use."""
 NO_IMAGE = Planes(1, 1, 1, 0, 1)
 
 
@@ -149,8 +149,8 @@ def _add(
             raise Unsupported("sums of so many connections need more than 32 bits")
         rounded = ("bundles", name, window, rounding)
         bundled = lowering.keep(rounded, partial(bundle, weight, groups, window, rounding))
-        bytes_read = channels * window.channel + SLACK + window.height * window.width
-        lowering.need_scratch(-(-bytes_read // 4))
+        bytes_held = channels * window.channel + window.height * window.width + 2 * SLACK
+        lowering.need_scratch(-(-bytes_held // 4))
         constant = lowering.program.constant
         lowering.add(
             steps.Int8(
