@@ -1,4 +1,6 @@
-"""Save a trained network, load it sparse, fold its norms, and export it dense to ONNX."""
+"""Deploy a trained network: as a file of regrow, for torch without its code, and dense as ONNX."""
+
+import copy
 
 import torch
 from torch import nn
@@ -15,15 +17,14 @@ def main() -> None:
     trained = regrow.sparsify(network(), sparsity=0.95).eval()  # trained, in your case
     example = torch.randn(8, 784)
     wanted = trained(example)
-    regrow.save(trained, "model.safetensors")  # the connections, not the zeros
 
     # on a CPU with regrow installed: the connections alone, batch norms folded into the layers before them
-    fast = regrow.fold(regrow.load("model.safetensors", into=network()))
-    with torch.inference_mode():
-        torch.testing.assert_close(fast(example), wanted, rtol=1e-4, atol=1e-5)
+    regrow.deploy(trained, example).save("deployed.safetensors")
+    deployed = regrow.Deployed.load("deployed.safetensors")  # needs nothing of this file
+    torch.testing.assert_close(deployed(example), wanted, rtol=1e-4, atol=1e-5)
 
     # for everything else: a dense network with zeros, and without the units that nothing reaches
-    dense = regrow.densify(regrow.load("model.safetensors", into=network())).eval()
+    dense = regrow.densify(copy.deepcopy(trained))
     torch.testing.assert_close(regrow.compact(trained)(example), wanted, rtol=1e-4, atol=1e-5)
     torch.onnx.export(dense, (example,), "model.onnx", dynamo=True, verbose=False)
     torch.export.save(torch.export.export(dense, (example,)), "model.pt2")

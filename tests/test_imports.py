@@ -30,7 +30,7 @@ ROOMS: list[set[str]] = [
     {"measure", "tickets", "testing"},
     {"accounting"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library
-    {"app.recipes", "app.tasks"},
+    {"app.recipes", "app.tasks", "app.export"},
     {"app.training", "app.report"},
     {"app.compare", "app.bench"},
     {"app.cli"},

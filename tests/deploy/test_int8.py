@@ -341,7 +341,10 @@ def test_scales_come_from_all_batches_and_clip_where_that_is_more_exact() -> Non
 
 def test_a_file_keeps_how_inputs_are_rounded(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    model, x = regrow.sparsify(network(), sparsity=0.8, distribution="uniform").eval(), torch.randn(2, 1, 16, 16)
+    model, x = (
+        regrow.sparsify(network(), sparsity=0.8, distribution="uniform").eval(),
+        torch.randn(2, 1, 16, 16),
+    )
     deployed = regrow.deploy(model, x, precision="int8", calibration=[x])
     assert deployed.graph is not None
     loaded = regrow.Deployed.load(deployed.save(tmp_path / "deployed"))

@@ -37,6 +37,12 @@ float* Memory::find(Place place, int64_t size) const {
     return space.data + place.at;
 }
 
+const float* Memory::source(Place place, int64_t size) const {
+    if (place.space >= NONE) return find(place, size);
+    require_sizes({place.at, size});
+    return constant<float>(NONE - 1 - place.space, place.at + size, {ScalarType::Float}) + place.at;
+}
+
 const void* Memory::find_constant(int64_t index, int64_t size, std::initializer_list<ScalarType> types) const {
     if (index == NONE) return nullptr;
     STD_TORCH_CHECK(index >= 0 && index < int64_t(constants_.size()), "an inference program names constant ", index, " of ",
@@ -109,7 +115,8 @@ std::vector<Tensor> run_program(const Tensor& program, const std::vector<Tensor>
     const Memory all(write<float>(memory), header.arena, header.scratch, constants, inputs, outputs);
     for (int64_t step = 0; step < header.steps; step++) {
         STD_TORCH_CHECK(end - at >= 2 && at[1] >= 0 && at[1] <= end - at - 2, "an inference program is cut short");
-        run_step<ConvStep, Int8Step, DenseStep, VectorStep, CopyStep>(at[0], at + 2, at[1], all);
+        run_step<ConvStep, DenseStep, VectorStep, CopyStep, MapStep, MeanStep, PoolStep, NormStep, AttentionStep, Int8Step>(
+            at[0], at + 2, at[1], all);
         at += 2 + at[1];
         if (seconds) seconds->push_back(now());
     }

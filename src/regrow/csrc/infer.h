@@ -92,13 +92,75 @@ struct Vector {
     Activation activation;
 };
 
+constexpr int DIMENSIONS = 4; // of a map
+
+enum class Operation : int64_t { none, add, subtract, multiply, divide };
+
+// y = activation((x operation b) + c), element by element; operands have strides of 0 along what they are repeated for.
+struct Map {
+    Operation operation;
+    Activation activation;
+    const float *x, *b, *c; // b, c: null where there is none
+    float* y;
+    int64_t size[DIMENSIONS], x_stride[DIMENSIONS], b_stride[DIMENSIONS], c_stride[DIMENSIONS], y_stride[DIMENSIONS];
+};
+
+// The mean of each channel's pixels.
+struct Mean {
+    const float* x;
+    float* y;
+    int64_t pixels, x_image, x_plane, y_image, y_plane;
+};
+
+// The greatest of, or the mean over, a window of pixels for each pixel of the output.
+struct Pool {
+    const float* x;
+    float* y;
+    int64_t x_image, x_plane, y_image, y_plane;
+    bool max, adaptive, count_padding; // adaptive: windows that divide the image, kernel and what follows are not used
+    int64_t height, width, out_height, out_width;
+    int64_t kernel_y, kernel_x, stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
+    int64_t divisor; // of the mean, 0: the pixels that it is over
+    int64_t scratch; // floats of one row
+};
+
+// A softmax over the channels, or a layer norm: each pixel on its own.
+struct Norm {
+    const float *x, *weight, *bias; // weight, bias: [channels] or null
+    float* y;
+    int64_t channels, pixels, x_image, x_plane, y_image, y_plane;
+    float epsilon;
+    bool softmax;
+};
+
+// softmax(scale * Q^T K) V^T of each head, which has planes of its own in all of them; queries and keys are the pixels.
+struct Attention {
+    const float *q, *k, *v;
+    float* y;
+    int64_t q_image, q_head, q_plane, k_image, k_head, k_plane, v_image, v_head, v_plane, y_image, y_head, y_plane;
+    int64_t queries, keys, size, out_size; // channels of a head, of q and k, and of v and y
+    float scale;
+    bool causal;
+};
+
 struct Kernels {
-    int64_t pixels; // that a kernel holds in registers
+    int64_t pixels;  // that a kernel holds in registers
+    int64_t run;     // pixels that a norm takes at a time
+    int64_t queries; // that attention takes at a time
     // outputs [first, last) by their place in `order`, of one group of one image, in one band of output rows
     void (*conv)(const Conv&, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch);
     void (*int8)(const Int8Conv&, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch);
     void (*dense)(const DenseConv&, int64_t image, int64_t band, int64_t first, int64_t last, float* scratch);
     void (*vector)(const Vector&, int64_t first, int64_t last); // rows
+    // of rows [first, last), all dimensions but the last, the elements [begin, end)
+    void (*map)(const Map&, int64_t first, int64_t last, int64_t begin, int64_t end);
+    void (*mean)(const Mean&, int64_t image, int64_t first, int64_t last); // channels
+    void (*pool)(const Pool&, int64_t image, int64_t first, int64_t last, float* scratch);
+    void (*norm)(const Norm&, int64_t image, int64_t begin, int64_t end); // pixels, begin a multiple of `run`
+    // queries [begin, end), begin a multiple of `queries`; scratch: keys * queries
+    void (*attention)(const Attention&, int64_t image, int64_t head, int64_t begin, int64_t end, float* scratch);
+    // y[r * y_row + c] = x[r + c * x_column]
+    void (*transpose)(const float* x, float* y, int64_t rows, int64_t columns, int64_t x_column, int64_t y_row);
 };
 
 const Kernels& kernels(); // of the instruction set in use

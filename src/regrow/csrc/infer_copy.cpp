@@ -11,15 +11,16 @@ void copy_matrix(const float* x, float* y, int64_t rows, int64_t columns, int64_
                  int64_t y_column) {
     if (x_column == 1 && y_column == 1) {
         for (int64_t i = 0; i < rows; i++) std::memcpy(y + i * y_row, x + i * x_row, columns * sizeof(float));
-        return;
+    } else if (x_row == 1 && y_column == 1) {
+        kernels().transpose(x, y, rows, columns, x_column, y_row);
+    } else {
+        for (int64_t i = 0; i < rows; i++)
+            for (int64_t j = 0; j < columns; j++) y[i * y_row + j * y_column] = x[i * x_row + j * x_column];
     }
-    constexpr int64_t SIDE = 16; // in squares, whose lines stay in the nearest cache both ways
-    for (int64_t i = 0; i < rows; i += SIDE)
-        for (int64_t j = 0; j < columns; j += SIDE)
-            for (int64_t r = i; r < std::min(i + SIDE, rows); r++)
-                for (int64_t c = j; c < std::min(j + SIDE, columns); c++)
-                    y[r * y_row + c * y_column] = x[r * x_row + c * x_column];
 }
+
+constexpr int64_t LEAST = 1 << 15; // numbers that are worth a second thread
+constexpr int64_t ROWS = 64;       // of a matrix, for one thread at a time
 
 } // namespace
 
@@ -33,22 +34,25 @@ void run(const CopyStep& s, const Memory& memory) {
         all *= s.size[d];
     }
     if (!all) return;
-    const float* const x = memory.find(s.x, x_extent);
+    const float* const x = memory.source(s.x, x_extent);
     float* const y = memory.find(s.y, y_extent);
-    // the first dimensions one by one, the last two as a matrix
-    const int64_t outer = s.size[0] * s.size[1] * s.size[2] * s.size[3];
-    in_tasks(all < 1 << 15 ? 1 : std::min(outer, threads()), [&](int64_t, int64_t part) {
-        const int64_t parts = all < 1 << 15 ? 1 : std::min(outer, threads());
-        for (int64_t i = outer * part / parts; i < outer * (part + 1) / parts; i++) {
-            int64_t rest = i, from = 0, to = 0;
-            for (int64_t d = 3; d >= 0; d--) {
-                from += rest % s.size[d] * s.x_stride[d];
-                to += rest % s.size[d] * s.y_stride[d];
-                rest /= s.size[d];
-            }
-            copy_matrix(x + from, y + to, s.size[4], s.size[5], s.x_stride[4], s.x_stride[5], s.y_stride[4], s.y_stride[5]);
+    require(x && y);
+    // the first dimensions one by one, the last two as a matrix, some rows at a time
+    const int64_t rows = s.size[4], shares = (rows + ROWS - 1) / ROWS;
+    const auto one = [&](int64_t, int64_t task) {
+        int64_t rest = task / shares, from = 0, to = 0;
+        const int64_t first = task % shares * ROWS, last = std::min(first + ROWS, rows);
+        for (int64_t d = 3; d >= 0; d--) {
+            from += rest % s.size[d] * s.x_stride[d];
+            to += rest % s.size[d] * s.y_stride[d];
+            rest /= s.size[d];
         }
-    });
+        copy_matrix(x + from + first * s.x_stride[4], y + to + first * s.y_stride[4], last - first, s.size[5], s.x_stride[4],
+                    s.x_stride[5], s.y_stride[4], s.y_stride[5]);
+    };
+    const int64_t tasks = s.size[0] * s.size[1] * s.size[2] * s.size[3] * shares;
+    if (all >= LEAST) return in_tasks(tasks, one);
+    for (int64_t task = 0; task < tasks; task++) one(0, task);
 }
 
 } // namespace regrow::infer

@@ -4,13 +4,6 @@
 namespace regrow::infer {
 namespace {
 
-void require(bool holds) { STD_TORCH_CHECK(holds, "a step of an inference program contradicts itself"); }
-
-// Sizes are small enough that no product of a few of them overflows.
-void require_sizes(std::initializer_list<int64_t> sizes) {
-    for (const int64_t size : sizes) require(size >= 0 && size <= int64_t(1) << 40);
-}
-
 Window window_of(const WindowStep& s, int64_t channels, int64_t scratch) {
     require_sizes({s.height, s.width, s.out_height, s.out_width, s.kernel_height, s.kernel_width, s.padding_y, s.padding_x,
                    s.dilation_y, s.dilation_x, s.copy, s.channel});
@@ -67,8 +60,8 @@ void run(const ConvStep& s, const Memory& memory) {
            s.residual_image,
            s.residual_plane,
            s.blocks,
-           memory.find(s.x, extent(s.images, s.x_image, extent(all_in, s.x_plane, in))),
-           memory.find(s.residual, extent(s.images, s.residual_image, extent(all_out, s.residual_plane, out))),
+           memory.source(s.x, extent(s.images, s.x_image, extent(all_in, s.x_plane, in))),
+           memory.source(s.residual, extent(s.images, s.residual_image, extent(all_out, s.residual_plane, out))),
            memory.find(s.y, extent(s.images, s.y_image, extent(all_out, s.y_plane, out))),
            memory.constant<int32_t>(s.start, s.groups * s.blocks * (s.outputs + 1), {ScalarType::Int}),
            memory.constant<int32_t>(s.order, s.groups * s.blocks * s.outputs, {ScalarType::Int}),
@@ -115,9 +108,9 @@ void run(const Int8Step& s, const Memory& memory) {
     q.pairs = memory.constant<BytePair>(s.pairs, 0, {ScalarType::Int});
     q.correction = memory.constant<int32_t>(s.correction, all_out, {ScalarType::Int});
     q.scale = memory.constant<float>(s.scale, all_out, {ScalarType::Float});
-    const float* const inverse = memory.constant<float>(s.inverse, 1, {ScalarType::Float});
-    require(q.conv.x && q.conv.y && q.conv.start && q.conv.order && q.bundle && q.correction && q.scale && inverse);
-    q.inverse = *inverse;
+    require(q.conv.x && q.conv.y && q.conv.start && q.conv.order && q.bundle && q.correction && q.scale && s.pairs != NONE);
+    require_room(all_out, s.y_plane, out);
+    q.inverse = float(s.inverse);
     q.lowest = s.is_signed ? -127.0f : 0.0f;
     q.zero = s.is_signed ? 128 : 0;
     require(w.channel > 0 && s.reach <= s.channels * w.channel && s.channels * w.channel + in + 2 * INT8_SLACK <= scratch);
@@ -141,8 +134,8 @@ void run(const DenseStep& s, const Memory& memory) {
               s.residual_image,
               s.residual_plane,
               1,
-              memory.find(s.x, extent(s.images, s.x_image, extent(s.channels, s.x_plane, in))),
-              memory.find(s.residual, extent(s.images, s.residual_image, extent(s.outputs, s.residual_plane, out))),
+              memory.source(s.x, extent(s.images, s.x_image, extent(s.channels, s.x_plane, in))),
+              memory.source(s.residual, extent(s.images, s.residual_image, extent(s.outputs, s.residual_plane, out))),
               memory.find(s.y, extent(s.images, s.y_image, extent(s.outputs, s.y_plane, out))),
               nullptr,
               nullptr,
@@ -175,8 +168,8 @@ void run(const VectorStep& s, const Memory& memory) {
     require(!dense || type == ScalarType::Float);
     const Vector v{s.rows,
                    s.columns,
-                   memory.find(s.x, s.columns),
-                   memory.find(s.residual, s.rows),
+                   memory.source(s.x, s.columns),
+                   memory.source(s.residual, s.rows),
                    memory.find(s.y, s.rows),
                    crow,
                    memory.constant<void>(s.col, nnz, {ScalarType::UInt16, ScalarType::Int}),

@@ -38,7 +38,6 @@ class Bundled:
     parts: Tensor
     correction: Tensor
     scale: Tensor
-    inverse: Tensor
     reach: int
 
 
@@ -98,7 +97,6 @@ def bundle(weight: Connections, groups: int, window: Window, rounding: Rounding)
         torch.from_numpy(np.concatenate([[0], parts, [outputs]]).astype(np.int32)),
         torch.from_numpy(correction.astype(np.int32)),
         scale * rounding.scale,
-        rounding.inverse,
         int(offset.max(initial=-1)) + 1,
     )
 

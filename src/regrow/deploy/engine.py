@@ -16,6 +16,7 @@ from regrow.deploy.graph import Graph
 from regrow.deploy.plan import Plan
 from regrow.deploy.reference import interpret
 from regrow.ops import native
+from regrow.ops.infer import register_shapes
 
 MOST = 8
 """Plans that are kept, one for each batch size; another takes the place of that which was not used for longest."""
@@ -60,6 +61,7 @@ class Engine:
         with self._lock:
             found = self._plans.get(shapes)
             if found is None:
+                register_shapes()
                 with without_modes():  # torch.export follows what is computed by the plan, not its making
                     found = Plan(self.graph, shapes, self._packed), [0]
                 kept = sorted(self._plans.items(), key=lambda item: item[1][1][0])[-(MOST - 1) :]

@@ -52,6 +52,7 @@ PRIVATE = {
     "_to_copy",
     "_softmax",
     "_log_softmax",
+    "_weight_norm",
     "_weight_norm_interface",
 }
 """Operators with a leading underscore that check their arguments; others need not."""

@@ -170,8 +170,8 @@ def _add(
                 constant(bundled.scale),
                 offset,
                 steps.activation(activation),
-                constant(bundled.inverse),
-                rounding.signed,
+                int(rounding.signed),
+                rounding.inverse,
                 bundled.reach,
                 window,
             )

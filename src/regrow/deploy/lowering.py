@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 from regrow.deploy.graph import Connections, Graph, Node, Ref
-from regrow.deploy.steps import Copy, Program, rounded
-from regrow.deploy.values import Planes, Value
+from regrow.deploy.steps import DIMENSIONS, NONE, SLACK, Buffer, Copy, Program, rounded
+from regrow.deploy.values import Planes, Value, merged
 
 Lower = Callable[["Lowering", Node], "Value | list[Value]"]
 LOWER: dict[str, Lower] = {}
@@ -47,6 +48,11 @@ class Lowering:
     """Constants that were laid out for the kernels, by what they were made of: kept from plan to plan."""
     layer: str = ""
     """That the steps being added do the work of."""
+    name: str = ""
+    """Of the node being lowered."""
+    maker: str = ""
+    """Name of the node that the last step belongs to."""
+    _uses: Counter[str] = field(default_factory=Counter)
 
     def lower(self, node: Node) -> None:
         """Add the steps of one operation.
@@ -57,28 +63,30 @@ class Lowering:
         function = LOWER.get(node.op)
         if function is None:
             raise Unsupported(f"no kernel does {node.op}")
-        made, scratch, self.layer = len(self.program.steps), self.program.scratch, node.layer or node.name
+        made, scratch, maker = len(self.program.steps), self.program.scratch, self.maker
+        self.name, self.layer = node.name, node.layer or node.name
         try:
             self.values[node.name] = function(self, node)
         except Unsupported:
             del self.program.steps[made:], self.program.layers[made:]
-            self.program.scratch = scratch
+            self.program.scratch, self.maker = scratch, maker
             raise
 
     def add(self, step: Any) -> None:
         """Add a step."""
         self.program.steps.append(step)
         self.program.layers.append(self.layer)
+        self.maker = self.name
 
     def need_scratch(self, floats: int) -> None:
         """Ask for so many floats for each thread."""
         self.program.scratch = max(self.program.scratch, rounded(floats))
 
     def value(self, argument: Any) -> Value:
-        """Return the value that an argument names.
+        """Return the value that an argument names: a constant too.
 
         Raises:
-            Unsupported: it is not one, but a constant, or not in float32.
+            Unsupported: it is not in float32.
         """
         found = self.values.get(argument) if isinstance(argument, Ref) else None
         if isinstance(found, Value):
@@ -86,7 +94,19 @@ class Lowering:
         constant = self.graph.constants.get(argument) if isinstance(argument, Ref) else None
         if constant is None or constant.dtype != torch.float32:
             raise Unsupported(f"{argument!r} is not a value in float32")
-        raise Unsupported(f"{argument} is a constant")
+        return self.read(constant)
+
+    def read(self, tensor: Tensor, form: Tensor | None = None) -> Value:
+        """Return a value that steps read from a constant; `form` says how it lies there."""
+        buffer = Buffer(tensor.numel(), NONE - 1 - self.program.constant(tensor))
+        return Value(buffer, torch.empty(tensor.shape, device="meta") if form is None else form)
+
+    def is_used_once(self, name: Ref) -> bool:
+        """Return whether one node alone reads a value."""
+        if not self._uses:
+            self._uses.update(ref for node in self.graph.nodes for ref in node.refs())
+            self._uses.update(self.graph.outputs)
+        return self._uses[name] == 1
 
     def integer(self, argument: Any) -> int:
         """Return a size that an argument is or names."""
@@ -124,38 +144,61 @@ class Lowering:
         add_copy(self, source, target)
         return target
 
-    def in_planes(self, value: Value, channel: int, *, padded: bool = True) -> tuple[Value, Planes]:
-        """Return a value as planes, copied if it is not laid out so, or if kernels may not read whole lines of it."""
+    def lay(self, source: Value, target: Value) -> Value:
+        """Return `source` as it is laid out in `target`, a new value: copied by a step, or a constant now and once."""
+        if source.buffer.space >= NONE:
+            return self.copy(source, target)
+        tensor = self.program.constants[NONE - 1 - source.buffer.space]
+
+        def make() -> tuple[Tensor, Tensor]:
+            memory = torch.zeros(target.buffer.size + SLACK)
+            _as(memory, target.form).copy_(_as(tensor, source.form))
+            return memory, tensor  # which stays alive, and so keeps its id
+
+        key = ("laid", id(tensor), *(_key(form) for form in (source.form, target.form)))
+        memory: Tensor = self.keep(key, make)[0]
+        return self.read(memory, target.form)
+
+    def in_planes(
+        self, value: Value, channel: int, *, pixels: int | None = None, slack: bool = True
+    ) -> tuple[Value, Planes]:
+        """Return a value as planes, copied if it is not laid out so.
+
+        Args:
+            value: any.
+            channel: the dimension whose planes they are.
+            pixels: how many there must be in an image. Default: any.
+            slack: whether kernels read whole vectors, and so beyond the last pixel.
+        """
         found = Planes.of(value.form, channel)
-        if found is None or (padded and not (found.padded and value.buffer.space == 0)):
-            value = self.copy(value, Value.planes(value.shape, channel, wide=padded))
+        if found is None or (pixels or found.pixels) != found.pixels or (slack and value.buffer.space):
+            value = self.lay(value, Value.planes(value.shape, channel))
             found = Planes.of(value.form, channel)
             assert found is not None
         return value, found
 
 
+def _as(tensor: Tensor, form: Tensor) -> Tensor:
+    return tensor.as_strided(form.shape, form.stride(), int(form.storage_offset()))
+
+
+def _key(form: Tensor) -> tuple[Any, ...]:
+    return (tuple(form.shape), form.stride(), form.storage_offset())
+
+
 def add_copy(lowering: Lowering, source: Value, target: Value) -> None:
     """Add a step that copies `source` into `target`, the dimensions merged and ordered for the kernel."""
-    dims = [
-        (size, a, b)
-        for size, a, b in zip(source.shape, source.form.stride(), target.form.stride(), strict=True)
-        if size != 1
-    ]
-    dims.sort(key=lambda d: -d[2])  # the target's inner dimension last
-    merged: list[tuple[int, int, int]] = []
-    for size, a, b in dims:
-        if merged and merged[-1][1] == size * a and merged[-1][2] == size * b:
-            merged[-1] = (merged[-1][0] * size, a, b)
-        else:
-            merged.append((size, a, b))
-    if len(merged) > 2:  # the other dimension of the inner matrix is the source's inner one
-        inner = min(range(len(merged) - 1), key=lambda d: merged[d][1])
-        merged.insert(len(merged) - 2, merged.pop(inner))
-    if len(merged) > 6:
+    strides = zip(source.form.stride(), target.form.stride(), strict=True)
+    dims = [(size, [*pair]) for size, pair in zip(source.shape, strides, strict=True)]
+    found = merged(sorted(dims, key=lambda d: -d[1][1]))  # the target's inner dimension last
+    if len(found) > 2:  # the other dimension of the inner matrix is the source's inner one
+        inner = min(range(len(found) - 1), key=lambda d: found[d][1][0])
+        found.insert(len(found) - 2, found.pop(inner))
+    if len(found) > DIMENSIONS:
         raise Unsupported("a copy of more than six dimensions")
-    merged = [(1, 0, 0)] * (6 - len(merged)) + merged
-    size, x_stride, y_stride = (tuple(each) for each in zip(*merged, strict=True))
-    lowering.add(Copy(source.place, target.place, size, x_stride, y_stride))
+    found = [(1, [0, 0])] * (DIMENSIONS - len(found)) + found
+    x_stride, y_stride = (tuple(each[i] for _, each in found) for i in (0, 1))
+    lowering.add(Copy(source.place, target.place, tuple(size for size, _ in found), x_stride, y_stride))
 
 
 VIEWS = (
@@ -227,7 +270,8 @@ def getitem(lowering: Lowering, node: Node) -> Value:
     found = lowering.values.get(node.args[0])
     if not isinstance(found, list):
         raise Unsupported("it is one of several results of torch")
-    return found[node.args[1]]
+    piece: Value = found[node.args[1]]
+    return piece
 
 
 def _function(op: str) -> Any:

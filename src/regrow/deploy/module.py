@@ -19,6 +19,7 @@ from regrow.deploy.engine import Engine
 from regrow.deploy.graph import Connections, Graph
 from regrow.deploy.structure import unflatten
 from regrow.errors import RegrowRuntimeError
+from regrow.ops import native
 
 
 class Deployed(nn.Module):
@@ -81,6 +82,21 @@ class Deployed(nn.Module):
             RegrowValueError: another file, a damaged one, or one of a newer regrow.
         """
         return cls(files.read(file))
+
+    @staticmethod
+    def library() -> Path:
+        """Load the kernels and return their file, which programs load that run what torch.export wrote of a network.
+
+        That is ``torch.ops.load_library(file)`` in Python, ``dlopen`` in C++.
+
+        Raises:
+            RegrowRuntimeError: there are no kernels here, and why.
+        """
+        if (why := native.missing()) is not None:
+            raise RegrowRuntimeError(f"there are no kernels: {why.reason}\n{why.remedy}")
+        found = native.library()
+        assert found is not None
+        return found
 
     def size(self) -> int:
         """Return the bytes of its file, which is written to a temporary place for that."""

@@ -96,11 +96,11 @@ def compute_constants(editor: Editor) -> None:
             continue
         known[node.name] = result
     for name, result in known.items():
-        node = editor.nodes[name]
-        if isinstance(result, Tensor):
-            editor.bypass(node, editor.make(f"{name}:constant", result.contiguous(), exact=False))
-        elif isinstance(result, int):
-            editor.bypass(node, result)
+        made = editor.nodes.get(name)  # None if only others that are known have read it
+        if made is not None and isinstance(result, Tensor):
+            editor.bypass(made, editor.make(f"{name}:constant", result.contiguous(), exact=False))
+        elif made is not None and isinstance(result, int):
+            editor.bypass(made, result)
 
 
 def _weight(editor: Editor, node: Node, value: Any, *, transposed: bool = False) -> Ref | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow.deploy import layers  # noqa: F401  (registers what it lowers)
+from regrow.deploy import attention, elementwise, layers, pooling  # noqa: F401  (register what they lower)
 from regrow.deploy.graph import Graph, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported
 from regrow.deploy.reference import compute, sizes_of

@@ -36,13 +36,13 @@ class Rounding:
         return -HIGHEST if self.signed else 0
 
     @property
-    def inverse(self) -> Tensor:
-        """What is multiplied with, in float32, of one element."""
-        return (1 / torch.tensor([self.scale], dtype=torch.float64)).float()
+    def inverse(self) -> float:
+        """What is multiplied with: a number of float32, as the kernel has it."""
+        return float(torch.tensor(1 / self.scale, dtype=torch.float32))
 
     def integers(self, x: Tensor) -> Tensor:
         """Return the multiple that each element becomes, in float32; nan becomes the lowest."""
-        found = (x * self.inverse.to(x.device)).round_().clamp_(self.lowest, HIGHEST)
+        found = (x * self.inverse).round_().clamp_(self.lowest, HIGHEST)
         return found.nan_to_num_(nan=self.lowest)
 
     def __call__(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -15,11 +16,15 @@ NONE = -1
 """A constant, or a place, that is not there."""
 DIMENSIONS = 6
 """Of a copy."""
+SLACK = 64
+"""Floats behind a value that kernels may read, though they never use them."""
 
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory of one value: in the arena, or a tensor that goes in (`space` is 1 and more) or out."""
+    """Memory of one value: in the arena, of a tensor that goes in (`space` is 1 and more) or out, or, below -1, of a
+    constant.
+    """
 
     size: int
     """Floats."""
@@ -68,6 +73,8 @@ def _encode(value: object) -> list[int]:
         return value.encode()
     if isinstance(value, tuple):
         return [int(number) for number in value]
+    if isinstance(value, float):
+        return list(struct.unpack("<q", struct.pack("<d", value)))
     assert isinstance(value, int)
     return [int(value)]
 
@@ -133,7 +140,8 @@ class Conv(Step):
 class Int8(Step):
     """A convolution in int8, the sizes of its window in bytes."""
 
-    KIND = 9
+    KIND = 10
+    NAME = "sparse convolution in int8"
     x: Place
     y: Place
     residual: Place
@@ -156,8 +164,8 @@ class Int8(Step):
     scale: int
     bias: int
     activation: int
-    inverse: int
     is_signed: int
+    inverse: float
     reach: int
     window: Window
 
@@ -219,6 +227,106 @@ class Copy(Step):
     size: tuple[int, ...]
     x_stride: tuple[int, ...]
     y_stride: tuple[int, ...]
+
+
+@dataclass
+class Map(Step):
+    """Sums, products and activations, element by element: ``y = activation((x operation b) + c)``."""
+
+    KIND = 5
+    x: Place
+    b: Place
+    c: Place
+    y: Place
+    operation: int
+    activation: int
+    size: tuple[int, ...]
+    x_stride: tuple[int, ...]
+    b_stride: tuple[int, ...]
+    c_stride: tuple[int, ...]
+    y_stride: tuple[int, ...]
+
+
+@dataclass
+class Mean(Step):
+    """The mean of each channel's pixels."""
+
+    KIND = 6
+    x: Place
+    y: Place
+    images: int
+    channels: int
+    pixels: int
+    x_image: int
+    x_plane: int
+    y_image: int
+    y_plane: int
+
+
+@dataclass
+class Pool(Step):
+    """The greatest pixel of each window, or the mean over it."""
+
+    KIND = 7
+    x: Place
+    y: Place
+    images: int
+    channels: int
+    x_image: int
+    x_plane: int
+    y_image: int
+    y_plane: int
+    max: int
+    adaptive: int
+    count_padding: int
+    image: tuple[int, int]
+    out: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    divisor: int
+    scratch: int
+
+
+@dataclass
+class Norm(Step):
+    """A layer norm, or a softmax, over the channels."""
+
+    KIND = 8
+    x: Place
+    y: Place
+    images: int
+    channels: int
+    pixels: int
+    x_image: int
+    x_plane: int
+    y_image: int
+    y_plane: int
+    weight: int
+    bias: int
+    softmax: int
+    epsilon: float
+
+
+@dataclass
+class Attention(Step):
+    """Scaled dot-product attention; `strides`: from image to image, head to head, channel to channel, of q, k, v, y."""
+
+    KIND = 9
+    q: Place
+    k: Place
+    v: Place
+    y: Place
+    strides: tuple[int, ...]
+    images: int
+    heads: int
+    queries: int
+    keys: int
+    size: int
+    out_size: int
+    causal: int
+    scale: float
 
 
 @dataclass

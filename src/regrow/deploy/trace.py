@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import operator
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from regrow._torch import Operator, guards_of
-from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed, refs_in, weight_of
+from regrow.deploy.graph import Connections, Graph, Node, Ref, Weight, allowed, refs_in, weight_of
 from regrow.deploy.plain import as_float32, plain_copy
 from regrow.deploy.structure import Structure, flatten, unflatten
 from regrow.errors import RegrowValueError
@@ -74,13 +75,11 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         except Exception as error:  # of the user's __deepcopy__, or of what cannot be copied
             raise NotTraceable(f"{type(model).__name__} cannot be copied: {_reason(error)}") from error
         example = [as_float32(tensor.detach()) for tensor in tensors]
-        flat = _Flat(network, signature)
-        program = _export(flat, example)
-    return _Reader(program, held, flat).graph(example)
+        return _traced(_Flat(network, signature), held, example)
 
 
-def _export(flat: _Flat, example: list[Tensor]) -> Any:
-    """Export for any batch, or for the example's alone where that fails."""
+def _traced(flat: _Flat, held: dict[str, Weight], example: list[Tensor]) -> Graph:
+    """Trace for any batch, or for the example's alone where that fails."""
     doubled = [
         torch.cat([tensor, tensor]) if tensor.dim() and len(tensor) == 1 else tensor for tensor in example
     ]  # to torch.export, a batch of one is not a batch of any size
@@ -88,13 +87,14 @@ def _export(flat: _Flat, example: list[Tensor]) -> Any:
     try:
         program = torch.export.export(flat, tuple(doubled), dynamic_shapes=(sizes,)).run_decompositions({})
         if is_dynamic(program):
-            return program
+            return _Reader(program, held, flat).graph(example)
     except Exception:  # the next attempt says why
         pass
     try:
-        return torch.export.export(flat, tuple(example)).run_decompositions({})
+        program = torch.export.export(flat, tuple(example)).run_decompositions({})
     except Exception as error:  # whatever the user's code raises
         raise NotTraceable(f"{type(flat.model).__name__} cannot be traced: {_reason(error)}") from error
+    return _Reader(program, held, flat).graph(example)
 
 
 def is_dynamic(program: Any) -> bool:
@@ -121,7 +121,9 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Let nothing of tracing be seen: no gradients, random numbers, warnings, messages, fused operators, autocast."""
+    """Trace without gradients, autocast and fused operators, and keep random numbers, warnings and messages to
+    itself.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     logger = logging.getLogger("torch")
@@ -133,6 +135,7 @@ def _quietly() -> Iterator[None]:
             torch.autocast("cpu", enabled=False),
             torch.random.fork_rng(devices=[]),
             warnings.catch_warnings(),
+            redirect_stderr(io.StringIO()),  # torch prints the graph so far when it gives up
         ):
             warnings.simplefilter("ignore")
             yield
@@ -167,7 +170,7 @@ class _Flat(nn.Module):
 class _Reader:
     """Reads a graph of torch.fx."""
 
-    def __init__(self, program: Any, held: dict[str, Any], flat: _Flat) -> None:
+    def __init__(self, program: Any, held: dict[str, Weight], flat: _Flat) -> None:
         self._program = program
         self._flat = flat
         self._held = held

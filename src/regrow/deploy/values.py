@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,22 +36,32 @@ class Value:
         return cls(Buffer(rounded(form.numel()), space), form)
 
     @classmethod
-    def planes(cls, shape: Sequence[int], channel: int, *, wide: bool = False) -> Value:
+    def planes(
+        cls, shape: Sequence[int], channel: int, *, pixels: int | None = None, wide: bool = False
+    ) -> Value:
         """Return a new value of this shape in planes: dimension `channel` outside of the pixels.
 
-        Dimensions before the channel are images where the channel is followed by others, and pixels where it is last,
-        all but the first of three and more. `wide`: kernels write whole vectors, even where there is one pixel.
+        Args:
+            shape: of the tensor.
+            channel: a dimension of it.
+            pixels: how many there are in an image; they are the last dimensions, the channel's left out. Default: those
+                behind the channel, and where that is last all others, but the first of three and more.
+            wide: whether kernels write whole lines to it, even where there is one pixel.
         """
         shape = tuple(shape)
         channel %= len(shape)
-        last = channel == len(shape) - 1
-        first_pixel = (1 if len(shape) > 2 else 0) if last else channel + 1
-        pixel_dims = [d for d in range(first_pixel, len(shape)) if d != channel]
+        pixel_dims = _pixel_dims(len(shape), channel)
+        if pixels is not None:
+            found, pixel_dims = 1, []
+            for d in reversed([d for d in range(len(shape)) if d != channel]):
+                if found * shape[d] <= pixels:
+                    pixel_dims.insert(0, d)
+                    found *= shape[d]
         strides, stride = [0] * len(shape), 1
         for d in reversed(pixel_dims):
             strides[d] = stride
             stride *= max(1, shape[d])
-        plane = LINE if wide and stride == 1 else plane_of(stride)
+        plane = max(plane_of(stride), LINE if wide else 1)
         strides[channel] = plane
         stride = plane * max(1, shape[channel])
         for d in reversed(range(len(shape))):
@@ -61,11 +72,35 @@ class Value:
         return cls(Buffer(rounded(stride)), form)
 
 
+def like(value: Value, channel: int) -> Value:
+    """Return a new value in planes, with as many pixels in an image as `value` has."""
+    seen = Planes.of(value.form, channel)
+    return Value.planes(value.shape, channel, pixels=None if seen is None or seen.pixels == 1 else seen.pixels)
+
+
+def _pixel_dims(dims: int, channel: int) -> list[int]:
+    first = (1 if dims > 2 else 0) if channel == dims - 1 else channel + 1
+    return [d for d in range(first, dims) if d != channel]
+
+
 def plane_of(pixels: int) -> int:
     """Return how far apart planes of so many pixels are: an odd number of lines, such that the same pixels of all channels
     spread over the sets of the nearest cache.
     """
     return 1 if pixels == 1 else (rounded(pixels) // LINE | 1) * LINE
+
+
+def merged(dims: list[tuple[int, list[int]]]) -> list[tuple[int, list[int]]]:
+    """Return dimensions, each a size and some strides, with those as one that make one run in all; the outer first."""
+    found: list[tuple[int, list[int]]] = []
+    for size, strides in dims:
+        if size == 1:
+            continue
+        if found and all(a == size * b for a, b in zip(found[-1][1], strides, strict=True)):
+            found[-1] = (found[-1][0] * size, strides)
+        else:
+            found.append((size, strides))
+    return found
 
 
 @dataclass(frozen=True)
@@ -87,8 +122,10 @@ class Planes:
         others = [
             (form.shape[d], form.stride(d)) for d in range(form.dim()) if d != channel and form.shape[d] != 1
         ]
-        pixels = 1
-        while others and others[-1][1] == pixels:
+        pixels, most = 1, form.numel()
+        if form.shape[channel] == 1:  # images that follow one another are not taken for more pixels of one
+            most = math.prod(form.shape[d] for d in _pixel_dims(form.dim(), channel))
+        while others and others[-1][1] == pixels and pixels * others[-1][0] <= most:
             pixels *= others.pop()[0]
         images, image = 1, 0
         for size, stride in reversed(others):
@@ -101,8 +138,3 @@ class Planes:
         if plane < pixels or (images > 1 and image < (channels - 1) * plane + pixels):
             return None
         return cls(images, channels, pixels, image, plane)
-
-    @property
-    def padded(self) -> bool:
-        """Whether kernels may read and write whole lines from each pixel on that begins one."""
-        return self.plane >= rounded(self.pixels)

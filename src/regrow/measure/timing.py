@@ -79,17 +79,19 @@ def interleaved(
     start, done = time.perf_counter(), 0
     while done < rounds or time.perf_counter() - start < seconds:
         for name, way in ways.items():
-            times[name] += _turn(way)
+            times[name] += turn(way)
         done += 1
     return {name: Timing.of(found) for name, found in times.items()}
 
 
-def _turn(way: Callable[[], object]) -> list[float]:
-    """Return the times of its calls in one turn, but for the first where there are more: it finds the caches cold."""
+def turn(way: Callable[[], object], seconds: float = TURN) -> list[float]:
+    """Return the times of the calls of `way` in one turn of so many seconds, but for the first where there are more:
+    it finds the caches cold.
+    """
     found: list[float] = []
     _wait()
     start = end = time.perf_counter()
-    while end - start < TURN:
+    while end - start < seconds:
         begin = time.perf_counter()
         way()
         _wait()
@@ -132,13 +134,15 @@ class Watch:
     def __init__(self) -> None:
         self._start = _clocks()
 
-    def load(self) -> Load:
-        """Return the load from then to now; children of this process that have ended count as its own.
+    def load(self, children: float = 0.0) -> Load:
+        """Return the load from then to now; children of this process that have ended count as its own, and so do
+        `children`: seconds of core time that others have used since.
 
         Where there is no /proc/stat, what others use is estimated from the load average.
         """
         average, cores = os.getloadavg()[0], os.cpu_count() or 1
         used, own, elapsed = (end - start for end, start in zip(_clocks(), self._start, strict=True))
+        own += children
         if used:
             others = (used - own) / (elapsed * cores) if elapsed else 0.0
         else:

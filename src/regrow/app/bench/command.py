@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from regrow._files import write_atomically
+from regrow.app.bench.inference import Inference, LeftOut
 from regrow.app.bench.plan import Plan
 from regrow.app.bench.rows import Row
 from regrow.app.bench.scale import Fit, Scale, fit
@@ -26,6 +27,11 @@ NOTES = (
     "±: half the distance of the quartiles. e, l, c: the best dense way was eager, channels-last, compiled. "
     "utilisation: useful FLOP/s "
     "of the sparse side over FLOP/s of the dense one. others: share of all cores that other processes used meanwhile."
+)
+DEPLOYED = (
+    "faster: than the best dense engine of the same class, int8 or floating point. difference: the largest from "
+    "torch's outputs, over the largest output; what is WRONG is compared with none. others: share of all cores that "
+    "other processes used meanwhile."
 )
 
 
@@ -84,11 +90,17 @@ def bench(
     if json_:
         print(json.dumps(document(), indent=2))
     else:
-        show([*rows, *fits(rows)])
-        say(Console(), NOTES)
+        show(sorted([*rows, *fits(rows)], key=lambda row: isinstance(row, LeftOut)))
+        say(Console(), "\n".join(notes(rows)))
         if reference := why_reference([torch.empty(0, dtype=plan.settings.dtype)]):
             say(Console(), f"These are times without kernels: {reference}")
     return 130 if interrupted else int(bool(failures))
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return what the columns of the tables mean."""
+    inference = {isinstance(row, Inference) for row in rows if not isinstance(row, LeftOut)}
+    return [text for text, of_inference in ((NOTES, False), (DEPLOYED, True)) if of_inference in inference]
 
 
 def heading(machine: dict[str, Any], dtype: str) -> str:

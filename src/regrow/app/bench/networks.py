@@ -74,9 +74,13 @@ def example(model: nn.Module, sizes: Sequence[int]) -> Tensor:
     return torch.randint(min(embeddings), tuple(sizes)) if tokens else torch.randn(*sizes)
 
 
-def tried(name: str, sizes: Sequence[int]) -> Tensor:
-    """Return an input of the network that `name` builds, with which a step was taken, to see whether it can be
-    measured.
+def one_step(model: nn.Module, x: Tensor) -> None:
+    """Take one usual step."""
+    step(model, x)()
+
+
+def tried(name: str, sizes: Sequence[int], use: Callable[[nn.Module, Tensor], object] = one_step) -> Tensor:
+    """Return an input of the network that `name` builds, after `use` of both, to see whether it can be measured.
 
     Raises:
         RegrowValueError: nothing of that name, or what it gives is not a network or does not take the input.
@@ -89,7 +93,7 @@ def tried(name: str, sizes: Sequence[int]) -> Tensor:
         raise RegrowValueError(f"`--model` {name} returned {model!r}, no torch module")
     try:
         x = example(model, sizes)
-        step(model, x)()
+        use(model, x)
     except Exception as error:  # whatever a user's network raises
         shape = ",".join(map(str, sizes))
         raise RegrowValueError(

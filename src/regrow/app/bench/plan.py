@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regrow.app.bench import layers, memory, networks, scale, updates
+from regrow.app.bench import inference, layers, memory, networks, scale, updates
 from regrow.app.bench.conv import Convolution, convolutions
 from regrow.app.bench.linear import Linear, linears
 from regrow.app.bench.rows import Case, Settings
@@ -42,6 +42,10 @@ class Standard:
     remembered: tuple[Linear, ...]
     """Layers whose memory is measured."""
     sizes: tuple[int, ...]
+    deployed: tuple[inference.Network, ...]
+    """Networks whose inference is measured."""
+    served: tuple[int, ...]
+    """Batches of inference."""
     seconds: float
 
 
@@ -64,6 +68,8 @@ FULL = Standard(
     updated=(Linear(1024, 1024), Linear(4096, 4096)),
     remembered=(Linear(16384, 16384),),
     sizes=scale.SIZES,
+    deployed=inference.STANDARD,
+    served=(1, 4, 16, 64),
     seconds=1.0,
 )
 QUICK = replace(
@@ -77,11 +83,15 @@ QUICK = replace(
     updated=(Linear(1024, 1024),),
     remembered=(Linear(4096, 4096),),
     sizes=scale.SIZES[:5],
+    deployed=inference.QUICK,
+    served=(1, 16),
     seconds=0.2,
 )
 DISTRIBUTED = ("uniform", "erk")
 DEEP = (0.9,)
 """The sparsity at which memory and scale are measured unless others are named."""
+TRAINED = (0.8, 0.9, 0.95)
+"""Those at which inference is."""
 
 
 @dataclass(frozen=True)
@@ -120,10 +130,10 @@ def plan(
         model: a network of the user's own, ``package.module:function``.
         input_: sizes of its input, batch first.
         storage: of the user's network, as for `regrow.sparsify`.
-        distribution: of the connections over the layers of networks that are not multilayer perceptrons; all of
-            `DISTRIBUTED` by default.
-        what: of `WHAT`. Default: what is named, or all but scale.
-        threads: of torch. Default: as many as torch takes.
+        distribution: of the connections over the layers of networks that are not multilayer perceptrons; by default
+            all of `DISTRIBUTED`, in inference the network's own, or uniform.
+        what: of `WHAT`. Default: what is named, or all but those of `ASKED`.
+        threads: of torch. Default: as many as torch takes; in inference one, and as many as torch takes.
         dtype: of `DTYPES`.
         seconds: how long each way is measured.
         compiled: whether torch.compile is tried on the dense side.
@@ -144,7 +154,7 @@ def plan(
         standard = replace(standard, convolutions=own)
     require_choice("--storage", storage, choices())
     require_choice("--dtype", dtype, sorted(DTYPES))
-    for name in (distributions := _words(distribution) or DISTRIBUTED):
+    for name in (distributions := _words(distribution)):
         require_choice("--distribution", name, DISTRIBUTIONS)
     settings = Settings(
         DTYPES[dtype],
@@ -154,24 +164,29 @@ def plan(
     )
     batches, sparsities = _batches(batch), _sparsities(sparsity)
     kinds = _kinds(what, bool(linear), bool(conv), model is not None)
+    trains = kinds != ["inference"]
     _require_a_part("--linear", bool(linear), bool({"layers", "updates", "memory"} & set(kinds)), kinds)
     _require_a_part("--conv", bool(conv), "convolutions" in kinds, kinds)
-    _require_a_part("--storage", storage != "auto", model is not None, kinds)
-    _require_a_part("--distribution", bool(distribution), "steps" in kinds, kinds)
+    _require_a_part("--storage", storage != "auto", model is not None and trains, kinds)
+    _require_a_part("--dtype", dtype != "float32", trains, kinds)
+    _require_a_part("--distribution", bool(distribution), bool({"steps", "inference"} & set(kinds)), kinds)
     if (model is None) != (input_ is None):
         raise RegrowValueError(
             f"`--model` and `--input` belong together, got {model or input_} alone\n"
             "Give both: --model package.module:function --input 128,3,32,32."
         )
-    if model is not None and (kinds != ["steps"] or batches):
+    if model is not None and trains and (kinds != ["steps"] or batches):
         raise RegrowValueError(
-            f"`--model` {model} is measured by steps alone, its batch is the first size of --input\n"
-            "Leave out --what, --linear, --conv and --batch."
+            f"`--model` {model} is measured by steps or inference alone, in steps its batch is the first size of "
+            "--input\nLeave out --what, --linear, --conv and --batch, or give --what inference."
         )
-    given = Given(standard, settings, batches, sparsities, distributions)
+    given = Given(standard, settings, batches, sparsities, distributions, threads)
     if model is not None and input_ is not None:
-        x = networks.tried(model, whole_numbers("--input", input_))
-        return Plan(settings, tuple(given.network(model, x, storage)))
+        sizes = whole_numbers("--input", input_)
+        if trains:
+            return Plan(settings, tuple(given.network(model, networks.tried(model, sizes), storage)))
+        network = inference.own(model, sizes, files)
+        given = replace(given, standard=replace(standard, deployed=(network,), served=sizes[:1]))
     return Plan(settings, tuple(case for kind in kinds for case in WHAT[kind](given)))
 
 
@@ -184,6 +199,7 @@ class Given:
     batches: tuple[int, ...]
     sparsities: tuple[float, ...]
     distributions: tuple[str, ...]
+    threads: int | None = None
 
     def layers(self) -> list[Case]:
         """Plan forward and backward passes of layers."""
@@ -220,7 +236,8 @@ class Given:
 
     def network(self, name: str, x: Tensor, storage: str) -> list[Case]:
         """Plan training steps of a network on `x` with each distribution."""
-        return [self.step(networks.own(name, x, storage, each)) for each in self.distributions]
+        distributions = self.distributions or DISTRIBUTED
+        return [self.step(networks.own(name, x, storage, each)) for each in distributions]
 
     def step(self, network: networks.Network) -> Case:
         """Plan training steps of one network."""
@@ -262,6 +279,23 @@ class Given:
             for size in self.standard.sizes
         ]
 
+    def inference(self) -> list[Case]:
+        """Plan inference on all engines."""
+        batches = self.batches or self.standard.served
+        threads = dict.fromkeys((1, self.settings.threads) if self.threads is None else (self.threads,))
+        among = inference.installed(self.settings.compiled)
+        missing = inference.not_installed()
+        first = [Case("engines that are not installed", lambda: missing)] if missing else []
+        return first + [
+            Case(
+                f"inference of {network}, {sparsity:.0%} zeros",
+                partial(inference.measure, network, sparsity, batches, tuple(threads), self.settings, among),
+            )
+            for one in self.standard.deployed
+            for network in one.distributed(self.distributions)
+            for sparsity in self.sparsities or TRAINED
+        ]
+
 
 WHAT: dict[str, Callable[[Given], list[Case]]] = {
     "layers": Given.layers,
@@ -270,13 +304,16 @@ WHAT: dict[str, Callable[[Given], list[Case]]] = {
     "updates": Given.updates,
     "memory": Given.memory,
     "scale": Given.scale,
+    "inference": Given.inference,
 }
+ASKED = ("scale", "inference")
+"""Those that are measured only where they are named: they take long."""
 
 
 def _kinds(what: str | None, linear_named: bool, conv_named: bool, model_named: bool) -> list[str]:
     if what is None:
         named = {"layers": linear_named, "convolutions": conv_named, "steps": model_named}
-        return [kind for kind, one in named.items() if one] or [kind for kind in WHAT if kind != "scale"]
+        return [kind for kind, one in named.items() if one] or [kind for kind in WHAT if kind not in ASKED]
     kinds = list(_words([what]))
     for kind in kinds:
         if kind not in WHAT:

@@ -27,8 +27,9 @@ class Settings:
 class Row(Protocol):
     """One line of a table."""
 
-    title: ClassVar[str]
-    """Of the table that it is a line of."""
+    @property
+    def title(self) -> str:
+        """Heading of the table that it is a line of."""
 
     def cells(self) -> dict[str, str]:
         """Return the cells' texts by column heading."""

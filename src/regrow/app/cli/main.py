@@ -18,7 +18,8 @@ from typer.core import TyperCommand
 import regrow
 from regrow._text import KEEP, columns, either, wrapped
 from regrow.app.cli import basic, listing
-from regrow.app.cli.printing import finish, show
+from regrow.app.cli.export import export
+from regrow.app.cli.printing import Json, finish, show
 from regrow.app.recipes import Recipe, as_yaml, load, read, shipped
 from regrow.app.training import (
     Interrupted,
@@ -64,9 +65,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")
-]
 Import = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="FILE.py", help="A file with a method, model or data."),
@@ -208,6 +206,9 @@ def compare_command(
     raise typer.Exit(code)
 
 
+app.command("export", short_help="Write the network of a finished run to a file for inference.")(export)
+
+
 @app.command("flops", cls=_Command, short_help="Count parameters, FLOPs and size of a network.")
 def flops_command(
     model: Annotated[
@@ -276,7 +277,7 @@ def bench_command(
     sparsity: Annotated[list[str] | None, typer.Option(metavar="0.8,0.9", help="Sparsities.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="package.module:function", help="A network of your own: its training step."),
+        typer.Option(metavar="package.module:function", help="A network of your own: a step, or inference."),
     ] = None,
     input_: Annotated[
         str | None, typer.Option("--input", metavar="128,3,32,32", help="Sizes of its input, batch first.")
@@ -286,17 +287,17 @@ def bench_command(
     ] = "auto",
     distribution: Annotated[
         list[str] | None,
-        typer.Option(metavar="uniform,erk", help="Of the networks' connections. Default: uniform and erk."),
+        typer.Option(metavar="uniform,erk", help="Of the connections. Default: both; inference: uniform."),
     ] = None,
     what: Annotated[
         str | None,
         typer.Option(
             metavar="A,B",
-            help="layers, convolutions, steps (training steps of networks), updates, memory, scale. Default: what is "
-            "named by --linear, --conv or --model, else all but scale.",
+            help="layers, convolutions, steps (of training), updates, memory, scale, inference (of many engines). "
+            "Default: what is named by --linear, --conv or --model, else all but scale and inference.",
         ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="Of torch. Default: torch's own.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Default: torch's own; in inference one too.")] = None,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float64.")] = "float32",
     seconds: Annotated[
         float | None, typer.Option(help="How long each side of a comparison is measured.")

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 
 from regrow.app.training import RunFolder, say, width
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else there.")
+]
 
 
 def finish(console: Console, folder: RunFolder, json_: bool, how: str) -> None:
