@@ -44,6 +44,7 @@ def small(precision: str = "float32") -> Graph:
             "conv",
             "regrow.conv2d",
             (Ref("x"), Ref("conv.weight"), Ref("conv.bias"), (1, 1), (1, 1), (1, 1), 1, None, "relu"),
+            {"input_scale": 0.03, "input_signed": True} if precision == "int8" else {},
             layer="conv",
         ),
         Node("pool", "aten.mean.dim", (Ref("conv"), [2, 3]), {"dtype": torch.float32}, layer="pool"),
@@ -64,5 +65,4 @@ def small(precision: str = "float32") -> Graph:
         signature={"tuple": [{"tuple": [{"tensor": 0}]}, {"dict": {}}]},
         structure={"dict": {"logits": {"tensor": 0}, "kind": {"value": None}}},
         precision=precision,
-        ranges={"x": 3.5} if precision == "int8" else {},
     )

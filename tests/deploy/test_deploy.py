@@ -223,20 +223,6 @@ def test_precisions(precision: str, most: float, implementation: str) -> None:
                 float((weight.floats()[here] - full.values[here]).abs().max())
                 <= float(weight.scale[row]) / 1.99
             )
-    assert set(graph.ranges) == (
-        {str(n.args[0]) for n in graph.nodes if n.op.startswith("regrow")} & set(graph.ranges)
-    )
-    assert (precision == "int8") == bool(graph.ranges)
-
-
-def test_ranges_are_the_largest_of_all_batches() -> None:
-    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU()).eval()
-    with torch.no_grad():
-        model.get_parameter("0.weight")[1:] = 0
-    batches = [torch.full((2, 8), -3.0), torch.full((2, 8), 2.0)]
-    graph = regrow.deploy(model, torch.rand(1, 8), precision="int8", calibration=batches).graph
-    assert graph is not None
-    assert graph.ranges == {graph.inputs[0]: 3.0}
 
 
 def test_it_is_a_module_for_inference_alone() -> None:

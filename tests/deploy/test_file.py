@@ -36,7 +36,6 @@ def assert_same_graph(one: Graph, other: Graph) -> None:
         "dtypes",
         "dynamic",
         "precision",
-        "ranges",
     ):
         assert getattr(one, name) == getattr(other, name), name
     assert list(map(type, one.outputs)) == list(map(type, other.outputs))
@@ -194,6 +193,7 @@ def of_training(folder: Path) -> None:
 
 NEWEST = _formats.DEPLOYED
 CONV, W = "nodes/0", "conv.weight"
+ROUNDING = {"input_scale": 0.1, "input_signed": True}
 CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "empty": (raw(lambda content: b""), r"cannot be read: .*\nIt must be a file that `deployed.save"),
     "cut": (raw(lambda content: content[:-9]), r"cannot be read: .*\nIt must be a file that"),
@@ -251,8 +251,12 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
     "dynamic": (put("dynamic", 1), r"`dynamic` is not a bool"),
     "precision": (put("precision", "int4"), r"`precision` is one of float32, bfloat16, int8"),
     "other-precision": (put("precision", "float32"), r"`conv.weight`: its values must be torch.float32"),
-    "ranges": (put("ranges", {"x": "a"}), r"the range of `x` is not a float"),
-    "range": (put("ranges", {"y": 1.0}), r"the range of `y` is of no value"),
+    "scale": (put(f"{CONV}/3", {**ROUNDING, "input_scale": 0.0}), r"`conv` cannot round .* multiples of 0.0"),
+    "scale-nan": (put(f"{CONV}/3", {**ROUNDING, "input_scale": {"float": "nan"}}), r"to multiples of nan"),
+    "scale-text": (put(f"{CONV}/3", {**ROUNDING, "input_scale": "one"}), r"to multiples of one"),
+    "sign": (put(f"{CONV}/3", {"input_scale": 0.1}), r"`conv` takes input_scale and input_signed"),
+    "sign-text": (put(f"{CONV}/3", {**ROUNDING, "input_signed": "yes"}), r"`conv` takes input_scale and"),
+    "option": (put(f"{CONV}/3", {"inputs": 0.1}), r"`conv` takes input_scale and input_signed"),
     "node": (put(CONV, ["conv"]), r"an operation is name, op, arguments and layer"),
     "op": (put(f"{CONV}/1", "os.system"), r"the operation 'os.system' is not one of a network's"),
     "op-file": (put(f"{CONV}/1", "aten.from_file.default"), r"operation 'aten.from_file.default' is not one"),

@@ -115,7 +115,7 @@ std::vector<Tensor> run_program(const Tensor& program, const std::vector<Tensor>
     const Memory all(write<float>(memory), header.arena, header.scratch, constants, inputs, outputs);
     for (int64_t step = 0; step < header.steps; step++) {
         STD_TORCH_CHECK(end - at >= 2 && at[1] >= 0 && at[1] <= end - at - 2, "an inference program is cut short");
-        run_step<ConvStep, DenseStep, VectorStep, CopyStep, MapStep, MeanStep, PoolStep, NormStep, AttentionStep>(
+        run_step<ConvStep, DenseStep, VectorStep, CopyStep, MapStep, MeanStep, PoolStep, NormStep, AttentionStep, Int8Step>(
             at[0], at + 2, at[1], all);
         at += 2 + at[1];
         if (seconds) seconds->push_back(now());

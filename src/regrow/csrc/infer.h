@@ -53,6 +53,31 @@ struct DenseConv {
     int64_t taps;
 };
 
+// Two connections of a convolution in int8: where their inputs start, in bytes from that of the pixel, and their values,
+// twice.
+struct BytePair {
+    int32_t first, second;
+    int8_t value[4];
+};
+
+// What is added to the sum of a bundle of pairs, such that it is not negative.
+constexpr uint16_t BUNDLE_OFFSET = 0x8000;
+// Bytes behind the copies, and behind the pixels of a channel, that may be read and written, though never used.
+constexpr int64_t INT8_SLACK = 128;
+
+// A convolution of an input that is rounded to bytes, out = activation((sum + correction) * scale + bias + residual).
+struct Int8Conv {
+    Conv conv;             // without connections; `start` and `order` in one block, of pairs; sizes of the window in bytes
+    bool direct;           // a copy of a channel is the channel
+    const int32_t* bundle; // [groups, outputs]: pairs of a bundle, in the order of `order`
+    const BytePair* pairs;
+    const int32_t* correction; // [groups * outputs]: for `zero` and BUNDLE_OFFSET
+    const float* scale;        // [groups * outputs]: of the row times that of the input
+    float inverse;             // of the input's scale
+    float lowest;              // of the rounded input; the highest is 127
+    uint8_t zero;              // the byte of an input of 0
+};
+
 enum class Values : int64_t { float32, bfloat16, int8 };
 
 // y = activation(W x + bias + residual) of one vector.
@@ -126,6 +151,7 @@ struct Kernels {
     int64_t queries; // that attention takes at a time
     // outputs [first, last) by their place in `order`, of one group of one image, in one band of output rows
     void (*conv)(const Conv&, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch);
+    void (*int8)(const Int8Conv&, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch);
     // first, last: of the outputs by `TOGETHER`
     void (*dense)(const DenseConv&, int64_t image, int64_t band, int64_t first, int64_t last, float* scratch);
     void (*vector)(const Vector&, int64_t first, int64_t last); // rows

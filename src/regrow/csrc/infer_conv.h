@@ -8,34 +8,35 @@ constexpr int VECTORS = INFER_VECTORS;
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// to[i] = from[i * stride] for i in [begin, end), zeros in the rest of [0, width).
-template <int STRIDE>
-inline void lay_row(const float* from, float* to, int64_t stride, int64_t begin, int64_t end, int64_t width) {
-    for (int64_t i = 0; i < begin; i++) to[i] = 0;
+// to[i] = from[i * stride] for i in [begin, end), `outside` in the rest of [0, width).
+template <int STRIDE, class T>
+inline void lay_row(const T* from, T* to, int64_t stride, int64_t begin, int64_t end, int64_t width, T outside) {
+    for (int64_t i = 0; i < begin; i++) to[i] = outside;
     for (int64_t i = begin; i < end; i++) to[i] = from[i * (STRIDE ? STRIDE : stride)];
-    for (int64_t i = end; i < width; i++) to[i] = 0;
+    for (int64_t i = end; i < width; i++) to[i] = outside;
 }
 
 // The same for all rows of a channel that the output rows [first, last + most) read, where output and input are equally wide
 // and the stride is 1: one long run, whose columns that come from the neighbouring rows are then cleared.
-inline void lay_run(const Window& w, const float* x, float* to, int64_t shift, int64_t top, int64_t rows) {
+template <class T>
+inline void lay_run(const Window& w, const T* x, T* to, int64_t shift, int64_t top, int64_t rows, T outside) {
     const int64_t width = w.width, above = least(top < 0 ? -top : 0, rows), left = w.height - (top + above);
     const int64_t inside = left < 0 ? 0 : least(left, rows - above), all = inside * width;
-    const float* const from = x + (inside ? (top + above) * width : 0) + shift;
-    for (int64_t i = 0; i < above * width; i++) to[i] = 0;
-    float* const run = to + above * width;
+    const T* const from = x + (inside ? (top + above) * width : 0) + shift;
+    for (int64_t i = 0; i < above * width; i++) to[i] = outside;
+    T* const run = to + above * width;
     const int64_t begin = shift < 0 ? -shift : 0, end = shift > 0 ? all - shift : all;
     for (int64_t i = begin; i < end; i++) run[i] = from[i];
-    for (int64_t row = 0; row < inside; row++) {
-        for (int64_t i = 0; i < begin; i++) run[row * width + i] = 0;
-        for (int64_t i = shift > 0 ? width - shift : width; i < width; i++) run[row * width + i] = 0;
-    }
-    for (int64_t i = (above + inside) * width; i < rows * width; i++) to[i] = 0;
+    for (int64_t i = 0; i < begin; i++)
+        for (int64_t row = 0; row < inside; row++) run[row * width + i] = outside;
+    for (int64_t i = shift > 0 ? width - shift : width; i < width; i++)
+        for (int64_t row = 0; row < inside; row++) run[row * width + i] = outside;
+    for (int64_t i = (above + inside) * width; i < rows * width; i++) to[i] = outside;
 }
 
 // The copies of one channel for the output rows [first, last).
-template <int STRIDE>
-inline void lay_channel(const Window& w, const float* x, float* to, int64_t first, int64_t last) {
+template <int STRIDE, class T>
+inline void lay_channel(const Window& w, const T* x, T* to, int64_t first, int64_t last, T outside) {
     const int64_t most = (w.kernel_height - 1) * w.dilation_y / w.stride_y; // rows past the last
     for (int64_t kx = 0; kx < w.kernel_width; kx++) {
         const int64_t shift = kx * w.dilation_x - w.padding_x;
@@ -45,7 +46,7 @@ inline void lay_channel(const Window& w, const float* x, float* to, int64_t firs
         end = least(end, w.out_width);
         if (end < begin) end = begin;
         if (STRIDE == 1 && w.stride_y == 1 && w.out_width == w.width && shift < w.width && -shift < w.width) {
-            lay_run(w, x, to, shift, first - w.padding_y, last - first + most);
+            lay_run(w, x, to, shift, first - w.padding_y, last - first + most, outside);
             to += w.copy;
             continue;
         }
@@ -54,18 +55,20 @@ inline void lay_channel(const Window& w, const float* x, float* to, int64_t firs
                 const int64_t y = row * w.stride_y + phase - w.padding_y;
                 const bool inside = y >= 0 && y < w.height;
                 lay_row<STRIDE>(x + (inside ? y * w.width : 0) + shift, to + (row - first) * w.out_width, w.stride_x,
-                                inside ? begin : 0, inside ? end : 0, w.out_width);
+                                inside ? begin : 0, inside ? end : 0, w.out_width, outside);
             }
         }
     }
 }
 
-inline void lay_channels(const Window& w, const float* x, int64_t plane, int64_t channels, float* to, int64_t first,
-                         int64_t last) {
+// `outside`: what surrounds the image.
+template <class T>
+inline void lay_channels(const Window& w, const T* x, int64_t plane, int64_t channels, T* to, int64_t first, int64_t last,
+                         T outside) {
     for (int64_t c = 0; c < channels; c++, x += plane, to += w.channel) {
-        if (w.stride_x == 1) lay_channel<1>(w, x, to, first, last);
-        else if (w.stride_x == 2) lay_channel<2>(w, x, to, first, last);
-        else lay_channel<0>(w, x, to, first, last);
+        if (w.stride_x == 1) lay_channel<1>(w, x, to, first, last, outside);
+        else if (w.stride_x == 2) lay_channel<2>(w, x, to, first, last, outside);
+        else lay_channel<0>(w, x, to, first, last, outside);
     }
 }
 
@@ -155,7 +158,7 @@ struct Band {
 inline Band band_of(const Window& w, const float* x, int64_t plane, int64_t channels, int64_t band, float* scratch) {
     const int64_t first = band * w.band, last = least(first + w.band, w.out_height);
     const Band found{w.channel ? scratch : x + first * w.out_width, first * w.out_width, (last - first) * w.out_width};
-    if (w.channel) lay_channels(w, x, plane, channels, scratch, first, last);
+    if (w.channel) lay_channels(w, x, plane, channels, scratch, first, last, 0.0f);
     return found;
 }
 

@@ -19,6 +19,7 @@ constexpr int64_t L = LANES<float>;
 
 #include "infer_activations.h"
 #include "infer_conv.h"
+#include "infer_int8.h"
 #include "infer_vector.h"
 #include "infer_planes.h"
 #include "infer_attention.h"
@@ -29,6 +30,7 @@ extern const infer::Kernels infer_table{
     inference::NORM * inference::L,
     inference::QUERIES * inference::L,
     &inference::conv,
+    &inference::int8_conv,
     &inference::dense,
     &inference::vector,
     &inference::map,

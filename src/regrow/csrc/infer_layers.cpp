@@ -26,6 +26,21 @@ void require_room(int64_t planes, int64_t plane, int64_t pixels) {
 
 int64_t bands_of(const WindowStep& s) { return (s.out_height + s.band - 1) / s.band; }
 
+// A convolution by connections, whose bands are divided among the threads; outputs are too, by `parts`, where there is not
+// enough else: each part lays out its input again.
+template <class C, class F>
+void run_conv(const Conv& c, int64_t parts_of_outputs, const Memory& memory, const F& kernel, const C& given) {
+    const int32_t* const part = memory.constant<int32_t>(parts_of_outputs, 2, {ScalarType::Int});
+    require(part != nullptr);
+    const int64_t bands = (c.window.out_height + c.window.band - 1) / c.window.band, units = c.images * c.groups * bands;
+    const int64_t parts = memory.size_of(parts_of_outputs) - 1, divided = units >= 2 * threads() ? 1 : std::min(parts, threads());
+    in_tasks(units * divided, [&](int64_t thread, int64_t task) {
+        const int64_t unit = task / divided, share = task % divided;
+        const int64_t first = part[parts * share / divided], last = part[parts * (share + 1) / divided];
+        kernel(given, unit / (c.groups * bands), unit / bands % c.groups, unit % bands, first, last, memory.scratch(thread));
+    });
+}
+
 } // namespace
 
 void run(const ConvStep& s, const Memory& memory) {
@@ -56,17 +71,50 @@ void run(const ConvStep& s, const Memory& memory) {
     require(c.x && c.y && c.start && c.order && s.connections != NONE && s.blocks > 0);
     require_room(all_out, s.y_plane, out);
     require(s.reach <= s.channels * (s.window.channel ? s.window.channel : s.x_plane));
-    const int32_t* const part = memory.constant<int32_t>(s.parts, 2, {ScalarType::Int});
-    require(part != nullptr);
-    const int64_t parts = memory.size_of(s.parts) - 1, bands = bands_of(s.window), units = s.images * s.groups * bands;
-    // outputs are divided only where there is not enough else: each part lays out its input again
-    const int64_t divided = units >= 2 * threads() ? 1 : std::min(parts, threads());
-    const Kernels& k = kernels();
-    in_tasks(units * divided, [&](int64_t thread, int64_t task) {
-        const int64_t unit = task / divided, share = task % divided;
-        const int64_t first = part[parts * share / divided], last = part[parts * (share + 1) / divided];
-        k.conv(c, unit / (s.groups * bands), unit / bands % s.groups, unit % bands, first, last, memory.scratch(thread));
-    });
+    run_conv(c, s.parts, memory, kernels().conv, c);
+}
+
+void run(const Int8Step& s, const Memory& memory) {
+    require_sizes({s.x_image, s.x_plane, s.y_image, s.y_plane, s.residual_image, s.residual_plane, s.images, s.groups,
+                   s.channels, s.outputs});
+    const WindowStep& w = s.window;
+    const int64_t in = w.height * w.width, out = w.out_height * w.out_width;
+    const int64_t all_in = s.groups * s.channels, all_out = s.groups * s.outputs;
+    const int64_t scratch = memory.scratch_size() * sizeof(float);
+    Int8Conv q{};
+    q.conv = {window_of(w, s.channels, scratch),
+              s.images,
+              s.groups,
+              s.channels,
+              s.outputs,
+              s.x_image,
+              s.x_plane,
+              s.y_image,
+              s.y_plane,
+              s.residual_image,
+              s.residual_plane,
+              1,
+              memory.find(s.x, extent(s.images, s.x_image, extent(all_in, s.x_plane, in))),
+              memory.find(s.residual, extent(s.images, s.residual_image, extent(all_out, s.residual_plane, out))),
+              memory.find(s.y, extent(s.images, s.y_image, extent(all_out, s.y_plane, out))),
+              memory.constant<int32_t>(s.start, s.groups * (s.outputs + 1), {ScalarType::Int}),
+              memory.constant<int32_t>(s.order, all_out, {ScalarType::Int}),
+              nullptr,
+              memory.constant<float>(s.bias, all_out, {ScalarType::Float}),
+              Activation(s.activation)};
+    q.direct = w.kernel_height == 1 && w.kernel_width == 1 && w.stride_y == 1 && w.stride_x == 1 &&
+               w.padding_y == 0 && w.padding_x == 0 && w.height == w.out_height && w.width == w.out_width;
+    q.bundle = memory.constant<int32_t>(s.bundle, all_out, {ScalarType::Int});
+    q.pairs = memory.constant<BytePair>(s.pairs, 0, {ScalarType::Int});
+    q.correction = memory.constant<int32_t>(s.correction, all_out, {ScalarType::Int});
+    q.scale = memory.constant<float>(s.scale, all_out, {ScalarType::Float});
+    require(q.conv.x && q.conv.y && q.conv.start && q.conv.order && q.bundle && q.correction && q.scale && s.pairs != NONE);
+    require_room(all_out, s.y_plane, out);
+    q.inverse = float(s.inverse);
+    q.lowest = s.is_signed ? -127.0f : 0.0f;
+    q.zero = s.is_signed ? 128 : 0;
+    require(w.channel > 0 && s.reach <= s.channels * w.channel && s.channels * w.channel + in + 2 * INT8_SLACK <= scratch);
+    run_conv(q.conv, s.parts, memory, kernels().int8, q);
 }
 
 void run(const DenseStep& s, const Memory& memory) {

@@ -107,6 +107,19 @@ struct AttentionStep {
     double scale;
 };
 
+// A convolution in int8: the sizes of its window in bytes.
+struct Int8Step {
+    static constexpr int64_t KIND = 10;
+    Place x, y, residual;
+    int64_t x_image, x_plane, y_image, y_plane, residual_image, residual_plane;
+    int64_t images, groups, channels, outputs;
+    int64_t start, order, bundle, pairs, parts, correction, scale, bias, activation; // constants
+    int64_t is_signed; // whether the input is rounded to [-127, 127] or [0, 127]
+    double inverse;    // of the input's scale
+    int64_t reach;
+    WindowStep window;
+};
+
 // What a step is done with.
 class Memory {
 public:
@@ -155,6 +168,7 @@ inline int64_t extent(int64_t count, int64_t stride, int64_t size) {
 }
 
 void run(const ConvStep&, const Memory&);
+void run(const Int8Step&, const Memory&);
 void run(const DenseStep&, const Memory&);
 void run(const VectorStep&, const Memory&);
 void run(const CopyStep&, const Memory&);

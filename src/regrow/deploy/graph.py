@@ -21,12 +21,14 @@ CONV, LINEAR, AFFINE = "regrow.conv2d", "regrow.linear", "regrow.affine"
 """Operations that `passes` makes of torch's:
 
 - ``regrow.conv2d(x, weight, bias, stride, padding, dilation, groups, residual, activation)``: a convolution of
-  [N, C, H, W]; pairs of whole numbers, or four for a padding: top, bottom, left, right; `bias` a constant [out] or None.
+  [N, C, H, W]; pairs of whole numbers, or four for a padding (top, bottom, left, right); `bias` a constant [out] or
+  None.
 - ``regrow.linear(x, weight, bias, residual, activation)``: of [..., in].
 - ``regrow.affine(x, scale, shift, activation)``: ``x * scale + shift`` for each channel, dimension 1 of x.
 
 `residual` is a value of the output's shape, added before the activation, or None; `activation` a name of `ACTIVATIONS`
-or None.
+or None. The first two may have the keyword arguments ``input_scale`` and ``input_signed`` (`rounding.Rounding`): the
+input is then rounded to int8 first, and the weight is in int8 too.
 """
 ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
 """GELU is the exact one."""
@@ -200,8 +202,6 @@ class Graph:
     """Whether the first dimension of each input may be of another size than in `shapes`."""
     precision: str = "float32"
     """Of the values of connections: float32, bfloat16 or int8."""
-    ranges: dict[str, float] = field(default_factory=dict)
-    """With int8: the largest magnitude of each value that a layer of connections reads, in the calibration batches."""
 
 
 @cache

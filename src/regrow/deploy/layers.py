@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from regrow.deploy import steps
+from regrow.deploy.bundles import MOST, bundle
 from regrow.deploy.graph import CONV, LINEAR, Connections, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported, lowers
 from regrow.deploy.packing import pack, taps, window_of
+from regrow.deploy.rounding import Rounding
 from regrow.deploy.steps import NOWHERE, Buffer, Window
 from regrow.deploy.values import Planes, Value
 
@@ -22,6 +24,8 @@ DENSE_VECTOR = 0.4
 """The same for one vector."""
 TOGETHER = 6
 """Outputs of a dense weight that the kernel computes together."""
+SLACK = 128
+"""Bytes behind its copies of the input, and behind the pixels of a channel, that the kernel of int8 may use."""
 NO_IMAGE = Planes(1, 1, 1, 0, 1)
 
 
@@ -29,7 +33,7 @@ NO_IMAGE = Planes(1, 1, 1, 0, 1)
 def conv(lowering: Lowering, node: Node) -> Value:
     """Add a convolution of images in planes."""
     x, weight, bias, stride, padding, dilation, groups, residual, activation = node.args
-    wanted = lowering.shape(node)
+    wanted, rounding = lowering.shape(node), Rounding.of(node)
     if len(wanted) != 4:
         raise Unsupported("a convolution of other than [N, C, H, W]")
     weights, source = lowering.weight(weight), lowering.value(x)
@@ -37,7 +41,7 @@ def conv(lowering: Lowering, node: Node) -> Value:
         vectors = Value(source.buffer, source.form.flatten(1))
         added = None if residual is None else lowering.value(residual)
         added = added and Value(added.buffer, added.form.flatten(1))
-        y = _linear(lowering, vectors, weight, bias, wanted[:2], added, activation)
+        y = _linear(lowering, vectors, weight, bias, wanted[:2], added, activation, rounding)
         return Value(y.buffer, y.form[:, :, None, None])
     (height, width), kernel = source.shape[2:], (weights.shape[2], weights.shape[3])
     window = window_of(
@@ -48,10 +52,12 @@ def conv(lowering: Lowering, node: Node) -> Value:
         _first(padding),
         tuple(dilation),
         weights.shape[1],
+        _size(rounding),
     )
     planes = lowering.in_planes(source, 1, pixels=height * width, slack=not window.channel)
     y = Value.planes(wanted, 1, wide=True)
-    _add(lowering, weight, bias, groups, window, planes, y, 1, _optional(lowering, residual), activation)
+    added = _optional(lowering, residual)
+    _add(lowering, weight, bias, groups, window, planes, y, 1, added, activation, rounding)
     return y
 
 
@@ -60,7 +66,7 @@ def linear(lowering: Lowering, node: Node) -> Value:
     """Add a linear layer: of one vector, or of many, which are the pixels of a convolution of 1 x 1."""
     x, weight, bias, residual, activation = node.args
     wanted, added = lowering.shape(node), _optional(lowering, residual)
-    return _linear(lowering, lowering.value(x), weight, bias, wanted, added, activation)
+    return _linear(lowering, lowering.value(x), weight, bias, wanted, added, activation, Rounding.of(node))
 
 
 def _linear(
@@ -71,22 +77,29 @@ def _linear(
     wanted: tuple[int, ...],
     residual: Value | None,
     activation: str | None,
+    rounding: Rounding | None,
 ) -> Value:
     """Add a linear layer."""
-    if torch.Size(wanted[:-1]).numel() == 1:
+    if torch.Size(wanted[:-1]).numel() == 1 and rounding is None:
         return _vector(lowering, x, name, bias, wanted, residual, activation)
     source, seen = lowering.in_planes(x, -1)
     if seen.pixels == 1 and seen.images > 1:  # vectors one after another
         source, seen = lowering.laid_in_planes(x, -1)
     y = Value.planes(wanted, -1, pixels=seen.pixels, wide=True)
-    window = Window(1, seen.pixels, 1, seen.pixels)
-    _add(lowering, name, bias, 1, window, (source, seen), y, -1, residual, activation)
+    image, one, channels = (1, seen.pixels), (1, 1), lowering.weight(name).shape[1]
+    window = window_of(image, image, one, one, (0, 0), one, channels, _size(rounding))
+    _add(lowering, name, bias, 1, window, (source, seen), y, -1, residual, activation, rounding)
     return y
 
 
 def _first(padding: Sequence[int]) -> tuple[int, int]:
     """Return the padding above and to the left: what is below and to the right follows from the output's size."""
     return (padding[0], padding[2]) if len(padding) == 4 else (padding[0], padding[1])
+
+
+def _size(rounding: Rounding | None) -> int:
+    """Return the bytes of one element of what a kernel reads."""
+    return 4 if rounding is None else 1
 
 
 def _optional(lowering: Lowering, argument: Ref | None) -> Value | None:
@@ -104,8 +117,9 @@ def _add(
     channel: int,
     residual: Value | None,
     activation: str | None,
+    rounding: Rounding | None,
 ) -> None:
-    """Add a convolution into `y`, by connections or by a dense weight."""
+    """Add a convolution into `y`, by connections, in float32 or int8, or by a dense weight."""
     weight = lowering.weight(name)
     x, seen = source
     made = Planes.of(y.form, channel)
@@ -122,9 +136,44 @@ def _add(
         raise Unsupported("its images are laid out otherwise than its output")
     density = weight.density if isinstance(weight, Connections) else 1.0
     channels = weight.shape[1]
-    lowering.need_scratch(channels * window.channel)
     numbers = (seen.image, seen.plane, made.image, made.plane, beside.image, beside.plane, seen.images)
     offset = lowering.program.constant(lowering.constant(bias))
+    if rounding is not None:
+        if not isinstance(weight, Connections) or weight.values.dtype != torch.int8:
+            raise Unsupported("its input is rounded, its weight is not in int8")
+        if weight.crow.diff().max() > MOST:
+            raise Unsupported("sums of so many connections need more than 32 bits")
+        rounded = ("bundles", name, window, rounding)
+        bundled = lowering.keep(rounded, partial(bundle, weight, groups, window, rounding))
+        bytes_held = channels * window.channel + window.height * window.width + 2 * SLACK
+        lowering.need_scratch(-(-bytes_held // 4))
+        constant = lowering.program.constant
+        lowering.add(
+            steps.Int8(
+                x.place,
+                y.place,
+                added,
+                *numbers,
+                groups,
+                channels,
+                weight.shape[0] // groups,
+                constant(bundled.start),
+                constant(bundled.order),
+                constant(bundled.bundle),
+                constant(bundled.pairs),
+                constant(bundled.parts),
+                constant(bundled.correction),
+                constant(bundled.scale),
+                offset,
+                steps.activation(activation),
+                int(rounding.signed),
+                rounding.inverse,
+                bundled.reach,
+                window,
+            )
+        )
+        return
+    lowering.need_scratch(channels * window.channel)
     if density >= DENSE and groups == 1:
         key = ("dense", name, window, seen.plane)
         reads, reach = lowering.keep(key, partial(_reads, weight, window, seen.plane))
@@ -148,8 +197,8 @@ def _add(
         )
         return
     connections = weight if isinstance(weight, Connections) else Connections.of_dense(weight)
-    key = ("connections", name, window, seen.plane, lowering.run)
-    found = lowering.keep(key, partial(pack, connections, groups, window, seen.plane, lowering.run))
+    kept = ("connections", name, window, seen.plane, lowering.run)
+    found = lowering.keep(kept, partial(pack, connections, groups, window, seen.plane, lowering.run))
     lowering.add(
         steps.Conv(
             x.place,
@@ -227,7 +276,8 @@ def _together(weight: Tensor | Connections) -> Tensor:
     """Return a weight dense, as [outputs / TOGETHER, inputs, TOGETHER]: what is computed together is read together."""
     matrix = _matrix(weight)
     more = -len(matrix) % TOGETHER
-    return torch.nn.functional.pad(matrix, (0, 0, 0, more)).unflatten(0, (-1, TOGETHER)).mT.contiguous()
+    groups: Tensor = torch.nn.functional.pad(matrix, (0, 0, 0, more)).unflatten(0, (-1, TOGETHER))
+    return groups.mT.contiguous()
 
 
 def _reads(weight: Tensor | Connections, window: Window, plane: int) -> tuple[Tensor, int]:

@@ -40,23 +40,29 @@ def window_of(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     channels: int,
+    size: int = 4,
 ) -> Window:
-    """Return how a convolution of a group of `channels` reads its images: in bands whose copies stay in a cache."""
+    """Return how a convolution of a group of `channels` reads its images: in bands whose copies stay in a cache.
+
+    Args:
+        size: bytes of what it reads; other than 4, each channel is copied.
+    """
     window = Window(*image, *out, kernel, stride, padding, dilation, band=max(1, out[0]))
-    if kernel == (1, 1) and stride == (1, 1) and image == out:
+    if kernel == (1, 1) and stride == (1, 1) and image == out and size == 4:
         return window
+    unit = 4 // size
     phases = min(stride[0], (kernel[0] - 1) * dilation[0] + 1)
     more = (kernel[0] - 1) * dilation[0] // stride[0]
 
     def with_band(band: int) -> Window:
-        copy = rounded((band + more) * out[1])
-        return replace(
-            window, band=band, phases=phases, copy=copy, channel=plane_of(kernel[1] * phases * copy)
-        )
+        copy = rounded(-(-(band + more) * out[1] // unit))
+        channel = plane_of(kernel[1] * phases * copy)
+        return replace(window, band=band, phases=phases, copy=unit * copy, channel=unit * channel)
 
-    step = next(rows for rows in (1, 2, 4, 8, 16) if rows * out[1] % 16 == 0)
+    line = 16 * unit
+    step = next(rows for rows in (1, 2, 4, 8, 16, 32, 64) if rows * out[1] % line == 0)
     whole = with_band(max(1, out[0]))
-    bands = -(-whole.channel * channels * 4 // SCRATCH)
+    bands = -(-whole.channel * channels * size // SCRATCH)
     if bands <= 1 or out[0] <= step:
         return whole
     band = -(-out[0] // bands)
@@ -68,6 +74,16 @@ def taps(window: Window) -> np.ndarray:
     y, x = np.divmod(np.arange(window.kernel[0] * window.kernel[1]), window.kernel[1])
     rows, phase = np.divmod(y * window.dilation[0], window.stride[0])
     found: np.ndarray = (x * window.phases + phase) * window.copy + rows * window.out_width
+    return found
+
+
+def offsets(weight: Connections, window: Window, distance: int) -> np.ndarray:
+    """Return where what each connection reads begins, the channels of the input being `distance` apart."""
+    taps_of_channel = max(1, weight.columns // max(1, weight.shape[1]))
+    channel, tap = np.divmod(weight.col.int().numpy(), taps_of_channel)
+    found: np.ndarray = channel.astype(np.int64) * distance + taps(window)[tap]
+    if found.max(initial=0) >= 2**31:
+        raise OverflowError("the input of one image is too large for 32-bit offsets")
     return found
 
 
@@ -84,12 +100,8 @@ def pack(weight: Connections, groups: int, window: Window, plane: int, run: int)
     outputs, channels = weight.shape[0] // groups, weight.shape[1]
     taps_of_channel = weight.columns // max(1, channels)
     row = weight.rows().numpy()
-    col = weight.col.int().numpy()
-    channel, tap = np.divmod(col, max(1, taps_of_channel))
-    distance = window.channel or plane
-    offset = channel.astype(np.int64) * distance + taps(window)[tap]
-    if len(offset) and offset.max() >= 2**31:
-        raise OverflowError("the input of one image is too large for 32-bit offsets")
+    channel = weight.col.int().numpy() // max(1, taps_of_channel)
+    offset = offsets(weight, window, window.channel or plane)
     pixels = window.band * window.out_width
     held = min(rounded(pixels), run) * 4 * min(taps_of_channel, 6)
     block = max(8, NEAR // held)
@@ -101,7 +113,7 @@ def pack(weight: Connections, groups: int, window: Window, plane: int, run: int)
     ) * outputs + output  # of the visit of an output in a block
     count = np.bincount(key, minlength=groups * blocks * outputs).reshape(groups * blocks, outputs)
     of_rows = weight.crow.diff().numpy().reshape(groups, outputs).sum(0).cumsum()
-    parts = _parts(of_rows, outputs)
+    parts = parts_of(of_rows, outputs)
     part = np.searchsorted(parts, np.arange(outputs), side="right")
     order = np.lexsort(
         (np.broadcast_to(np.arange(outputs), count.shape), count, np.broadcast_to(part, count.shape))
@@ -130,7 +142,7 @@ def pack(weight: Connections, groups: int, window: Window, plane: int, run: int)
     )
 
 
-def _parts(total: np.ndarray, outputs: int) -> np.ndarray:
+def parts_of(total: np.ndarray, outputs: int) -> np.ndarray:
     """Return where parts of about equally many connections begin, the first left out."""
     wanted = min(PARTS, outputs)
     if wanted <= 1:

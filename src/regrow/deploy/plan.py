@@ -14,7 +14,7 @@ from torch import Tensor
 from regrow.deploy import attention, elementwise, layers, pooling  # noqa: F401  (register what they lower)
 from regrow.deploy.graph import Graph, Node, Ref
 from regrow.deploy.lowering import Lowering, Unsupported
-from regrow.deploy.reference import compute, interpret
+from regrow.deploy.reference import compute, sizes_of
 from regrow.deploy.steps import Program
 from regrow.deploy.values import Value
 from regrow.ops import native
@@ -38,7 +38,8 @@ class Segment:
 
     def time(self, values: dict[str, Any]) -> list[float]:
         """Return how long each step takes with these inputs, in seconds."""
-        return torch.ops.regrow_native.infer_times.default(*self._arguments(values)).diff().tolist()
+        times: Tensor = torch.ops.regrow_native.infer_times.default(*self._arguments(values))
+        return [float(seconds) for seconds in times.diff()]
 
     def _arguments(self, values: dict[str, Any]) -> tuple[Any, ...]:
         inputs = [values[name].contiguous() for name in self.inputs]
@@ -80,7 +81,7 @@ class Plan:
     ) -> None:
         self.graph = graph
         self._dense: dict[str, Tensor] = {}
-        self.sizes = _sizes(graph, shapes)
+        self.sizes = sizes_of(graph, shapes)
         _describe_operator()
         self.calls: list[Segment | Call] = []
         packed = {} if packed is None else packed
@@ -137,7 +138,7 @@ class Plan:
         return self._dense[given]
 
     def _lower(self, packed: dict[Any, Any], reasons: dict[str, str]) -> tuple[str, str] | None:
-        """Make the calls, those in `reasons` by torch; return the name of a node that turned out to be another, and why."""
+        """Make the calls, those in `reasons` by torch; return a node that turned out to be another of them, and why."""
         self.calls = []
         ours: list[Node] = []
         for node in [*self.graph.nodes, None]:
@@ -210,23 +211,12 @@ class _Refused(Exception):
         self.name, self.reason = name, reason
 
 
-def _sizes(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
-    """Return each value of the graph on the meta device, and whole numbers as they are."""
-    inputs = [
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape, dtype in zip(shapes, graph.dtypes, strict=True)
-    ]
-    found: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
-    interpret(graph, inputs, watch=found.__setitem__)
-    return found
-
-
 @cache
 def _describe_operator() -> None:
     """Load the kernels, and tell torch.export and torch.compile what their operator returns."""
     native.load()
 
-    @torch.library.register_fake("regrow_native::infer")
+    @torch.library.register_fake("regrow_native::infer")  # type: ignore[untyped-decorator]
     def infer(
         program: Tensor, constants: list[Tensor], inputs: list[Tensor], shapes: list[int]
     ) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from regrow.deploy.graph import Connections, Graph, Node, Ref, allowed
+from regrow.deploy.graph import CONV, LINEAR, Connections, Graph, Node, Ref, allowed
 from regrow.deploy.structure import VALUES, Structure
 from regrow.errors import RegrowRuntimeError
 
@@ -43,7 +43,6 @@ _KEYS = (
     "nodes",
     "dynamic",
     "precision",
-    "ranges",
 )
 
 
@@ -79,7 +78,6 @@ def to_text(graph: Graph) -> str:
         nodes,
         graph.dynamic,
         graph.precision,
-        graph.ranges,
     )
     text = json.dumps(dict(zip(_KEYS, values, strict=True)), separators=(",", ":"))
     if len(text) > LONGEST:
@@ -144,10 +142,6 @@ def from_text(text: str) -> tuple[Graph, dict[str, tuple[int, ...] | None]]:
         dtypes=[_dtype(one["dtype"]) for one in inputs],
         dynamic=_is(found["dynamic"], bool, "`dynamic`"),
         precision=_is(found["precision"], str, "`precision`"),
-        ranges={
-            key: float(_is(value, float, f"the range of `{key}`"))
-            for key, value in _is(found["ranges"], dict, "`ranges`").items()
-        },
     )
     _require(graph.precision in PRECISIONS, f"`precision` is one of {', '.join(PRECISIONS)}")
     _require(bool(inputs) and bool(outputs), "a program has inputs and outputs")
@@ -173,21 +167,34 @@ def _check_order(graph: Graph, weights: Mapping[str, Any]) -> None:
         known.add(node.name)
     for output in graph.outputs:
         _require(output in known, f"its output `{_short(output)}` is not there")
-    for value in graph.ranges:
-        _require(value in known, f"the range of `{_short(value)}` is of no value")
 
 
 def _node(found: Any) -> Node:
     _require(isinstance(found, list) and len(found) == 5, "an operation is name, op, arguments and layer")
     name, op, args, kwargs, layer = found
     _require(isinstance(op, str) and allowed(op), f"the operation {_short(op)!r} is not one of a network's")
-    return Node(
+    node = Node(
         name=_text(name, "an operation"),
         op=op,
         args=tuple(_argument(each) for each in _list(args, "arguments")),
         kwargs={key: _argument(value) for key, value in _is(kwargs, dict, "arguments").items()},
         layer=_is(layer, str, "a layer"),
     )
+    if op in (CONV, LINEAR) and node.kwargs:
+        _check_rounding(node)
+    return node
+
+
+def _check_rounding(node: Node) -> None:
+    """Refuse a rounding of inputs that none is."""
+    name = _short(node.name)
+    right = node.kwargs.keys() == {"input_scale", "input_signed"} and isinstance(
+        node.kwargs["input_signed"], bool
+    )
+    _require(right, f"`{name}` takes input_scale and input_signed")
+    scale = node.kwargs["input_scale"]
+    fits = isinstance(scale, float) and 1e-30 < scale < 1e30
+    _require(fits, f"`{name}` cannot round its input to multiples of {_short(scale)}")
 
 
 def _argument(value: Any, depth: int = 0) -> Any:

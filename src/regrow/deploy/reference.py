@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from regrow.deploy.graph import AFFINE, CONV, LINEAR, Connections, Graph, Node, Ref, operator
+from regrow.deploy.rounding import Rounding
 
 ACTIVATIONS: dict[str | None, Callable[[Tensor], Tensor]] = {
     None: lambda x: x,
@@ -71,8 +72,22 @@ def interpret(
     return [value(ref) for ref in graph.outputs]
 
 
+def sizes_of(graph: Graph, shapes: Sequence[tuple[int, ...]]) -> dict[str, Any]:
+    """Return each value of the graph on the meta device, and whole numbers as they are."""
+    inputs = [
+        torch.empty(shape, dtype=dtype, device="meta")
+        for shape, dtype in zip(shapes, graph.dtypes, strict=True)
+    ]
+    found: dict[str, Any] = dict(zip(graph.inputs, inputs, strict=True))
+    interpret(graph, inputs, watch=found.__setitem__)
+    return found
+
+
 def compute(node: Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Compute one node of these arguments."""
+    rounding = Rounding.of(node)
+    if rounding is not None:
+        args = [rounding(args[0]), *args[1:]]
     if node.op == CONV:
         x, weight, bias, stride, padding, dilation, groups, residual, activation = args
         if len(padding) == 4:  # top, bottom, left, right

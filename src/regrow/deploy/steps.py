@@ -137,6 +137,40 @@ class Conv(Step):
 
 
 @dataclass
+class Int8(Step):
+    """A convolution in int8, the sizes of its window in bytes."""
+
+    KIND = 10
+    NAME = "sparse convolution in int8"
+    x: Place
+    y: Place
+    residual: Place
+    x_image: int
+    x_plane: int
+    y_image: int
+    y_plane: int
+    residual_image: int
+    residual_plane: int
+    images: int
+    groups: int
+    channels: int
+    outputs: int
+    start: int
+    order: int
+    bundle: int
+    pairs: int
+    parts: int
+    correction: int
+    scale: int
+    bias: int
+    activation: int
+    is_signed: int
+    inverse: float
+    reach: int
+    window: Window
+
+
+@dataclass
 class Dense(Step):
     """A convolution by a dense weight."""
 
