@@ -22,7 +22,7 @@ LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.
     ASAN_OPTIONS="detect_leaks=0:log_path=$folder/reports/address" \
     UBSAN_OPTIONS="print_stacktrace=1:log_path=$folder/reports/undefined" \
     PYTHONPATH="$folder/src" \
-    "$python" -m pytest -q -p no:cacheprovider tests/ops tests/growth tests/tiles tests/nn tests/deploy "$@" || code=$?
+    "$python" -m pytest -q -p no:cacheprovider tests/ops tests/growth tests/tiles tests/nn tests/inference "$@" || code=$?
 if compgen -G "$folder/reports/*" >/dev/null; then
     cat "$folder"/reports/*
     echo "the sanitizers have reported" >&2

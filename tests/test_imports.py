@@ -26,7 +26,7 @@ ROOMS: list[set[str]] = [
     {"nn"},
     {"sparsity"},
     {"rewrite", "methods"},
-    {"deploy"},
+    {"inference"},
     {"measure", "tickets", "testing"},
     {"accounting"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library

@@ -2,11 +2,11 @@
 
 from regrow import tickets
 from regrow.accounting import Costs, costs
-from regrow.deploy.deploying import deploy
-from regrow.deploy.module import Deployed
 from regrow.errors import RegrowError
+from regrow.inference.deploying import deploy
+from regrow.inference.explain import explain
+from regrow.inference.module import Deployed
 from regrow.measure import landscape
-from regrow.measure.explain import explain
 from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse

@@ -2,7 +2,7 @@
 //
 // The input is rounded to bytes while it is laid out. A run of an output channel's pixels stays in registers while its
 // connections pass, two at a time: their runs are interleaved, so that one instruction makes both products and their sum, in
-// 16 bits. A few pairs, a bundle, stay there (`regrow.deploy.bundles` chooses them such that nothing overflows); then the
+// 16 bits. A few pairs, a bundle, stay there (`regrow.inference.bundles` chooses them such that nothing overflows); then the
 // sums are widened to 32 bits, without a multiplication or a shuffle: two neighbouring sums, which an offset keeps from
 // being negative, are one number of 32 bits, first + 65536 * second; these are added up, the second ones too, and the
 // first ones are their difference, all of it exactly, modulo 2^32.

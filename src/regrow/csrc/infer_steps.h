@@ -1,5 +1,5 @@
 // An inference program as it stands in a tensor of whole numbers: a header, then steps, each its kind, the number of its
-// fields, and these. `regrow.deploy.steps` writes what is read here, field by field in the same order.
+// fields, and these. `regrow.inference.steps` writes what is read here, field by field in the same order.
 #pragma once
 
 #include <cstdint>

@@ -22,8 +22,8 @@ from regrow.app.training.batches import Batches
 from regrow.app.training.evaluation import evaluate
 from regrow.app.training.finished import Finished
 from regrow.arguments import require_choice
-from regrow.deploy.program import PRECISIONS
 from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.inference.program import PRECISIONS
 
 FILES = {"regrow": "deployed.safetensors", "torch-export": "deployed.pt2", "onnx": "dense.onnx"}
 """What each kind of file is called in the run folder."""

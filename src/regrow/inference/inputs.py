@@ -1,0 +1,109 @@
+"""What a deployed network is called with: the same arguments as in its example, but for the size of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regrow.arguments import said
+from regrow.errors import RegrowValueError
+from regrow.inference.graph import Graph
+from regrow.inference.structure import Structure, flatten
+
+
+def take(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], name: str = "args") -> list[Tensor]:
+    """Return the tensors in the arguments of a call, without gradients, in the order of the graph's inputs.
+
+    Args:
+        graph: that is called.
+        args: positional arguments.
+        kwargs: keyword arguments, in any order.
+        name: what messages call `args`.
+
+    Raises:
+        RegrowValueError: other arguments than in the example, or tensors of other types or shapes.
+    """
+    tensors: list[Tensor] = []
+    order = graph.signature["tuple"][1]["dict"]
+    sorted_ = {key: kwargs[key] for key in order if key in kwargs}
+    try:
+        found = flatten((tuple(args), {**sorted_, **kwargs}), tensors)
+    except TypeError as error:
+        raise RegrowValueError(f"a deployed network is called with tensors, got {error}") from error
+    if found != graph.signature:
+        raise RegrowValueError(
+            f"a deployed network is called as in its example, with {_described(graph.signature)}, got "
+            f"{_described(found)}\nA batch of training data is inputs and targets: give the inputs alone."
+        )
+    places = list(_places(graph.signature, name))
+    for place, tensor, shape, dtype in zip(places, tensors, graph.shapes, graph.dtypes, strict=True):
+        _check(place, tensor, shape, dtype, graph.dynamic)
+    batches = {len(tensor) for tensor in tensors if tensor.dim()} if graph.dynamic else set()
+    if len(batches) > 1:
+        counts = ", ".join(str(len(tensor)) for tensor in tensors if tensor.dim())
+        raise RegrowValueError(f"{', '.join(places)} must have equally many examples, got {counts}")
+    return [tensor.detach() for tensor in tensors]
+
+
+def _check(place: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, dynamic: bool) -> None:
+    """Refuse a tensor that the graph was not made for."""
+    free = dynamic and len(shape) > 0
+    fits = tensor.dim() == len(shape) and tuple(tensor.shape[free:]) == shape[free:]
+    if tensor.device.type == "cpu" and tensor.dtype == dtype and tensor.layout == torch.strided and fits:
+        if free and len(tensor) == 0:
+            raise RegrowValueError(f"{place} must hold at least one example, got shape {tuple(tensor.shape)}")
+        return
+    wanted = str(("N", *shape[1:]) if free else shape).replace("'", "")
+    name = str(dtype).removeprefix("torch.")
+    where = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
+    if where:
+        remedy = "A deployed network runs on the CPU: move it there with .cpu()."
+    elif tensor.dtype != dtype:
+        remedy = f"Convert it: .to(torch.{name})."
+    else:
+        remedy = "For another shape, deploy the network with an example of that shape."
+    raise RegrowValueError(
+        f"{place} must be {name} of shape {wanted} on the CPU, got {said(tensor)}{where}\n{remedy}"
+    )
+
+
+def _places(structure: Structure, name: str) -> Iterator[str]:
+    """Yield what messages call each tensor of a signature."""
+    args, kwargs = structure["tuple"]
+    yield from _inside(args, name)
+    for key, inside in kwargs["dict"].items():
+        yield from _inside(inside, key)
+
+
+def _inside(structure: Structure, name: str) -> Iterator[str]:
+    ((kind, content),) = structure.items()
+    if kind == "tensor":
+        yield f"`{name}`"
+    elif kind == "dict":
+        for key, inside in content.items():
+            yield from _inside(inside, f"{name}[{key!r}]")
+    elif kind != "value":
+        for place, inside in enumerate(content):
+            yield from _inside(inside, f"{name}[{place}]")
+
+
+def _described(structure: Structure) -> str:
+    """Return arguments as a call has them: ``(tensor, mask=tensor)``."""
+    args, kwargs = structure["tuple"]
+    words = [_word(each) for each in args["tuple"]]
+    return f"({', '.join([*words, *(f'{key}={_word(each)}' for key, each in kwargs['dict'].items())])})"
+
+
+def _word(structure: Structure) -> str:
+    ((kind, content),) = structure.items()
+    if kind == "tensor":
+        return "tensor"
+    if kind == "value":
+        return said(content)
+    if kind == "dict":
+        return "{" + ", ".join(f"{key!r}: {_word(each)}" for key, each in content.items()) + "}"
+    inside = ", ".join(map(_word, content))
+    return f"[{inside}]" if kind == "list" else f"({inside})"
