@@ -25,14 +25,9 @@ constexpr int64_t ROWS = 64;       // of a matrix, for one thread at a time
 } // namespace
 
 void run(const CopyStep& s, const Memory& memory) {
-    int64_t x_extent = 1, y_extent = 1, all = 1;
-    for (int64_t d = 0; d < DIMENSIONS_OF_COPY; d++) {
-        STD_TORCH_CHECK(s.size[d] >= 0 && s.size[d] <= int64_t(1) << 40 && s.x_stride[d] >= 0 && s.y_stride[d] >= 0,
-                        "a copy of an inference program has wrong sizes");
-        x_extent += (s.size[d] - 1) * s.x_stride[d];
-        y_extent += (s.size[d] - 1) * s.y_stride[d];
-        all *= s.size[d];
-    }
+    int64_t x_extent, y_extent;
+    const int64_t all = elements(DIMENSIONS_OF_COPY, s.size, s.x_stride, &x_extent);
+    elements(DIMENSIONS_OF_COPY, s.size, s.y_stride, &y_extent);
     if (!all) return;
     const float* const x = memory.source(s.x, x_extent);
     float* const y = memory.find(s.y, y_extent);

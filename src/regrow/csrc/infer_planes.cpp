@@ -26,41 +26,32 @@ Activation activation_of(int64_t number) {
     return Activation(number);
 }
 
-int64_t extent_of(const int64_t* size, const int64_t* stride) {
-    int64_t found = 1;
-    for (int d = 0; d < DIMENSIONS; d++) {
-        require_sizes({size[d], stride[d]});
-        require(size[d] * double(stride[d]) < double(int64_t(1) << 50));
-        found += (size[d] - 1) * stride[d];
-    }
-    return found;
-}
-
 } // namespace
 
 void run(const MapStep& s, const Memory& memory) {
     require(s.operation >= 0 && s.operation <= int64_t(Operation::divide));
     Map m{Operation(s.operation), activation_of(s.activation)};
-    double all = 1;
+    int64_t x, b, c, y;
+    const int64_t all = elements(DIMENSIONS, s.size, s.x_stride, &x);
+    elements(DIMENSIONS, s.size, s.b_stride, &b);
+    elements(DIMENSIONS, s.size, s.c_stride, &c);
+    elements(DIMENSIONS, s.size, s.y_stride, &y);
+    if (!all) return;
     for (int d = 0; d < DIMENSIONS; d++) {
         m.size[d] = s.size[d];
         m.x_stride[d] = s.x_stride[d];
         m.b_stride[d] = s.b_stride[d];
         m.c_stride[d] = s.c_stride[d];
         m.y_stride[d] = s.y_stride[d];
-        require_sizes({s.size[d]});
-        all *= double(s.size[d]);
     }
-    if (all == 0) return;
-    require(all < double(int64_t(1) << 50));
-    m.x = memory.source(s.x, extent_of(s.size, s.x_stride));
-    m.b = memory.source(s.b, extent_of(s.size, s.b_stride));
-    m.c = memory.source(s.c, extent_of(s.size, s.c_stride));
-    m.y = memory.find(s.y, extent_of(s.size, s.y_stride));
+    m.x = memory.source(s.x, x);
+    m.b = memory.source(s.b, b);
+    m.c = memory.source(s.c, c);
+    m.y = memory.find(s.y, y);
     constexpr int INNER = DIMENSIONS - 1;
     for (const auto& stride : {s.x_stride, s.b_stride, s.c_stride}) require(stride[INNER] <= 1);
     require(m.x && m.y && (m.b || m.operation == Operation::none) && s.y_stride[INNER] == 1);
-    const int64_t columns = s.size[INNER], rows = int64_t(all) / columns, parts = parts_of(int64_t(all));
+    const int64_t columns = s.size[INNER], rows = all / columns, parts = parts_of(all);
     const Kernels& k = kernels();
     in_tasks(parts, [&](int64_t, int64_t part) {
         if (rows >= parts) return k.map(m, rows * part / parts, rows * (part + 1) / parts, 0, columns);

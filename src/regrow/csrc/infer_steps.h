@@ -167,6 +167,20 @@ inline int64_t extent(int64_t count, int64_t stride, int64_t size) {
     return (count - 1) * stride + size;
 }
 
+// The same of a tensor of these sizes and strides, where none is 0; returns how many elements it has.
+inline int64_t elements(int dimensions, const int64_t* size, const int64_t* stride, int64_t* extent) {
+    double all = 1, last = 0;
+    for (int d = 0; d < dimensions; d++) {
+        require_sizes({size[d], stride[d]});
+        all *= double(size[d]);
+        last += double(size[d]) * double(stride[d]);
+    }
+    require(all < double(int64_t(1) << 50) && last < double(int64_t(1) << 50));
+    *extent = 1;
+    for (int d = 0; d < dimensions; d++) *extent += (size[d] - 1) * stride[d];
+    return int64_t(all);
+}
+
 void run(const ConvStep&, const Memory&);
 void run(const Int8Step&, const Memory&);
 void run(const DenseStep&, const Memory&);

@@ -135,22 +135,23 @@ def _mean(lowering: Lowering, node: Node, dims: list[int], shape: tuple[int, ...
     count = x.form.dim()
     over = sorted({d % count for d in dims}) if count else []
     rest = [d for d in range(count) if d not in over]
+    sizes = [x.shape[d] for d in rest]
+    flat = Value.planes(sizes, 1) if len(rest) == 2 else Value.contiguous(sizes)
+    y = Value(flat.buffer, flat.form.view(shape))
+
+    def outer() -> list[tuple[int, list[int]]]:
+        pairs = zip((x.form.stride(d) for d in rest), flat.form.stride(), strict=True)
+        return merged([(size, [*pair]) for size, pair in zip(sizes, pairs, strict=True)])
+
     pixels = _neighbours(x, over)
-    if pixels is None:
+    if pixels is None or len(outer()) > 2:
         order = [*rest, *over]
         target = Value.contiguous([x.shape[d] for d in order])
         x = lowering.lay(x, Value(target.buffer, target.form.permute([order.index(d) for d in range(count)])))
         pixels = _neighbours(x, over)
         assert pixels is not None
-    sizes = [x.shape[d] for d in rest]
-    flat = Value.planes(sizes, 1) if len(rest) == 2 else Value.contiguous(sizes)
-    y, strides = Value(flat.buffer, flat.form.view(shape)), flat.form.stride()
-    outer = merged(
-        [(x.shape[d], [x.form.stride(d), stride]) for d, stride in zip(rest, strides, strict=True)]
-    )
-    if len(outer) > 2:
-        raise Unsupported("a mean of values that lie in too many ways")
-    (images, (x_image, y_image)), (channels, (x_plane, y_plane)) = [(1, [0, 0])] * (2 - len(outer)) + outer
+    found = [(1, [0, 0])] * (2 - len(outer())) + outer()
+    (images, (x_image, y_image)), (channels, (x_plane, y_plane)) = found
     lowering.add(steps.Mean(x.place, y.place, images, channels, pixels, x_image, x_plane, y_image, y_plane))
     return y
 
