@@ -20,7 +20,7 @@ from regrow.inference.rounding import HIGHEST, Rounding
 
 PIXELS = 40
 """Outputs of a channel, below which int8 takes longer than float32."""
-PER_CHANNEL = 4
+PER_CHANNEL = 8
 """Connections for each channel, of input or output, below which it does too: most of it is to round and to scale."""
 CLIPPED = 1e-4
 """The share of the largest inputs that are clipped where that makes a layer more exact."""
