@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from deploy.programs import FEW, LAYOUTS, SEEDS, SHAPES, SIZES, X0, X1, X2, check, node, random, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inference.programs import FEW, LAYOUTS, SEEDS, SHAPES, SIZES, X0, X1, X2, check, node, random, value
 
 from regrow.inference.graph import Ref
 from regrow.ops import native

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from corrupt import answers, check, serve
-from deploy.graphs import connections, small, sparse
+from inference.graphs import connections, small, sparse
 from torch import Tensor
 
 import regrow

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from deploy.graphs import connections
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inference.graphs import connections
 from machine import ISAS, threads, using
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from deploy.graphs import connections
-from deploy.programs import ACTS, FEW, SEEDS, X0, X1, check, node, random
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from inference.graphs import connections
+from inference.programs import ACTS, FEW, SEEDS, X0, X1, check, node, random
 from torch.nn import functional as F
 
 from regrow.inference.graph import CONV, LINEAR, Ref, Weight

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from deploy.programs import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from inference.programs import (
     ACTS,
     FEW,
     LAYOUTS,
@@ -21,8 +23,6 @@ from deploy.programs import (
     random,
     value,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from regrow.inference.graph import AFFINE, Ref
 from regrow.inference.plan import Plan

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from deploy.torchvision_names import timm
-from deploy.traced import check, ops, stir
+from inference.torchvision_names import timm
+from inference.traced import check, ops, stir
 from torch import nn
 
 import regrow

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from deploy.traced import check, ops, run, stir
+from inference.traced import check, ops, run, stir
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize

@@ -30,6 +30,7 @@ class Editor:
             nodes=[],
             constants=dict(graph.constants),
             weights=dict(graph.weights),
+            cut=dict(graph.cut),
         )
         self.nodes: dict[str, Node] = {node.name: replace(node) for node in graph.nodes}
         """By name, in order."""

@@ -14,7 +14,6 @@ from regrow._text import table
 from regrow.arguments import require_example, require_positive
 from regrow.inference.graph import CONV, LINEAR, Connections, Graph
 from regrow.inference.module import Deployed
-from regrow.inference.passes import empty_units
 from regrow.inference.plan import Work
 from regrow.measure.example import Example
 from regrow.measure.explain import Explanation
@@ -49,8 +48,8 @@ class DeployedExplanation:
     layers: tuple[DeployedLayer, ...]
     milliseconds: float
     """Of the whole network; reading the clock after each step is in it."""
-    empty: dict[str, int]
-    """Outputs that no connection reaches, by layer: `regrow.compact` before `regrow.deploy` cuts them."""
+    cut: dict[str, int]
+    """Outputs that were constant, or that nothing read, by layer: `regrow.deploy` has cut them."""
     load: Load
     """How busy the machine was meanwhile."""
 
@@ -59,7 +58,7 @@ class DeployedExplanation:
         return {
             "layers": [asdict(row) for row in self.layers],
             "milliseconds": self.milliseconds,
-            "empty": self.empty,
+            "cut": self.cut,
             "load": self.load.to_dict(),
         }
 
@@ -78,9 +77,9 @@ class DeployedExplanation:
         ]
         lines = table([("layer", "shape", "density", "kernel", "ms", "share", ""), *rows])
         lines.append(f"{self.milliseconds:.3f} ms in all")
-        if self.empty:
-            units = ", ".join(f"{count} of {name}" for name, count in self.empty.items())
-            lines.append(f"no connection reaches {units}: regrow.compact before regrow.deploy cuts them")
+        if self.cut:
+            units = ", ".join(f"{count} of {name}" for name, count in self.cut.items())
+            lines.append(f"outputs that were cut, since they are constant or nothing reads them: {units}")
         if not self.load.quiet:
             lines.append(f"The machine was not quiet ({self.load}): times may be far off.")
         return "\n".join(lines)
@@ -152,7 +151,7 @@ def _summed(graph: Graph, runs: list[list[Work]], watch: Watch) -> DeployedExpla
                 _why_dense(weight, [work for work, _ in works]),
             )
         )
-    return DeployedExplanation(tuple(rows), 1000 * total, empty_units(graph), watch.load())
+    return DeployedExplanation(tuple(rows), 1000 * total, dict(graph.cut), watch.load())
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:

@@ -152,8 +152,8 @@ def scaled(weight: Weight, *, rows: Tensor | None = None, columns: Tensor | None
 
 
 def product(weight: Weight, x: Tensor) -> Tensor:
-    """Return a matrix times a vector, in float64."""
+    """Return a weight, as a matrix of its first dimension and all the others, times a vector in float64."""
     if not isinstance(weight, Connections):
-        return weight.double() @ x
+        return weight.flatten(1).double() @ x
     terms = weight.values.double() * x[weight.col.long()]
     return torch.zeros(weight.shape[0], dtype=torch.float64).index_add_(0, weight.rows(), terms)

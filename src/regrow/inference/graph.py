@@ -200,6 +200,8 @@ class Graph:
     """How the outputs are handed back."""
     dynamic: bool = True
     """Whether the first dimension of each input may be of another size than in `shapes`."""
+    cut: dict[str, int] = field(default_factory=dict)
+    """Outputs that `prune` has cut, by layer."""
     precision: str = "float32"
     """Of the values of connections: float32, bfloat16 or int8."""
 

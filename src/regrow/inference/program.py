@@ -42,6 +42,7 @@ _KEYS = (
     "weights",
     "nodes",
     "dynamic",
+    "cut",
     "precision",
 )
 
@@ -77,6 +78,7 @@ def to_text(graph: Graph) -> str:
         weights,
         nodes,
         graph.dynamic,
+        graph.cut,
         graph.precision,
     )
     text = json.dumps(dict(zip(_KEYS, values, strict=True)), separators=(",", ":"))
@@ -113,6 +115,13 @@ def _name_of(dtype: torch.dtype) -> str:
     return name
 
 
+def _counts(found: Any) -> dict[str, int]:
+    """Return numbers by name."""
+    counts: dict[str, int] = _is(found, dict, "`cut`")
+    _require(all(type(count) is int and count > 0 for count in counts.values()), "`cut` counts outputs")
+    return counts
+
+
 def from_text(text: str) -> tuple[Graph, dict[str, tuple[int, ...] | None]]:
     """Return the graph in `text` without its tensors, and the shape of each weight that is connections, else None.
 
@@ -141,6 +150,7 @@ def from_text(text: str) -> tuple[Graph, dict[str, tuple[int, ...] | None]]:
         shapes=[_shape(one["shape"]) for one in inputs],
         dtypes=[_dtype(one["dtype"]) for one in inputs],
         dynamic=_is(found["dynamic"], bool, "`dynamic`"),
+        cut=_counts(found["cut"]),
         precision=_is(found["precision"], str, "`precision`"),
     )
     _require(graph.precision in PRECISIONS, f"`precision` is one of {', '.join(PRECISIONS)}")
