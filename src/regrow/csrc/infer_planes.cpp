@@ -7,11 +7,11 @@ namespace {
 constexpr int64_t LEAST = 1 << 15; // numbers that are worth a second thread
 constexpr int64_t LINE = 16;       // floats; vectors are no longer
 
-int64_t parts_of(int64_t numbers) { return numbers < LEAST ? 1 : threads(); }
+int64_t parts_of(double numbers) { return numbers < LEAST ? 1 : threads(); }
 
 // f(image, first, last, thread) for all channels of all images.
 template <class F>
-void each_part(int64_t images, int64_t channels, int64_t numbers, const F& f) {
+void each_part(int64_t images, int64_t channels, double numbers, const F& f) {
     const int64_t parts = images >= threads() ? 1 : std::min(channels, parts_of(numbers));
     const auto one = [&](int64_t thread, int64_t task) {
         const int64_t part = task % parts;
@@ -71,19 +71,21 @@ void run(const MeanStep& s, const Memory& memory) {
                  s.y_plane};
     require(m.x && m.y);
     const Kernels& k = kernels();
-    each_part(s.images, s.channels, s.images * s.channels * s.pixels,
+    each_part(s.images, s.channels, double(s.images) * s.channels * s.pixels,
               [&](int64_t image, int64_t first, int64_t last, int64_t) { k.mean(m, image, first, last); });
 }
 
 void run(const PoolStep& s, const Memory& memory) {
     require_sizes({s.images, s.channels, s.x_image, s.x_plane, s.y_image, s.y_plane, s.height, s.width, s.out_height,
                    s.out_width, s.kernel_y, s.kernel_x, s.padding_y, s.padding_x, s.divisor, s.scratch});
+    for (const int64_t each : {s.height, s.width, s.out_height, s.out_width, s.padding_y, s.padding_x})
+        require(each <= int64_t(1) << 30);
     require(s.height > 0 && s.width > 0 && s.scratch % LINE == 0 && memory.scratch_size() >= 3 * s.scratch);
     if (s.adaptive) {
         require(!s.max && s.scratch >= std::max(s.width, s.out_width) + 2 * LINE);
     } else {
         for (const int64_t each : {s.kernel_y, s.kernel_x, s.stride_y, s.stride_x, s.dilation_y, s.dilation_x})
-            require(each > 0 && each <= int64_t(1) << 31);
+            require(each > 0 && each <= int64_t(1) << 30);
         require(s.scratch >= s.padding_x + s.width + 2 * LINE &&
                 s.scratch >= s.out_width * s.stride_x + (s.kernel_x - 1) * s.dilation_x + 3 * LINE);
     }
@@ -112,7 +114,7 @@ void run(const PoolStep& s, const Memory& memory) {
                  s.scratch};
     require(p.x && p.y);
     const Kernels& k = kernels();
-    each_part(s.images, s.channels, s.images * s.channels * s.height * s.width,
+    each_part(s.images, s.channels, double(s.images) * s.channels * s.height * s.width,
               [&](int64_t image, int64_t first, int64_t last, int64_t thread) {
                   k.pool(p, image, first, last, memory.scratch(thread));
               });
@@ -139,7 +141,7 @@ void run(const NormStep& s, const Memory& memory) {
     require(n.x && n.y);
     const Kernels& k = kernels();
     const int64_t runs = (s.pixels + k.run - 1) / k.run;
-    each_part(s.images, runs, s.images * s.channels * s.pixels, [&](int64_t image, int64_t first, int64_t last, int64_t) {
+    each_part(s.images, runs, double(s.images) * s.channels * s.pixels, [&](int64_t image, int64_t first, int64_t last, int64_t) {
         if (first < last) k.norm(n, image, first * k.run, std::min(s.pixels, last * k.run));
     });
 }
