@@ -75,6 +75,16 @@ nn_functions: Any = getattr(torch._C, "_nn", torch)
 """Hold some functions of torch.nn.functional; if it is missing, those are known by their public names alone."""
 
 
+def memory_of(tensor: Tensor) -> int:
+    """Return a number that tensors share if they share memory, also those without data.
+
+    Needs ``UntypedStorage._cdata``; without it, those without data are taken to share theirs.
+    """
+    storage = tensor.untyped_storage()
+    number: int = storage._cdata if hasattr(storage, "_cdata") else storage.data_ptr()
+    return number
+
+
 def is_under_vmap(tensor: Tensor) -> bool:
     """Return whether `torch.vmap` runs over a dimension of `tensor`. Needs torch._C._functorch: required."""
     while _functorch.is_functorch_wrapped_tensor(tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -21,6 +22,8 @@ from regrow.inference.passes import simplify
 from regrow.inference.plain import as_float32
 from regrow.inference.precision import convert
 from regrow.inference.program import PRECISIONS
+from regrow.inference.reference import interpret
+from regrow.inference.structure import unflatten
 from regrow.inference.trace import NotTraceable, trace
 from regrow.rewrite.fold import fold
 from regrow.weights.views import unwrapped
@@ -76,6 +79,8 @@ def deploy(
         wanted = _outputs(model, args, kwargs)
         try:
             traced = trace(model, args, kwargs)
+            if traced.dynamic and not _holds_for_one(traced, model, args, kwargs):
+                traced = trace(model, args, kwargs, any_batch=False)
         except NotTraceable as why:
             return _untraced(model, str(why), args, kwargs, wanted)
         graph = _apart(simplify(traced), model)
@@ -86,6 +91,24 @@ def deploy(
             tensors = inputs.take(graph, args, kwargs)
             _refuse(deployed.difference, first_difference(traced, graph, tensors))
     return deployed
+
+
+def _holds_for_one(traced: Graph, model: nn.Module, args: Any, kwargs: Any) -> bool:
+    """Return whether a graph for any batch computes what `model` does for the first example alone.
+
+    torch.export takes a batch to be of two and more, so it does not see what code does with a batch of one.
+    """
+    args, kwargs = tree_map_only(
+        Tensor, lambda tensor: tensor[:1] if tensor.dim() else tensor, (args, kwargs)
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a batch that the caller has not given
+            wanted = model(*args, **kwargs)
+        found = unflatten(traced.structure, interpret(traced, inputs.take(traced, args, kwargs)))
+    except Exception:  # whatever the user's code raises
+        return False
+    return difference(_leaves(found), _leaves(wanted)) <= ALLOWED
 
 
 def _require_ready(model: object) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regrow._torch import without_modes
+from regrow._torch import memory_of, without_modes
 from regrow.inference import file
 from regrow.inference.graph import Graph
 from regrow.inference.plan import Plan
@@ -33,6 +33,7 @@ class Engine:
         self._plans: dict[Shapes, tuple[Plan, list[int]]] = {}
         self._packed: dict[Any, Any] = {}
         self._dense: dict[str, Tensor] = {}
+        self._memory = {memory_of(tensor) for tensor in graph.constants.values()}
         self._clock = itertools.count()
         self._lock = threading.Lock()
 
@@ -40,8 +41,21 @@ class Engine:
         """Compute the outputs for `inputs`, which `inputs.take` has checked."""
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
-                return self._run(inputs)
-        return self._run(inputs)
+                found = self._run(inputs)
+        else:
+            found = self._run(inputs)
+        return self._apart(found, inputs)
+
+    def _apart(self, found: Sequence[Any], inputs: Sequence[Tensor]) -> list[Any]:
+        """Return outputs that callers may write to: copies of what shares memory with inputs, constants or others."""
+        taken = self._memory | {memory_of(tensor) for tensor in inputs}
+        apart = []
+        for each in found:
+            own = each.clone() if isinstance(each, Tensor) and memory_of(each) in taken else each
+            if isinstance(own, Tensor):
+                taken.add(memory_of(own))
+            apart.append(own)
+        return apart
 
     def _run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         if native.available():

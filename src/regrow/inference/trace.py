@@ -46,7 +46,13 @@ class NotTraceable(RegrowValueError):
     """The network's code cannot be followed; the message says why."""
 
 
-def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Graph:
+def trace(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    any_batch: bool = True,
+) -> Graph:
     """Follow one forward pass of `model` in evaluation mode and return what it computes, batch norms still apart.
 
     The graph is in float32, whatever the model is in; sparse weights are connections, and so is any dense weight of a
@@ -57,6 +63,7 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         model: masked, compressed or dense.
         args: positional arguments of an example, with the batch as the first dimension of its tensors.
         kwargs: keyword arguments of it.
+        any_batch: whether the graph is for batches of any size, where the code allows it.
 
     Raises:
         NotTraceable: the code decides by values, writes to its buffers or arguments, draws random numbers, or returns
@@ -75,26 +82,34 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         except Exception as error:  # of the user's __deepcopy__, or of what cannot be copied
             raise NotTraceable(f"{type(model).__name__} cannot be copied: {_reason(error)}") from error
         example = [as_float32(tensor.detach()) for tensor in tensors]
-        return _traced(_Flat(network, signature), held, example)
+        return _traced(_Flat(network, signature), held, example, any_batch)
 
 
-def _traced(flat: _Flat, held: dict[str, Weight], example: list[Tensor]) -> Graph:
-    """Trace for any batch, or for the example's alone where that fails."""
+def _traced(flat: _Flat, held: dict[str, Weight], example: list[Tensor], any_batch: bool) -> Graph:
+    """Trace for any batch, or for the example's alone where that fails or is not wanted."""
+    graph = _dynamic(flat, held, example) if any_batch else None
+    if graph is not None:
+        return graph
+    try:
+        program = torch.export.export(flat, tuple(example)).run_decompositions({})
+    except Exception as error:  # whatever the user's code raises
+        raise NotTraceable(f"{type(flat.model).__name__} cannot be traced: {_reason(error)}") from error
+    return _Reader(program, held, flat).graph(example)
+
+
+def _dynamic(flat: _Flat, held: dict[str, Weight], example: list[Tensor]) -> Graph | None:
+    """Trace for any batch, or return None where that fails, or where the inputs are not of one batch."""
+    if len({len(tensor) for tensor in example if tensor.dim()}) > 1:
+        return None
     doubled = [
         torch.cat([tensor, tensor]) if tensor.dim() and len(tensor) == 1 else tensor for tensor in example
     ]  # to torch.export, a batch of one is not a batch of any size
     sizes = tuple({0: torch.export.Dim.AUTO} if tensor.dim() else None for tensor in doubled)
     try:
         program = torch.export.export(flat, tuple(doubled), dynamic_shapes=(sizes,)).run_decompositions({})
-        if is_dynamic(program):
-            return _Reader(program, held, flat).graph(example)
-    except Exception:  # the next attempt says why
-        pass
-    try:
-        program = torch.export.export(flat, tuple(example)).run_decompositions({})
-    except Exception as error:  # whatever the user's code raises
-        raise NotTraceable(f"{type(flat.model).__name__} cannot be traced: {_reason(error)}") from error
-    return _Reader(program, held, flat).graph(example)
+        return _Reader(program, held, flat).graph(example) if is_dynamic(program) else None
+    except Exception:  # the attempt for the example's batch says why
+        return None
 
 
 def is_dynamic(program: Any) -> bool:

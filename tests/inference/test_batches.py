@@ -1,0 +1,104 @@
+"""Deployed networks and the size of the batch: what code does with one example, and what belongs to the caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from machine import ISAS, using
+from torch import Tensor, nn
+
+import regrow
+from regrow.errors import RegrowValueError
+
+EVERYWHERE = pytest.mark.parametrize("implementation", ["reference", *ISAS])
+
+
+class Does(nn.Module):
+    """Calls a function with a linear layer and the inputs."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 4)
+        self.register_buffer("constant", torch.arange(4.0))
+        self.function = function
+        self.eval()
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(self, *inputs)
+
+
+ONE_IS_DIFFERENT = {
+    "another value": lambda self, x: 2 * self.layer(x) if len(x) == 1 else self.layer(x),
+    "another shape": lambda self, x: self.layer(x)[0] if len(x) == 1 else self.layer(x),
+}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("kind", ONE_IS_DIFFERENT)
+def test_code_that_treats_one_example_otherwise_is_for_the_batch_of_the_example(kind: str, size: int) -> None:
+    model, x = Does(ONE_IS_DIFFERENT[kind]), torch.rand(size, 4)
+    deployed = regrow.deploy(model, x)
+    assert deployed.reason is None
+    torch.testing.assert_close(deployed(x), model(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(RegrowValueError, match=rf"must be float32 of shape \({size}, 4\)"):
+        deployed(torch.rand(4 - size, 4))
+
+
+def test_code_that_fails_for_one_example_is_for_the_batch_of_the_example() -> None:
+    def last_of_two(self: Any, x: Tensor) -> Tensor:
+        if len(x) == 1:
+            raise ValueError("one alone")
+        return self.layer(x)
+
+    deployed = regrow.deploy(Does(last_of_two), torch.rand(2, 4))
+    assert deployed(torch.rand(2, 4)).shape == (2, 4)
+    with pytest.raises(RegrowValueError, match=r"must be float32 of shape \(2, 4\)"):
+        deployed(torch.rand(1, 4))
+
+
+def test_inputs_of_different_sizes() -> None:
+    model = Does(lambda self, x, y: self.layer(x) + self.layer(y).sum(0))
+    x, y = torch.rand(2, 4), torch.rand(5, 4)
+    deployed = regrow.deploy(model, (x, y))
+    torch.testing.assert_close(deployed(x, y), model(x, y), rtol=1e-5, atol=1e-5)
+
+
+MIXED: dict[str, Callable[..., Any]] = {
+    "mean": lambda self, x: self.layer(x) - self.layer(x).mean(0),
+    "flip": lambda self, x: x - self.layer(x).flip(0),
+    "softmax": lambda self, x: self.layer(x).softmax(0),
+    "next": lambda self, x: self.layer(x) + torch.roll(x, 1, 0),
+    "among": lambda self, x: self.layer(x) @ x.t() @ x,
+    "squeeze": lambda self, x: self.layer(x).squeeze(),
+}
+
+
+@pytest.mark.parametrize("kind", MIXED)
+def test_examples_of_a_batch_may_be_mixed(kind: str) -> None:
+    model = Does(MIXED[kind])
+    deployed = regrow.deploy(model, torch.rand(2, 4))
+    for size in (1, 2, 5, 17):
+        x = torch.rand(size, 4)
+        torch.testing.assert_close(deployed(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@EVERYWHERE
+def test_outputs_belong_to_the_caller(implementation: str) -> None:
+    def outputs(self: Any, x: Tensor, number: Tensor) -> list[Tensor]:
+        y = self.layer(x)
+        return [x, x.t(), y, y, self.constant, self.constant.expand(3, 4), number, number.view(-1, 1)]
+
+    model = Does(outputs)
+    with using(implementation), torch.no_grad():
+        x, number = torch.rand(3, 4), torch.arange(3)
+        wanted = [each.clone() for each in model(x, number)]
+        deployed = regrow.deploy(model, (x, number))
+        for _ in range(2):
+            found = deployed(x, number)
+            for each, value in zip(found, wanted, strict=True):
+                torch.testing.assert_close(each, value, rtol=1e-5, atol=1e-5)
+                each += 1
