@@ -11,7 +11,7 @@ from machine import ISAS, using
 from torch import Tensor, nn
 
 import regrow
-from regrow.errors import RegrowValueError
+from regrow.errors import RegrowRuntimeError, RegrowValueError
 
 EVERYWHERE = pytest.mark.parametrize("implementation", ["reference", *ISAS])
 
@@ -102,3 +102,33 @@ def test_outputs_belong_to_the_caller(implementation: str) -> None:
             for each, value in zip(found, wanted, strict=True):
                 torch.testing.assert_close(each, value, rtol=1e-5, atol=1e-5)
                 each += 1
+
+
+def test_transforms_of_torch_are_refused() -> None:
+    deployed = regrow.deploy(Does(lambda self, x: self.layer(x)), torch.rand(2, 4))
+    x = torch.rand(3, 4)
+    with pytest.raises(RegrowRuntimeError, match=r"cannot be called under a transform of torch\.func"):
+        torch.vmap(deployed)(x[:, None])
+    with pytest.raises(RegrowRuntimeError, match="transform the network that it was made of"):
+        torch.func.grad(lambda given: deployed(given).sum())(x)
+    with pytest.raises(RegrowValueError, match=r"takes dense tensors: \.to_dense\(\)"):
+        deployed(x.to_sparse())
+
+
+def test_masked_tokens_of_torchs_encoder_are_computed_as_in_training() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = nn.TransformerEncoder(layer, 1).eval()
+    x, mask = torch.rand(2, 5, 8), torch.tensor([[False] * 3 + [True] * 2, [False] * 4 + [True]])
+    deployed = regrow.deploy(model, {"src": x, "src_key_padding_mask": mask})
+    wanted = model(x, src_key_padding_mask=mask)  # gradients are recorded: no fused operator
+    found = deployed(src=x, src_key_padding_mask=mask)
+    torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_einsum() -> None:
+    model = Does(lambda self, x: torch.einsum("nij,jk->nik", x, self.layer.weight))
+    deployed = regrow.deploy(model, torch.rand(2, 3, 4))
+    assert deployed.reason is None
+    x = torch.rand(5, 3, 4)
+    torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-5, atol=1e-5)

@@ -24,7 +24,7 @@ from regrow.inference.precision import convert
 from regrow.inference.program import PRECISIONS
 from regrow.inference.reference import interpret
 from regrow.inference.structure import unflatten
-from regrow.inference.trace import NotTraceable, trace
+from regrow.inference.trace import NotTraceable, trace, without_fast_attention
 from regrow.rewrite.fold import fold
 from regrow.weights.views import unwrapped
 
@@ -72,7 +72,12 @@ def deploy(
     require_choice("precision", precision, PRECISIONS)
     batches = _require_calibration(precision, calibration)
     args, kwargs, _ = require_example("example", example)
-    with torch.inference_mode(False), torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        without_fast_attention(),
+    ):
         if any(each.is_floating_point() and each.dtype != torch.float32 for each in _tensors(model)):
             model = copy.deepcopy(model).float()
         args, kwargs = tree_map_only(Tensor, as_float32, (args, kwargs))

@@ -36,7 +36,7 @@ ACTIVATIONS = ("relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "sig
 
 INTEGER_OPS = ("add", "sub", "mul", "floordiv", "mod")
 """Of sizes that depend on the batch: ``int.add`` and so on."""
-TEXTS = {"approximate", "mode", "rounding_mode", "padding", "norm", "reduce", "indexing"}
+TEXTS = {"approximate", "equation", "mode", "rounding_mode", "padding", "norm", "reduce", "indexing"}
 """Arguments of torch's operators that are strings."""
 UNFIT = {
     torch.Tag.nondeterministic_seeded,

@@ -61,6 +61,8 @@ def _check(place: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
     where = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
     if where:
         remedy = "A deployed network runs on the CPU: move it there with .cpu()."
+    elif tensor.layout != torch.strided:
+        remedy = "A deployed network takes dense tensors: .to_dense()."
     elif tensor.dtype != dtype:
         remedy = f"Convert it: .to(torch.{name})."
     else:

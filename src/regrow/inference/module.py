@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow._text import either
-from regrow._torch import tree_map_only
+from regrow._torch import transforms_active, tree_map_only
 from regrow.errors import RegrowRuntimeError
 from regrow.inference import file as files
 from regrow.inference import inputs
@@ -55,7 +55,13 @@ class Deployed(nn.Module):
 
         Raises:
             RegrowValueError: other arguments than in the example, or of other types or shapes, but for the batch.
+            RegrowRuntimeError: it is called under a transform of torch.func.
         """
+        if transforms_active():
+            raise RegrowRuntimeError(
+                "a deployed network cannot be called under a transform of torch.func (vmap, grad, jvp ...)\n"
+                "Call it with the whole batch, or transform the network that it was made of."
+            )
         with torch.no_grad():
             if self._engine is not None:
                 found = self._engine(inputs.take(self._engine.graph, args, kwargs))

@@ -139,13 +139,12 @@ def _quietly() -> Iterator[None]:
     """Trace without gradients, autocast and fused operators, and keep random numbers, warnings and messages to
     itself.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         with (
+            without_fast_attention(),
             torch.no_grad(),
             torch.autocast("cpu", enabled=False),
             torch.random.fork_rng(devices=[]),
@@ -156,6 +155,19 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+@contextmanager
+def without_fast_attention() -> Iterator[None]:
+    """Run torch's transformers operator by operator, as in training.
+
+    Its fused operators leave out what is masked: those outputs are zero, or not there at all.
+    """
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
