@@ -490,7 +490,7 @@ BAD: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
         sparse,
         x,
         {**INT8, "calibration": [(x, torch.zeros(2))]},
-        r"`calibration\[0\]`: .* called as in its example, with \(tensor\), got .*\nA batch of training data is inputs and",
+        r"`calibration\[0\]`: .* called as in its example, with \(tensor\), got .*\nA batch of training data is",
     ),
     "calibration-shape": (
         sparse,
