@@ -367,7 +367,7 @@ def with_gradients(self: nn.Module, x: Tensor) -> Tensor:
             ),
             "drops attention at random",
         ),
-        (Returning(lambda self, x: OrderedDict(a=x)), "OrderedDict, which is no tensor"),
+        (Returning(lambda self, x: OrderedDict(a=x)), "OrderedDict, which is neither a tensor"),
         (Returning(lambda self, x: torch.ones(2).numpy() + x), "cannot be traced"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -384,7 +384,7 @@ def test_what_cannot_be_traced_says_why(
 
 
 def test_what_no_graph_can_take() -> None:
-    with pytest.raises(NotTraceable, match=r"the example holds Generator, which is no tensor"):
+    with pytest.raises(NotTraceable, match=r"the example holds Generator, which is neither a tensor"):
         trace(net(), (torch.Generator(),))
     with pytest.raises(NotTraceable, match="the example holds no tensor"):
         trace(net(), ())

@@ -288,3 +288,10 @@ def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, before)
     assert file.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_deployed_network_is_no_model_to_train_on(tmp_path: Path) -> None:
+    model = build().eval()
+    path = regrow.deploy(model, torch.rand(1, 12)).save(tmp_path / "deployed")
+    with pytest.raises(ValueError, match=r"holds a deployed network.*\nLoad it with regrow.Deployed.load"):
+        regrow.load(path, into=model)

@@ -78,8 +78,8 @@ class DeployedExplanation:
         lines = table([("layer", "shape", "density", "kernel", "ms", "share", ""), *rows])
         lines.append(f"{self.milliseconds:.3f} ms in all")
         if self.cut:
-            units = ", ".join(f"{count} of {name}" for name, count in self.cut.items())
-            lines.append(f"outputs that were cut, since they are constant or nothing reads them: {units}")
+            units = ", ".join(f"{count} of `{name}`" for name, count in self.cut.items())
+            lines.append(f"outputs cut, because they are constant or nothing reads them: {units}")
         if not self.load.quiet:
             lines.append(f"The machine was not quiet ({self.load}): times may be far off.")
         return "\n".join(lines)
@@ -119,7 +119,7 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
 
 def _explain(model: Deployed, example: Example, seconds: float) -> DeployedExplanation:
     args, kwargs, _ = require_example("example", example)
-    plan, tensors = model.plan(args, kwargs)
+    plan, tensors = model.plan(args, kwargs, "example")
     watch, start = Watch(), time.perf_counter()
     plan.time(tensors)
     runs: list[list[Work]] = []

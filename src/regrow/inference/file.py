@@ -27,7 +27,9 @@ LARGEST = 2**40
 _KEYS = (FORMAT, "program")
 _PARTS = ("crow", "gaps", "values")
 _VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
-_REMEDY = "It must be a file that `deployed.save(file)` has written."
+_REMEDY = (
+    "It must be a file that `deployed.save(file)` has written, all of it: if it was cut short, copy it again."
+)
 
 
 def write(file: str | os.PathLike[str], graph: Graph) -> Path:

@@ -58,6 +58,6 @@ def _add(editor: Editor, node: Node) -> None:
 
 def _is_like(editor: Editor, value: Any, node: Node) -> bool:
     """Return whether `value` is computed, or an input, and of the shape and dtype of `node`."""
-    if not isinstance(value, Ref) or editor.constant(value) is not None:
-        return False
+    if not isinstance(value, Ref) or editor.constant(value) is not None or value not in editor.shapes:
+        return False  # a number, a constant, or a size
     return editor.shapes[value] == editor.shapes[node.name] and editor.types[value] == torch.float32

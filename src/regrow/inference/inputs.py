@@ -13,15 +13,18 @@ from regrow.errors import RegrowValueError
 from regrow.inference.graph import Graph
 from regrow.inference.structure import Structure, flatten
 
+CALL = "args"
+"""What messages call the positional arguments of a call."""
 
-def take(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], name: str = "args") -> list[Tensor]:
+
+def take(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], name: str = CALL) -> list[Tensor]:
     """Return the tensors in the arguments of a call, without gradients, in the order of the graph's inputs.
 
     Args:
         graph: that is called.
         args: positional arguments.
         kwargs: keyword arguments, in any order.
-        name: what messages call `args`.
+        name: what messages call `args`, or the batch that they hold.
 
     Raises:
         RegrowValueError: other arguments than in the example, or tensors of other types or shapes.
@@ -32,11 +35,17 @@ def take(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
     try:
         found = flatten((tuple(args), {**sorted_, **kwargs}), tensors)
     except TypeError as error:
-        raise RegrowValueError(f"a deployed network is called with tensors, got {error}") from error
+        raise RegrowValueError(f"{_subject(name)} with tensors, got {error}") from error
     if found != graph.signature:
+        more = len(args) > len(graph.signature["tuple"][0]["tuple"])
+        remedy = (
+            "A batch of training data is inputs and targets: give the inputs alone."
+            if more
+            else "Give the arguments that the example had, or deploy the network with another example."
+        )
         raise RegrowValueError(
-            f"a deployed network is called as in its example, with {_described(graph.signature)}, got "
-            f"{_described(found)}\nA batch of training data is inputs and targets: give the inputs alone."
+            f"{_subject(name)} as in its example, with {_described(graph.signature)}, got "
+            f"{_described(found)}\n{remedy}"
         )
     places = list(_places(graph.signature, name))
     for place, tensor, shape, dtype in zip(places, tensors, graph.shapes, graph.dtypes, strict=True):
@@ -72,10 +81,15 @@ def _check(place: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
     )
 
 
+def _subject(name: str) -> str:
+    return "a deployed network is called" if name == CALL else f"`{name}`: a deployed network is called"
+
+
 def _places(structure: Structure, name: str) -> Iterator[str]:
     """Yield what messages call each tensor of a signature."""
     args, kwargs = structure["tuple"]
-    yield from _inside(args, name)
+    is_batch = name != CALL and len(args["tuple"]) == 1 and not kwargs["dict"]
+    yield from _inside(args["tuple"][0] if is_batch else args, name)
     for key, inside in kwargs["dict"].items():
         yield from _inside(inside, key)
 

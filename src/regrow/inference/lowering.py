@@ -62,7 +62,7 @@ class Lowering:
         """
         function = LOWER.get(node.op)
         if function is None:
-            raise Unsupported(f"no kernel does {node.op}")
+            raise Unsupported(f"there is no kernel for {node.op}")
         made, scratch, maker = len(self.program.steps), self.program.scratch, self.maker
         self.name, self.layer = node.name, node.layer or node.name
         try:
@@ -274,7 +274,7 @@ def getitem(lowering: Lowering, node: Node) -> Value:
     """Take one of several values."""
     found = lowering.values.get(node.args[0])
     if not isinstance(found, list):
-        raise Unsupported("it is one of several results of torch")
+        raise Unsupported("it takes one of several results of torch")
     piece: Value = found[node.args[1]]
     return piece
 

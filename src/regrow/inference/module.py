@@ -79,7 +79,7 @@ class Deployed(nn.Module):
         Raises:
             RegrowRuntimeError: a file that cannot be written, or a network that could not be traced.
         """
-        return files.write(file, self._traced("saved"))
+        return files.write(file, self._traced("saved", ", or use regrow.save and regrow.load"))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Self:
@@ -105,18 +105,20 @@ class Deployed(nn.Module):
         assert found is not None
         return found
 
-    def plan(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Plan, list[Tensor]]:
-        """Return what runs for these arguments, and the tensors in them.
+    def plan(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any], name: str = inputs.CALL
+    ) -> tuple[Plan, list[Tensor]]:
+        """Return what runs for these arguments, which messages call `name`, and the tensors in them.
 
         Raises:
             RegrowValueError: arguments that the network does not take.
             RegrowRuntimeError: a network that could not be traced, or no kernels here.
         """
-        graph = self._traced("planned")
+        graph = self._traced("explained")
         if (why := native.missing()) is not None:
             raise RegrowRuntimeError(f"there are no kernels: {why.reason}\n{why.remedy}")
         assert self._engine is not None
-        tensors = inputs.take(graph, args, kwargs)
+        tensors = inputs.take(graph, args, kwargs, name)
         return self._engine.plan(tuple(tuple(tensor.shape) for tensor in tensors)), tensors
 
     def size(self) -> int:
@@ -135,17 +137,18 @@ class Deployed(nn.Module):
         if after.device != before.device or after.dtype != before.dtype:
             where = after.device if after.device != before.device else after.dtype
             raise RegrowRuntimeError(
-                f"a deployed network cannot be brought to {where}: it runs on the CPU, with the types of its example\n"
-                "Deploy again with `precision`, or bring the network that it was made of there."
+                f"a deployed network cannot be moved or converted to {where}: it runs on the CPU, with the types of "
+                "its example\n"
+                "Deploy again with another `precision`, or move the network that it was made from."
             )
         return self
 
-    def _traced(self, what: str) -> Graph:
+    def _traced(self, what: str, otherwise: str = "") -> Graph:
         """Return the graph, or refuse where there is none."""
         if self._engine is None:
             raise RegrowRuntimeError(
                 f"this deployed network cannot be {what}, since it could not be traced: {self.reason}\n"
-                "Change its forward pass so that torch.export can follow it, or use regrow.save and regrow.load."
+                f"Change its forward pass so that torch.export can follow it{otherwise}."
             )
         return self._engine.graph
 

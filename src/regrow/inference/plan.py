@@ -128,6 +128,8 @@ class Plan:
             return given
         if given in values:
             return values[given]
+        if isinstance(self.sizes.get(given), int):
+            return self.sizes[given]
         if given in self.graph.constants:
             return self.graph.constants[given]
         weight = self.graph.weights[given]
@@ -142,6 +144,8 @@ class Plan:
         self.calls = []
         ours: list[Node] = []
         for node in [*self.graph.nodes, None]:
+            if node is not None and self._is_size(node):
+                continue
             if node is not None and self._is_ours(node, reasons):
                 ours.append(node)
                 continue
@@ -155,9 +159,13 @@ class Plan:
                 self.calls.append(Call(node, reasons.get(node.name, "")))
         return None
 
+    def _is_size(self, node: Node) -> bool:
+        """Return whether a node computes a number, which a plan knows."""
+        return isinstance(self.sizes[node.name], int)
+
     def _is_ours(self, node: Node, reasons: dict[str, str]) -> bool:
         made = self.sizes[node.name]
-        if node.name in reasons or isinstance(made, int):
+        if node.name in reasons:
             return False
         tensors = made if isinstance(made, list | tuple) else [made]
         if not all(isinstance(t, Tensor) and t.dtype == torch.float32 for t in tensors):
@@ -167,9 +175,8 @@ class Plan:
 
     def _segment(self, nodes: list[Node], packed: dict[Any, Any]) -> list[Segment]:
         made = {node.name for node in nodes}
-        later = {name for node in self.graph.nodes if node.name not in made for name in node.refs()} | set(
-            self.graph.outputs
-        )
+        others = [node for node in self.graph.nodes if node.name not in made and not self._is_size(node)]
+        later = {name for node in others for name in node.refs()} | set(self.graph.outputs)
         inputs = tuple(
             dict.fromkeys(
                 name

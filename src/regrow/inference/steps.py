@@ -202,7 +202,7 @@ class Vector(Step):
     """A linear layer of one vector."""
 
     KIND = 3
-    NAME = "vector"
+    NAME = "matrix-vector product"
     x: Place
     y: Place
     residual: Place
@@ -234,6 +234,7 @@ class Map(Step):
     """Sums, products and activations, element by element: ``y = activation((x operation b) + c)``."""
 
     KIND = 5
+    NAME = "element-wise"
     x: Place
     b: Place
     c: Place
@@ -252,6 +253,7 @@ class Mean(Step):
     """The mean of each channel's pixels."""
 
     KIND = 6
+    NAME = "mean"
     x: Place
     y: Place
     images: int
@@ -268,6 +270,7 @@ class Pool(Step):
     """The greatest pixel of each window, or the mean over it."""
 
     KIND = 7
+    NAME = "pooling"
     x: Place
     y: Place
     images: int
@@ -294,6 +297,7 @@ class Norm(Step):
     """A layer norm, or a softmax, over the channels."""
 
     KIND = 8
+    NAME = "layer norm or softmax"
     x: Place
     y: Place
     images: int
@@ -314,6 +318,7 @@ class Attention(Step):
     """Scaled dot-product attention; `strides`: from image to image, head to head, channel to channel, of q, k, v, y."""
 
     KIND = 9
+    NAME = "attention"
     q: Place
     k: Place
     v: Place

@@ -30,7 +30,7 @@ def flatten(value: Any, tensors: list[Tensor]) -> Structure:
         return {"dict": {key: flatten(each, tensors) for key, each in value.items()}}
     if kind in VALUES:
         return {"value": value}
-    raise TypeError(f"{kind.__name__}, which is no tensor and no tuple, list or dictionary of tensors")
+    raise TypeError(f"{kind.__name__}, which is neither a tensor nor a tuple, list or dictionary of tensors")
 
 
 def unflatten(structure: Structure, tensors: Sequence[Any]) -> Any:

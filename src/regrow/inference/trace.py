@@ -367,7 +367,9 @@ def _layer(node: fx.Node, args: Sequence[Any]) -> str:
     """Return the name of the module that a node comes from; with `args`, of the one inside it that owns the weight."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     name = str(stack[-1][0]) if stack and isinstance(stack[-1], tuple) else ""
-    name = name.removeprefix("model").removeprefix(".")
+    inside, _, name = name.partition(".")
+    if inside != "model":  # torch.export's own name for what is in no module
+        name = ""
     owner = str(args[1]).rpartition(".")[0] if args else ""
     return owner if owner.startswith(f"{name}." if name else "") else name
 

@@ -151,7 +151,8 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
     owners = {module: name for name, module in model.named_modules() if any(True for _ in views(module))}
     if not owners:
         raise RegrowValueError(
-            "`model` is not sparse: there is nothing to explain.\nCall regrow.sparsify first."
+            "`model` is not sparse: there is nothing to explain.\n"
+            "Call regrow.sparsify first, or give what regrow.deploy has returned."
         )
     inputs: dict[nn.Module, Tensor] = {}
     watch, others = _Watch(), Watch()

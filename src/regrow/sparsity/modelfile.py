@@ -39,6 +39,11 @@ def read(file: str | os.PathLike[str]) -> tuple[dict[str, str], dict[str, Tensor
         file,
         "It must be a safetensors file. What torch.save has written: regrow.load(torch.load(file), into=model).",
     )
+    if "regrow_deployed" in metadata:
+        raise RegrowValueError(
+            f"`file` {file} holds a deployed network, which cannot be trained on\n"
+            "Load it with regrow.Deployed.load(file)."
+        )
     if "regrow" in metadata:
         sealed.require_unchanged(file, metadata, tensors, ("regrow", "layers"), "layers")
     return metadata, tensors

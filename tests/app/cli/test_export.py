@@ -85,6 +85,15 @@ def test_to_torch_export(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert str(regrow.Deployed.library()) in ended.out
 
 
+@NEEDS_KERNELS
+def test_a_program_of_torch_holds_nothing_of_the_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ended = cli(capsys, "export", run, "--to", "torch-export")
+    assert ended.code == 0, ended.err
+    (args, _) = torch.export.load(run / "deployed.pt2").example_inputs
+    assert args[0].untyped_storage().nbytes() == 4 * args[0].numel()
+    assert not args[0].any()
+
+
 def test_to_onnx(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
     ended = cli(capsys, "export", run, "--to", "onnx", "--json")
@@ -107,8 +116,8 @@ def test_bad_arguments_have_their_answer(
             "--precision",
             "int8",
         ): "`--precision` int8 is for files of regrow and torch-export, got it",
-        ("--out", str(tmp_path / "no" / "file")): "must be a file in a folder that is there",
-        ("--out", str(tmp_path)): "must be a file in a folder that is there",
+        ("--out", str(tmp_path / "no" / "file")): "must be a file in a folder that exists",
+        ("--out", str(tmp_path)): "must be a file in a folder that exists",
     }
     before = sorted(path.name for path in run.iterdir())
     for arguments, text in cases.items():

@@ -112,7 +112,9 @@ def written(run: Path, *, to: str, precision: str, out: Path | None) -> tuple[Ex
     finished = Finished(run)
     file = run / FILES[to] if out is None else out
     if not file.parent.is_dir() or file.is_dir():
-        raise RegrowValueError(f"`--out` {file} must be a file in a folder that is there\nName another one.")
+        raise RegrowValueError(
+            f"`--out` {file} must be a file in a folder that exists\nCreate the folder, or name another file."
+        )
     batches = Batches(finished.data, finished.recipe, torch.device("cpu"))
     network, example = finished.network(), batches.example()
     test = partial(_tested, batches)
@@ -181,7 +183,8 @@ def _write(deployed: regrow.Deployed, example: Tensor, to: str, file: Path) -> l
     if to == "regrow":
         deployed.save(file)
         return [f'load it with regrow.Deployed.load("{file}")']
-    program = torch.export.export(deployed, (example,))
+    # torch.save writes the example with all of its storage, which may be that of the whole data set
+    program = torch.export.export(deployed, (torch.zeros_like(example),))
     save: Callable[[Path], object] = partial(_save_program, program)
     write_atomically(file, save)
     return [
