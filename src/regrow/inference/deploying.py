@@ -109,7 +109,8 @@ def _holds_for_one(traced: Graph, model: nn.Module, args: Any, kwargs: Any) -> b
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a batch that the caller has not given
-            wanted = model(*args, **kwargs)
+            given, named = _copied(args, kwargs)
+            wanted = model(*given, **named)
         found = unflatten(traced.structure, interpret(traced, inputs.take(traced, args, kwargs)))
     except Exception:  # whatever the user's code raises
         return False
@@ -190,10 +191,16 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
         RegrowValueError: an example that the model does not take.
     """
     try:
+        args, kwargs = _copied(args, kwargs)
         return _leaves(model(*args, **kwargs))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         given = ", ".join(said(each) for each in (*args, *kwargs.values()))
         raise RegrowValueError(f"`example` does not go through `model`: {given}: {error}") from error
+
+
+def _copied(args: Any, kwargs: Any) -> Any:
+    """Return the arguments for a model that may write to them."""
+    return tree_map_only(Tensor, Tensor.clone, (args, kwargs))
 
 
 def _leaves(found: Any) -> list[Tensor]:
@@ -208,6 +215,7 @@ def _untraced(model: nn.Module, reason: str, args: Any, kwargs: Any, wanted: lis
     """Return a folded copy of `model` as a deployed network."""
     warn(f"`model` runs at dense cost, in float32, and cannot be saved: {reason}", RuntimeWarning)
     deployed = Deployed(None, fold(model), reason)
+    args, kwargs = _copied(args, kwargs)
     deployed.difference = difference(_leaves(deployed(*args, **kwargs)), wanted)
     if deployed.difference > ALLOWED:
         _refuse(deployed.difference, "a layer that is not known, since the model cannot be traced")
