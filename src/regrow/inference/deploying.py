@@ -58,7 +58,7 @@ def deploy(
         RegrowRuntimeError: outputs that differ from the model's; the error names the first layer.
 
     Warns:
-        RuntimeWarning: the model cannot be traced.
+        RuntimeWarning: the model cannot be traced, or torch's fused transformer layers give masked tokens otherwise.
 
     Example:
         >>> import regrow
@@ -76,12 +76,14 @@ def deploy(
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
-        without_fast_attention(),
+        without_fast_attention() as fused,
     ):
         if any(each.is_floating_point() and each.dtype != torch.float32 for each in _tensors(model)):
             model = copy.deepcopy(model).float()
         args, kwargs = tree_map_only(Tensor, as_float32, (args, kwargs))
         wanted = _outputs(model, args, kwargs)
+        if fused:
+            _warn_of_masked(model, args, kwargs, wanted)
         try:
             traced = trace(model, args, kwargs)
             if traced.dynamic and not _holds_for_one(traced, model, args, kwargs):
@@ -196,6 +198,27 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         given = ", ".join(said(each) for each in (*args, *kwargs.values()))
         raise RegrowValueError(f"`example` does not go through `model`: {given}: {error}") from error
+
+
+def _warn_of_masked(model: nn.Module, args: Any, kwargs: Any, wanted: list[Tensor]) -> None:
+    """Say that torch's fused transformer layers give masked tokens otherwise, where they do."""
+    if not any(isinstance(each, nn.TransformerEncoderLayer) for each in model.modules()):
+        return
+    torch.backends.mha.set_fastpath_enabled(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of nested tensors
+            fused = _outputs(model, args, kwargs)
+    except RegrowValueError:  # those layers do not take it
+        return
+    finally:
+        torch.backends.mha.set_fastpath_enabled(False)
+    if difference(fused, wanted) > ALLOWED:
+        warn(
+            "the deployed network computes masked tokens as `model` does with gradients; without them torch's fused "
+            "layers leave those out",
+            RuntimeWarning,
+        )
 
 
 def _copied(args: Any, kwargs: Any) -> Any:

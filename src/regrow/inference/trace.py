@@ -163,15 +163,15 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def without_fast_attention() -> Iterator[None]:
-    """Run torch's transformers operator by operator, as in training.
+def without_fast_attention() -> Iterator[bool]:
+    """Run torch's transformers operator by operator, as in training; yield whether fused operators were allowed.
 
-    Its fused operators leave out what is masked: those outputs are zero, or not there at all.
+    These leave out what is masked: those outputs are zero, or not there at all.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        yield fast
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
