@@ -32,8 +32,8 @@ class Does(nn.Module):
 
 
 ONE_IS_DIFFERENT = {
-    "another value": lambda self, x: 2 * self.layer(x) if len(x) == 1 else self.layer(x),
-    "another shape": lambda self, x: self.layer(x)[0] if len(x) == 1 else self.layer(x),
+    "another value": lambda self, x: 2 * self.layer(x) if x.shape[0] == 1 else self.layer(x),
+    "another shape": lambda self, x: self.layer(x)[0] if x.shape[0] == 1 else self.layer(x),
 }
 
 
@@ -50,7 +50,7 @@ def test_code_that_treats_one_example_otherwise_is_for_the_batch_of_the_example(
 
 def test_code_that_fails_for_one_example_is_for_the_batch_of_the_example() -> None:
     def last_of_two(self: Any, x: Tensor) -> Tensor:
-        if len(x) == 1:
+        if x.shape[0] == 1:
             raise ValueError("one alone")
         return self.layer(x)
 
@@ -119,7 +119,8 @@ def test_masked_tokens_of_torchs_encoder_are_computed_as_in_training() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
     model = nn.TransformerEncoder(layer, 1).eval()
     x, mask = torch.rand(2, 5, 8), torch.tensor([[False] * 3 + [True] * 2, [False] * 4 + [True]])
-    deployed = regrow.deploy(model, {"src": x, "src_key_padding_mask": mask})
+    with pytest.warns(RuntimeWarning, match="computes masked tokens as `model` does with gradients"):
+        deployed = regrow.deploy(model, {"src": x, "src_key_padding_mask": mask})
     wanted = model(x, src_key_padding_mask=mask)  # gradients are recorded: no fused operator
     found = deployed(src=x, src_key_padding_mask=mask)
     torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-5)
@@ -132,3 +133,40 @@ def test_einsum() -> None:
     assert deployed.reason is None
     x = torch.rand(5, 3, 4)
     torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+SELECT: dict[str, Callable[..., Any]] = {
+    "columns": lambda self, x: self.layer(x)[:, [3, 1]],
+    "from the end": lambda self, x: self.layer(x)[:, torch.tensor([[-1, 0], [2, -4]])],
+    "both": lambda self, x: ((x > 0) & (x < 0.5) | (x == 0)) ^ (self.layer(x) > 0),
+}
+
+
+@pytest.mark.parametrize("kind", SELECT)
+def test_indices_and_masks(kind: str) -> None:
+    model, x = Does(SELECT[kind]), torch.rand(5, 4)
+    deployed = regrow.deploy(model, torch.rand(2, 4))
+    assert deployed.reason is None
+    torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_selecting_by_a_mask_is_not_followed() -> None:
+    model, x = Does(lambda self, x: self.layer(x[x[:, 0] > 0.5])), torch.tensor([[0.0] * 4, [1.0] * 4])
+    with pytest.warns(RuntimeWarning, match="runs at dense cost"):
+        deployed = regrow.deploy(model, x)
+    torch.testing.assert_close(deployed(x), model(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_infinite_factors_stay_behind_the_layer() -> None:
+    for function in (lambda self, x: self.layer(x) / 0, lambda self, x: self.layer(x) * float("inf")):
+        model, x = Does(function), torch.rand(3, 4)
+        torch.testing.assert_close(regrow.deploy(model, x)(x), model(x).detach(), equal_nan=True)
+
+
+def test_the_example_stays_as_it_is() -> None:
+    model, x = Does(lambda self, x: self.layer(x.mul_(2).add_(1))), torch.rand(2, 4)
+    before = x.clone()
+    with pytest.warns(RuntimeWarning, match="runs at dense cost"):
+        deployed = regrow.deploy(model, x)
+    assert torch.equal(x, before)
+    torch.testing.assert_close(deployed(x), model(before).detach(), rtol=1e-5, atol=1e-5)

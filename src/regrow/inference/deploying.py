@@ -58,7 +58,7 @@ def deploy(
         RegrowRuntimeError: outputs that differ from the model's; the error names the first layer.
 
     Warns:
-        RuntimeWarning: the model cannot be traced.
+        RuntimeWarning: the model cannot be traced, or torch's fused transformer layers give masked tokens otherwise.
 
     Example:
         >>> import regrow
@@ -76,12 +76,14 @@ def deploy(
         torch.inference_mode(False),
         torch.no_grad(),
         torch.autocast("cpu", enabled=False),
-        without_fast_attention(),
+        without_fast_attention() as fused,
     ):
         if any(each.is_floating_point() and each.dtype != torch.float32 for each in _tensors(model)):
             model = copy.deepcopy(model).float()
         args, kwargs = tree_map_only(Tensor, as_float32, (args, kwargs))
         wanted = _outputs(model, args, kwargs)
+        if fused:
+            _warn_of_masked(model, args, kwargs, wanted)
         try:
             traced = trace(model, args, kwargs)
             if traced.dynamic and not _holds_for_one(traced, model, args, kwargs):
@@ -109,7 +111,8 @@ def _holds_for_one(traced: Graph, model: nn.Module, args: Any, kwargs: Any) -> b
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a batch that the caller has not given
-            wanted = model(*args, **kwargs)
+            given, named = _copied(args, kwargs)
+            wanted = model(*given, **named)
         found = unflatten(traced.structure, interpret(traced, inputs.take(traced, args, kwargs)))
     except Exception:  # whatever the user's code raises
         return False
@@ -188,10 +191,37 @@ def _outputs(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
         RegrowValueError: an example that the model does not take.
     """
     try:
+        args, kwargs = _copied(args, kwargs)
         return _leaves(model(*args, **kwargs))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         given = ", ".join(said(each) for each in (*args, *kwargs.values()))
         raise RegrowValueError(f"`example` does not go through `model`: {given}: {error}") from error
+
+
+def _warn_of_masked(model: nn.Module, args: Any, kwargs: Any, wanted: list[Tensor]) -> None:
+    """Say that torch's fused transformer layers give masked tokens otherwise, where they do."""
+    if not any(isinstance(each, nn.TransformerEncoderLayer) for each in model.modules()):
+        return
+    torch.backends.mha.set_fastpath_enabled(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, of nested tensors
+            fused = _outputs(model, args, kwargs)
+    except RegrowValueError:  # those layers do not take it
+        return
+    finally:
+        torch.backends.mha.set_fastpath_enabled(False)
+    if difference(fused, wanted) > ALLOWED:
+        warn(
+            "the deployed network computes masked tokens as `model` does with gradients; without them torch's fused "
+            "layers leave those out",
+            RuntimeWarning,
+        )
+
+
+def _copied(args: Any, kwargs: Any) -> Any:
+    """Return the arguments for a model that may write to them."""
+    return tree_map_only(Tensor, Tensor.clone, (args, kwargs))
 
 
 def _leaves(found: Any) -> list[Tensor]:
@@ -206,6 +236,7 @@ def _untraced(model: nn.Module, reason: str, args: Any, kwargs: Any, wanted: lis
     """Return a folded copy of `model` as a deployed network."""
     warn(f"`model` runs at dense cost, in float32, and cannot be saved: {reason}", RuntimeWarning)
     deployed = Deployed(None, fold(model), reason)
+    args, kwargs = _copied(args, kwargs)
     deployed.difference = difference(_leaves(deployed(*args, **kwargs)), wanted)
     if deployed.difference > ALLOWED:
         _refuse(deployed.difference, "a layer that is not known, since the model cannot be traced")

@@ -72,6 +72,8 @@ def scaling_of(editor: Editor, node: Node) -> Scaling | None:
         return None
     dim = wide[0] + len(editor.shapes[x]) if wide else None
     one, value = torch.ones(1, dtype=torch.float64), constant.double().reshape(-1)
+    if not bool(value.isfinite().all()) or (kind == "div" and not bool(value.all())):
+        return None  # infinite weights would make nan of sums that are infinite
     if kind == "mul":
         return Scaling(x, value, torch.zeros_like(value), dim)
     if kind == "div":

@@ -48,6 +48,8 @@ UNFIT = {
 """Tags of operators whose output is random, or of a shape that the values decide, or not a value at all."""
 SELDOM_RANDOM = {"scaled_dot_product_attention", "gru", "lstm", "rnn_tanh", "rnn_relu"}
 """Operators that are random only with a dropout, which `trace` refuses."""
+INDEXED = "index"
+"""Operator whose shape depends on values only with a mask for an index, which `trace` refuses."""
 PRIVATE = {
     "_native_batch_norm_legit_no_training",
     "_to_copy",
@@ -226,7 +228,7 @@ def operator(op: str) -> Any:
     written = schema.is_mutable or any(
         each.alias_info and each.alias_info.is_write for each in schema.arguments
     )
-    unfit = UNFIT & set(found.tags) and name not in SELDOM_RANDOM
+    unfit = UNFIT & set(found.tags) and name not in {*SELDOM_RANDOM, INDEXED}
     return None if written or unfit or not tensors or not TEXTS.issuperset(texts) else found
 
 

@@ -29,6 +29,11 @@ INTEGERS = {
 RENAMED = {
     "aten._unsafe_view.default": "aten.view.default",
     "aten.empty_like.default": "aten.zeros_like.default",
+    **{
+        f"aten.__{name}__.{kind}": f"aten.bitwise_{name}.{kind}"
+        for name in ("and", "or", "xor")
+        for kind in ("Tensor", "Scalar")
+    },
 }
 FACTORIES = {
     "aten.zeros.default": 0,
@@ -158,15 +163,15 @@ def _quietly() -> Iterator[None]:
 
 
 @contextmanager
-def without_fast_attention() -> Iterator[None]:
-    """Run torch's transformers operator by operator, as in training.
+def without_fast_attention() -> Iterator[bool]:
+    """Run torch's transformers operator by operator, as in training; yield whether fused operators were allowed.
 
-    Its fused operators leave out what is masked: those outputs are zero, or not there at all.
+    These leave out what is masked: those outputs are zero, or not there at all.
     """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        yield fast
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
@@ -310,6 +315,12 @@ class _Reader:
         if not allowed(op):
             raise NotTraceable(
                 f"{self._model} uses {op} in {_where(layer)}, which is no function of tensors alone"
+            )
+        if op == "aten.index.Tensor" and any(
+            each.meta["val"].dtype in (torch.bool, torch.uint8) for each in node.all_input_nodes[1:]
+        ):
+            raise NotTraceable(
+                f"{self._model} selects by a mask in {_where(layer)}: its values decide a shape"
             )
         if op.startswith("aten.scaled_dot_product_attention") and self._dropout(args, kwargs):
             raise NotTraceable(
