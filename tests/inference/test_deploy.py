@@ -632,3 +632,26 @@ def test_a_file_of_training_is_not_a_deployed_one(tmp_path: Path) -> None:
         RegrowValueError, match="does not hold a deployed network\nLoad a file of regrow.save with"
     ):
         regrow.Deployed.load(regrow.save(sparse(), tmp_path / "model"))
+
+
+def test_a_deep_network_may_be_as_inexact_as_float32_is() -> None:
+    class Amplified(nn.Module):
+        """Multiplies the rounding of its first layer by far more than the output is large."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = nn.Linear(512, 64), nn.BatchNorm1d(64)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(self.layer(x))
+            return torch.sin(3e3 * x)
+
+    torch.manual_seed(0)
+    model, some = Amplified().eval(), torch.randn(4, 512)
+    with torch.no_grad():
+        model.norm.running_mean.normal_()  # type: ignore[union-attr]
+        exact, own = copy.deepcopy(model).double()(some.double()), model(some)
+        found = regrow.deploy(model, some)(some)
+    rounding = (own - exact).abs().max()
+    assert rounding > 1e-4  # else this shows nothing
+    assert (found - exact).abs().max() < 12 * rounding

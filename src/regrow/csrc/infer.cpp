@@ -78,9 +78,7 @@ void run_step(int64_t kind, const int64_t* fields, int64_t count, const Memory& 
 // What lies behind a value may be read, though never used: runs of pixels end in whole vectors.
 constexpr int64_t SLACK = 64;
 
-double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // seconds: of each step, or null.
 std::vector<Tensor> run_program(const Tensor& program, const std::vector<Tensor>& constants,
@@ -94,8 +92,8 @@ std::vector<Tensor> run_program(const Tensor& program, const std::vector<Tensor>
     STD_TORCH_CHECK(program.numel() * sizeof(int64_t) >= sizeof header, "an inference program is cut short");
     std::memcpy(&header, at, sizeof header);
     at += sizeof header / sizeof(int64_t);
-    STD_TORCH_CHECK(header.format == FORMAT && header.arena >= 0 && header.scratch >= 0, "an inference program is of format ",
-                    header.format, ", this regrow runs ", FORMAT);
+    STD_TORCH_CHECK(header.format == FORMAT && header.arena >= 0 && header.scratch >= 0,
+                    "an inference program is of format ", header.format, ", this regrow runs ", FORMAT);
 
     std::vector<Tensor> outputs;
     for (size_t i = 0; i < shapes.size();) {

@@ -155,7 +155,6 @@ void attention(const Attention& a, int64_t image, int64_t head, int64_t begin, i
     const float* const k = a.k + image * a.k_image + head * a.k_head;
     const float* const v = a.v + image * a.v_image + head * a.v_head;
     float* const y = a.y + image * a.y_image + head * a.y_head + begin;
-    runs<QUERIES>(end - begin, [&](int64_t pixel, auto n) {
-        attend<n.value>(a, q + pixel, k, v, y + pixel, begin + pixel, scratch);
-    });
+    runs<QUERIES>(end - begin,
+                  [&](int64_t pixel, auto n) { attend<n.value>(a, q + pixel, k, v, y + pixel, begin + pixel, scratch); });
 }

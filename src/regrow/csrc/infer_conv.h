@@ -163,8 +163,8 @@ inline Band band_of(const Window& w, const float* x, int64_t plane, int64_t chan
 }
 
 void conv(const Conv& c, int64_t image, int64_t group, int64_t band, int64_t first, int64_t last, float* scratch) {
-    const Band b = band_of(c.window, c.x + image * c.x_image + group * c.channels * c.x_plane, c.x_plane, c.channels, band,
-                           scratch);
+    const Band b =
+        band_of(c.window, c.x + image * c.x_image + group * c.channels * c.x_plane, c.x_plane, c.channels, band, scratch);
     const int64_t output = group * c.outputs;
     float* const y = c.y + image * c.y_image + output * c.y_plane + b.pixel;
     const float* const residual =
@@ -218,7 +218,6 @@ void dense(const DenseConv& d, int64_t image, int64_t band, int64_t first, int64
     float* const y = c.y + image * c.y_image + b.pixel;
     const float* const residual = c.residual ? c.residual + image * c.residual_image + b.pixel : nullptr;
     runs<WIDE>(b.pixels, [&](int64_t pixel, auto n) {
-        for (int64_t group = first; group < last; group++)
-            dense_run<n.value>(d, b, pixel, group * TOGETHER, y, residual);
+        for (int64_t group = first; group < last; group++) dense_run<n.value>(d, b, pixel, group * TOGETHER, y, residual);
     });
 }

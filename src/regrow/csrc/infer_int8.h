@@ -8,7 +8,7 @@
 // first ones are their difference, all of it exactly, modulo 2^32.
 
 constexpr int BYTES = VECTOR_BYTES; // pixels of a vector of bytes
-constexpr int GRANULES = 2;         // such vectors in registers
+constexpr int GRANULES = 2; // such vectors in registers
 
 typedef uint8_t ByteVector __attribute__((vector_size(VECTOR_BYTES), may_alias));
 typedef uint16_t WordVector __attribute__((vector_size(VECTOR_BYTES)));
@@ -41,9 +41,7 @@ inline WordVector products(ByteVector pixels, PairValues values) {
     return out;
 }
 #else
-struct PairValues {
-    WordVector first, second;
-};
+struct PairValues { WordVector first, second; };
 inline PairValues values_of(const BytePair& p) {
     return {uint16_t(p.value[0]) - WordVector{}, uint16_t(p.value[1]) - WordVector{}};
 }
@@ -74,7 +72,8 @@ inline void add_bundles(Sums<N>& sums, const uint8_t* x, const BytePair* pair, c
 #pragma GCC unroll 4
             for (int k = 0; k < K; k++) {
                 const PairValues values = values_of(pair[k]);
-                const ByteVector a = load_bytes(x + pair[k].first + n * BYTES), b = load_bytes(x + pair[k].second + n * BYTES);
+                const ByteVector a = load_bytes(x + pair[k].first + n * BYTES),
+                                 b = load_bytes(x + pair[k].second + n * BYTES);
                 low = hold(low + products(interleaved<false>(a, b), values));
                 high = hold(high + products(interleaved<true>(a, b), values));
             }
@@ -105,9 +104,10 @@ inline void in_order(const SumVector* all, const SumVector* second, uint32_t cor
 #else
     SumVector low[2], high[2]; // lanes 0 and 1, lanes 2 and 3 of two parts
     for (int p = 0; p < 2; p++) {
-        low[p] = __builtin_shufflevector(part[2 * p], part[2 * p + 1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
-        high[p] =
-            __builtin_shufflevector(part[2 * p], part[2 * p + 1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+        low[p] =
+            __builtin_shufflevector(part[2 * p], part[2 * p + 1], 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+        high[p] = __builtin_shufflevector(part[2 * p], part[2 * p + 1], 8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29,
+                                          30, 31);
     }
     out[0] = __builtin_shufflevector(low[0], low[1], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
     out[1] = __builtin_shufflevector(low[0], low[1], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
@@ -210,7 +210,8 @@ void int8_conv(const Int8Conv& q, int64_t image, int64_t group, int64_t band, in
              row, until);
     const int64_t output = group * c.outputs, pixels = (until - row) * w.out_width;
     float* const y = c.y + image * c.y_image + output * c.y_plane + at;
-    const float* const residual = c.residual ? c.residual + image * c.residual_image + output * c.residual_plane + at : nullptr;
+    const float* const residual =
+        c.residual ? c.residual + image * c.residual_image + output * c.residual_plane + at : nullptr;
     const int64_t granules = (pixels + BYTES - 1) / BYTES, parts = (granules + GRANULES - 1) / GRANULES;
     for (int64_t part = 0; part < parts; part++) {
         const int64_t begin = granules * part / parts, pixel = begin * BYTES;

@@ -15,8 +15,8 @@ Window window_of(const WindowStep& s, int64_t channels, int64_t scratch) {
     } else {
         require(s.height == s.out_height && s.width == s.out_width);
     }
-    return {s.height,   s.width,    s.out_height, s.out_width, s.kernel_height, s.kernel_width, s.stride_y, s.stride_x,
-            s.padding_y, s.padding_x, s.dilation_y, s.dilation_x, s.band,        s.phases,       s.copy,     s.channel};
+    return {s.height,    s.width,     s.out_height, s.out_width,  s.kernel_height, s.kernel_width, s.stride_y, s.stride_x,
+            s.padding_y, s.padding_x, s.dilation_y, s.dilation_x, s.band,          s.phases,       s.copy,     s.channel};
 }
 
 // Kernels write whole vectors.
@@ -33,7 +33,8 @@ void run_conv(const Conv& c, int64_t parts_of_outputs, const Memory& memory, con
     const int32_t* const part = memory.constant<int32_t>(parts_of_outputs, 2, {ScalarType::Int});
     require(part != nullptr);
     const int64_t bands = (c.window.out_height + c.window.band - 1) / c.window.band, units = c.images * c.groups * bands;
-    const int64_t parts = memory.size_of(parts_of_outputs) - 1, divided = units >= 2 * threads() ? 1 : std::min(parts, threads());
+    const int64_t parts = memory.size_of(parts_of_outputs) - 1,
+                  divided = units >= 2 * threads() ? 1 : std::min(parts, threads());
     in_tasks(units * divided, [&](int64_t thread, int64_t task) {
         const int64_t unit = task / divided, share = task % divided;
         const int64_t first = part[parts * share / divided], last = part[parts * (share + 1) / divided];
@@ -102,8 +103,8 @@ void run(const Int8Step& s, const Memory& memory) {
               nullptr,
               memory.constant<float>(s.bias, all_out, {ScalarType::Float}),
               Activation(s.activation)};
-    q.direct = w.kernel_height == 1 && w.kernel_width == 1 && w.stride_y == 1 && w.stride_x == 1 &&
-               w.padding_y == 0 && w.padding_x == 0 && w.height == w.out_height && w.width == w.out_width;
+    q.direct = w.kernel_height == 1 && w.kernel_width == 1 && w.stride_y == 1 && w.stride_x == 1 && w.padding_y == 0 &&
+               w.padding_x == 0 && w.height == w.out_height && w.width == w.out_width;
     q.bundle = memory.constant<int32_t>(s.bundle, all_out, {ScalarType::Int});
     q.pairs = memory.constant<BytePair>(s.pairs, 0, {ScalarType::Int});
     q.correction = memory.constant<int32_t>(s.correction, all_out, {ScalarType::Int});
@@ -154,8 +155,7 @@ void run(const DenseStep& s, const Memory& memory) {
     const Kernels& k = kernels();
     in_tasks(units * divided, [&](int64_t thread, int64_t task) {
         const int64_t unit = task / divided, share = task % divided;
-        k.dense(d, unit / bands, unit % bands, some * share / divided, some * (share + 1) / divided,
-                memory.scratch(thread));
+        k.dense(d, unit / bands, unit % bands, some * share / divided, some * (share + 1) / divided, memory.scratch(thread));
     });
 }
 

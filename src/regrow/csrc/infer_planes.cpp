@@ -141,14 +141,15 @@ void run(const NormStep& s, const Memory& memory) {
     require(n.x && n.y);
     const Kernels& k = kernels();
     const int64_t runs = (s.pixels + k.run - 1) / k.run;
-    each_part(s.images, runs, double(s.images) * s.channels * s.pixels, [&](int64_t image, int64_t first, int64_t last, int64_t) {
-        if (first < last) k.norm(n, image, first * k.run, std::min(s.pixels, last * k.run));
-    });
+    each_part(s.images, runs, double(s.images) * s.channels * s.pixels,
+              [&](int64_t image, int64_t first, int64_t last, int64_t) {
+                  if (first < last) k.norm(n, image, first * k.run, std::min(s.pixels, last * k.run));
+              });
 }
 
 void run(const AttentionStep& s, const Memory& memory) {
-    require_sizes({s.q_image, s.q_head, s.q_plane, s.k_image, s.k_head,  s.k_plane, s.v_image, s.v_head, s.v_plane,
-                   s.y_image, s.y_head, s.y_plane, s.images,  s.heads,   s.queries, s.keys,    s.size,   s.out_size});
+    require_sizes({s.q_image, s.q_head, s.q_plane, s.k_image, s.k_head, s.k_plane, s.v_image, s.v_head, s.v_plane, s.y_image,
+                   s.y_head, s.y_plane, s.images, s.heads, s.queries, s.keys, s.size, s.out_size});
     const Kernels& k = kernels();
     const int64_t whole = (s.queries + LINE - 1) / LINE * LINE;
     require(s.y_plane >= whole && memory.scratch_size() >= s.keys * k.queries && s.scale > 0);

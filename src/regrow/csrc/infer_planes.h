@@ -103,9 +103,7 @@ inline Lanes join(Lanes a, Lanes b) {
     return (b > a) | (b != b) ? b : a; // nan wins, as in torch
 }
 
-struct Range {
-    int64_t begin, end;
-};
+struct Range { int64_t begin, end; };
 // Where an adaptive window begins and ends.
 inline Range adaptive(int64_t i, int64_t size, int64_t out) { return {i * size / out, ((i + 1) * size + out - 1) / out}; }
 // How many pixels of a window an average counts.

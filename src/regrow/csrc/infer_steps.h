@@ -18,9 +18,7 @@ struct Header {
 
 // A place in memory: of the arena (0), of an input (1, 2, ...), of an output (following the inputs), or, to be read only, of
 // a constant (-2, -3, ...); in floats.
-struct Place {
-    int64_t space, at;
-};
+struct Place { int64_t space, at; };
 
 constexpr int64_t NONE = -1; // a constant, or a space, that is not there
 
@@ -35,7 +33,7 @@ struct ConvStep {
     int64_t x_image, x_plane, y_image, y_plane, residual_image, residual_plane;
     int64_t images, groups, channels, outputs, blocks;
     int64_t start, order, connections, parts, bias, activation; // constants; parts: [n + 1], outputs in `order`
-    int64_t reach;                                              // floats of a channel, or its copies, that connections read
+    int64_t reach; // floats of a channel, or its copies, that connections read
     WindowStep window;
 };
 
@@ -115,7 +113,7 @@ struct Int8Step {
     int64_t images, groups, channels, outputs;
     int64_t start, order, bundle, pairs, parts, correction, scale, bias, activation; // constants
     int64_t is_signed; // whether the input is rounded to [-127, 127] or [0, 127]
-    double inverse;    // of the input's scale
+    double inverse; // of the input's scale
     int64_t reach;
     WindowStep window;
 };

@@ -33,7 +33,8 @@ template <> struct ValuesOf<Values::int8> {
         typedef int8_t Quarter __attribute__((vector_size(VECTOR_BYTES / 4)));
         Quarter quarter;
         __builtin_memcpy(&quarter, v, sizeof quarter);
-        return __builtin_convertvector(quarter, Lanes);
+        typedef int32_t Whole __attribute__((vector_size(VECTOR_BYTES)));
+        return __builtin_convertvector(__builtin_convertvector(quarter, Whole), Lanes); // by way of 32 bits: twice as fast
     }
 };
 
@@ -115,4 +116,3 @@ void vector(const Vector& v, int64_t first, int64_t last) {
     for (; r + L <= last; r += L) store_unaligned(v.y + r, activate(load_unaligned(v.y + r), v.activation));
     for (; r < last; r++) v.y[r] = activate(splat(v.y[r]), v.activation)[0];
 }
-
