@@ -2,6 +2,8 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #pragma GCC target("avx2,fma")
 #define REGROW_ISA avx2
 #define VECTOR_BYTES 32

@@ -2,6 +2,8 @@
 #include "kernels.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl")
 #define REGROW_ISA avx512
 #define VECTOR_BYTES 64

@@ -30,11 +30,15 @@ template <> struct ValuesOf<Values::int8> {
     typedef int8_t type;
     static float one(int8_t v) { return v; }
     static Lanes some(const int8_t* v) {
-        typedef int8_t Quarter __attribute__((vector_size(VECTOR_BYTES / 4)));
-        Quarter quarter;
-        __builtin_memcpy(&quarter, v, sizeof quarter);
-        typedef int32_t Whole __attribute__((vector_size(VECTOR_BYTES)));
-        return __builtin_convertvector(__builtin_convertvector(quarter, Whole), Lanes); // by way of 32 bits: twice as fast
+#if VECTOR_BYTES == 64
+        return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))));
+#elif VECTOR_BYTES == 32
+        return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(v))));
+#else
+        Lanes some;
+        for (int i = 0; i < L; i++) some[i] = v[i];
+        return some;
+#endif
     }
 };
 
