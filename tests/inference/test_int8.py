@@ -198,7 +198,7 @@ def test_bundles_hold_each_connection_once_and_cannot_overflow(
     window = window_of((1, 64), (1, 64), (1, 1), (1, 1), (0, 0), (1, 1), columns, _size(Rounding(1, signed)))
     found = bundle(scaled(weight), 1, window, Rounding(0.5, signed))
     pairs = found.pairs.reshape(-1, 3)
-    values = pairs[:, 2].clone().view(torch.int8).reshape(-1, 4)
+    values = pairs[:, 2].clone(memory_format=torch.contiguous_format).view(torch.int8).reshape(-1, 4)
     assert torch.equal(values[:, :2], values[:, 2:])
     highest = 127 + (ZERO if signed else 0)
     laid, bundles = torch.zeros_like(weight), torch.zeros(7, dtype=torch.int64)
