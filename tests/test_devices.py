@@ -137,3 +137,18 @@ def test_another_default_device_compressed(method: str, on_meta: None, tmp_path:
 @pytest.mark.parametrize("storage", ["masked", "compressed"])
 def test_another_default_dtype(storage: str, in_double: None, tmp_path: Path) -> None:
     works(storage, "rigl normal", tmp_path)
+
+
+@pytest.mark.parametrize("default", ["on_meta", "in_double"])
+def test_deployment_minds_no_default(default: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    layers = (nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.ZeroPad2d(1), nn.Flatten(), nn.Linear(800, 10))
+    model = regrow.sparsify(nn.Sequential(*layers).eval(), sparsity=0.8, include=["0", "4"])
+    x = torch.randn(2, 3, 8, 8)
+    wanted = model(x).detach()
+    request.getfixturevalue(default)
+    for precision, allowed in (("float32", 1e-5), ("int8", 0.05)):
+        calibration = [x] if precision == "int8" else None
+        regrow.deploy(model, x, precision=precision, calibration=calibration).save(tmp_path / precision)
+        found = regrow.Deployed.load(tmp_path / precision)(x)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, wanted, rtol=allowed, atol=allowed)

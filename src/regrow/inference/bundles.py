@@ -88,7 +88,7 @@ def bundle(weight: Connections, groups: int, window: Window, rounding: Rounding)
     bytes_of[at, 10 + second] = value
     sums = np.bincount(row, value, rows).astype(np.int64)
     correction = -OFFSET * count - (ZERO * sums if rounding.signed else 0)
-    scale = torch.ones(rows) if weight.scale is None else weight.scale
+    scale = torch.ones(rows, dtype=torch.float32, device="cpu") if weight.scale is None else weight.scale
     return Bundled(
         torch.from_numpy(start.astype(np.int32)),
         torch.from_numpy(order.astype(np.int32)),

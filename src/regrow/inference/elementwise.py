@@ -107,7 +107,11 @@ def _operand(lowering: Lowering, argument: Any) -> Value:
     number = lowering.integer(argument) if isinstance(argument, Ref) else argument
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise Unsupported(f"{number!r} is not a number")
-    return lowering.read(lowering.keep(("number", float(number)), lambda: torch.tensor(float(number))))
+    return lowering.read(
+        lowering.keep(
+            ("number", float(number)), lambda: torch.tensor(float(number), dtype=torch.float32, device="cpu")
+        )
+    )
 
 
 NAMES = {"add": "add", "sub": "subtract", "mul": "multiply", "div": "divide"}

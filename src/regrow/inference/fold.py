@@ -62,7 +62,11 @@ def scaling_of(editor: Editor, node: Node) -> Scaling | None:
     kind = node.op.split(".")[1]
     if kind in ("mul", "add") and editor.constant(x) is not None:
         x, other = other, x
-    constant = torch.tensor(float(other)) if isinstance(other, int | float) else editor.constant(other)
+    constant = (
+        torch.tensor(float(other), dtype=torch.float64, device="cpu")
+        if isinstance(other, int | float)
+        else editor.constant(other)
+    )
     if constant is None or not isinstance(x, Ref) or editor.types.get(x) != torch.float32:
         return None
     if editor.shapes[x] != editor.shapes[node.name]:
@@ -71,7 +75,7 @@ def scaling_of(editor: Editor, node: Node) -> Scaling | None:
     if len(wide) > 1:
         return None
     dim = wide[0] + len(editor.shapes[x]) if wide else None
-    one, value = torch.ones(1, dtype=torch.float64), constant.double().reshape(-1)
+    one, value = torch.ones(1, dtype=torch.float64, device="cpu"), constant.double().reshape(-1)
     if not bool(value.isfinite().all()) or (kind == "div" and not bool(value.all())):
         return None  # infinite weights would make nan of sums that are infinite
     if kind == "mul":
@@ -158,4 +162,4 @@ def product(weight: Weight, x: Tensor) -> Tensor:
     if not isinstance(weight, Connections):
         return weight.flatten(1).double() @ x
     terms = weight.values.double() * x[weight.col.long()]
-    return torch.zeros(weight.shape[0], dtype=torch.float64).index_add_(0, weight.rows(), terms)
+    return torch.zeros(weight.shape[0], dtype=torch.float64, device="cpu").index_add_(0, weight.rows(), terms)

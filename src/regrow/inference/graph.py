@@ -113,7 +113,7 @@ class Connections:
         there = values != 0
         if not there.all():
             rows, columns, values = rows[there], columns[there], values[there]
-        crow = torch.zeros(shape[0] + 1, dtype=torch.int32)
+        crow = torch.zeros(shape[0] + 1, dtype=torch.int32, device="cpu")
         crow[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
         narrow = torch.Size(shape[1:]).numel() <= 2**16
         return cls(
@@ -129,7 +129,7 @@ class Connections:
 
     def rows(self) -> Tensor:
         """Return the row of each connection, int64 [nnz]."""
-        return torch.repeat_interleave(torch.arange(self.shape[0]), self.crow.diff())
+        return torch.repeat_interleave(torch.arange(self.shape[0], device="cpu"), self.crow.diff())
 
     def floats(self) -> Tensor:
         """Return the values as float32, scaled."""
@@ -138,7 +138,7 @@ class Connections:
 
     def dense(self) -> Tensor:
         """Return the dense weight in float32."""
-        out = torch.zeros(self.shape[0], self.columns)
+        out = torch.zeros(self.shape[0], self.columns, dtype=torch.float32, device="cpu")
         out[self.rows(), self.col.int()] = self.floats()
         return out.reshape(self.shape)
 

@@ -151,7 +151,7 @@ class Lowering:
         tensor = self.program.constants[NONE - 1 - source.buffer.space]
 
         def make() -> tuple[Tensor, Tensor]:
-            memory = torch.zeros(target.buffer.size + SLACK)
+            memory = torch.zeros(target.buffer.size + SLACK, dtype=torch.float32, device="cpu")
             _as(memory, target.form).copy_(_as(tensor, source.form))
             return memory, tensor  # which stays alive, and so keeps its id
 

@@ -132,7 +132,7 @@ class Deployed(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Refuse to move or convert: `to`, `cuda`, `half` and the like come here."""
-        before = torch.empty(1)
+        before = torch.empty(1, dtype=torch.float32, device="cpu")
         after = fn(before)
         if after.device != before.device or after.dtype != before.dtype:
             where = after.device if after.device != before.device else after.dtype

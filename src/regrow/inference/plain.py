@@ -48,7 +48,10 @@ def plain_copy(model: nn.Module) -> tuple[nn.Module, dict[str, Weight]]:
         if weights and form is not None:
             if module not in replaced:
                 shapes = {weight.parameter_name: weight.shape for weight in weights}
-                nothing = {parameter: torch.zeros(()).expand(shape) for parameter, shape in shapes.items()}
+                nothing = {
+                    parameter: torch.zeros((), dtype=torch.float32, device="cpu").expand(shape)
+                    for parameter, shape in shapes.items()
+                }
                 replaced[module] = form.restore(module, nothing)
             for weight in weights:
                 held[f"{name}.{weight.parameter_name}".removeprefix("model.")] = _content(weight)

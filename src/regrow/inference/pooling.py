@@ -197,7 +197,9 @@ def pad(lowering: Lowering, node: Node) -> Value:
         raise Unsupported("negative borders")
     x = lowering.value(node.args[0])
     value = float(given.get("value") or 0.0)
-    number = lowering.read(lowering.keep(("number", value), lambda: torch.tensor(value)))
+    number = lowering.read(
+        lowering.keep(("number", value), lambda: torch.tensor(value, dtype=torch.float32, device="cpu"))
+    )
     y = Value.planes(shape, channel_of(x))
     add_map(lowering, shape, number, into=y)
     form = y.form

@@ -142,7 +142,8 @@ def from_text(text: str) -> tuple[Graph, dict[str, tuple[int, ...] | None]]:
         outputs=[Ref(_text(one, "an output")) for one in outputs],
         nodes=[_node(one) for one in _list(found["nodes"], "nodes")],
         constants=dict.fromkeys(
-            (_text(one, "a constant") for one in _list(found["constants"], "constants")), torch.empty(0)
+            (_text(one, "a constant") for one in _list(found["constants"], "constants")),
+            torch.empty(0, dtype=torch.float32, device="cpu"),
         ),
         weights={},
         signature=_structure(found["signature"], len(inputs)),

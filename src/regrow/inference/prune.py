@@ -44,7 +44,7 @@ def _constant(editor: Editor, before: Node, after: Node) -> Tensor:
     weight, later = editor.graph.weights[before.args[1]], editor.graph.weights[after.args[1]]
     empty = ~_reached(weight)
     bias = editor.constant(before.args[2])
-    value = torch.zeros(len(empty), dtype=torch.float64) if bias is None else bias.double()
+    value = torch.zeros(len(empty), dtype=torch.float64, device="cpu") if bias is None else bias.double()
     value = ACTIVATIONS[before.args[-1]](value)
     if after.op == CONV and any(after.args[4]):
         empty &= value == 0
@@ -91,7 +91,7 @@ def _read(weight: Weight) -> Tensor:
     """Return which channels of the input have a connection."""
     if not isinstance(weight, Connections):
         return (weight.flatten(2) if weight.dim() > 2 else weight[..., None]).ne(0).any(2).any(0)
-    found = torch.zeros(weight.shape[1], dtype=torch.bool)
+    found = torch.zeros(weight.shape[1], dtype=torch.bool, device="cpu")
     found[weight.col.long() // _taps(weight)] = True
     return found
 
@@ -101,7 +101,7 @@ def _without_rows(weight: Weight, gone: Tensor) -> Weight:
         return weight[~gone]
     stay = ~gone[weight.rows()]
     shape = (int((~gone).sum()), *weight.shape[1:])
-    crow = torch.zeros(shape[0] + 1, dtype=torch.int32)
+    crow = torch.zeros(shape[0] + 1, dtype=torch.int32, device="cpu")
     crow[1:] = weight.crow.diff()[~gone].cumsum(0)
     col = weight.col.int()[stay].to(weight.col.dtype)
     return replace(weight, shape=shape, crow=crow, col=col, values=weight.values[stay])

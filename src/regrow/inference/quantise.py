@@ -75,7 +75,9 @@ def _in_int8(name: str, weight: Connections) -> Connections:
             f"`precision` int8 needs finite weights, and those of `{name}` are not\nDeploy it in float32."
         )
     rows = weight.rows()
-    largest = torch.zeros(weight.shape[0]).scatter_reduce_(0, rows, weight.values.abs(), "amax")
+    largest = torch.zeros(weight.shape[0], dtype=torch.float32, device="cpu").scatter_reduce_(
+        0, rows, weight.values.abs(), "amax"
+    )
     scale = torch.where(largest > 0, largest / HIGHEST, 1.0)
     values = (weight.values / scale[rows]).round().clamp(-HIGHEST, HIGHEST)
     return replace(weight, values=values.to(torch.int8), scale=scale)

@@ -38,7 +38,7 @@ class Rounding:
     @property
     def inverse(self) -> float:
         """What is multiplied with: a number of float32, as the kernel has it."""
-        return float(torch.tensor(1 / self.scale, dtype=torch.float32))
+        return float(torch.tensor(1 / self.scale, dtype=torch.float32, device="cpu"))
 
     def integers(self, x: Tensor) -> Tensor:
         """Return the multiple that each element becomes, in float32; nan becomes the lowest."""

@@ -361,7 +361,7 @@ class Program:
         numbers = [FORMAT, arena, self.scratch, len(self.steps)]
         for step in self.steps:
             numbers += step.encode()
-        return torch.tensor(numbers, dtype=torch.int64)
+        return torch.tensor(numbers, dtype=torch.int64, device="cpu")
 
 
 LINE = 16
