@@ -26,9 +26,9 @@ ROOMS: list[set[str]] = [
     {"nn"},
     {"sparsity"},
     {"rewrite", "methods"},
-    {"inference"},
     {"measure", "tickets", "testing"},
     {"accounting"},
+    {"inference"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library
     {"app.recipes", "app.tasks", "app.export"},
     {"app.training", "app.report"},
