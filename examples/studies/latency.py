@@ -80,7 +80,7 @@ def measure(runs: dict[str, Finished], seconds: float) -> dict[str, Any]:
     """Time all networks in turns, each by all its engines."""
     torch.set_num_threads(1)
     watch = Watch()
-    with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         all_ways = {
             way: call
             for name, run in runs.items()
@@ -127,6 +127,8 @@ def draw(found: dict[str, Any], out: Path) -> None:
                 text, (row["milliseconds"], row["accuracy"]), textcoords="offset points", xytext=(6, -12)
             )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "235" else "")
     axes.set_xlabel("milliseconds for one image, one thread")
     axes.set_ylabel("test accuracy, %")
     axes.set_title("Fashion-MNIST: accuracy against measured latency")

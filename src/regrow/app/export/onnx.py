@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import warnings
 from importlib.util import find_spec
@@ -80,8 +81,11 @@ def _compared() -> str:
 
 def _exported(dense: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     batch = torch.export.Dim("batch")
+    log = logging.getLogger("torch.onnx")
+    level = log.level
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # in which parts of torch speak to each other
+        log.setLevel(logging.ERROR)  # it also tells that torchvision is not installed
         try:
             return torch.onnx.export(
                 dense, inputs, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in inputs)
@@ -89,6 +93,8 @@ def _exported(dense: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         except Exception as error:
             said = str(error).strip().split("\n")[0]
             raise RegrowRuntimeError(f"`model` cannot be exported: {type(error).__name__}: {said}") from error
+        finally:
+            log.setLevel(level)
 
 
 def _compare(dense: nn.Module, inputs: tuple[Tensor, ...], file: Path) -> None:
