@@ -107,11 +107,9 @@ class Window:
 
 
 @dataclass
-class Conv(Step):
-    """A convolution by the connections of its weight."""
+class OfImages(Step):
+    """What every kind of convolution reads and writes, image by image and plane by plane."""
 
-    KIND = 1
-    NAME = "sparse convolution"
     x: Place
     y: Place
     residual: Place
@@ -122,6 +120,14 @@ class Conv(Step):
     residual_image: int
     residual_plane: int
     images: int
+
+
+@dataclass
+class Conv(OfImages):
+    """A convolution by the connections of its weight."""
+
+    KIND = 1
+    NAME = "sparse convolution"
     groups: int
     channels: int
     outputs: int
@@ -137,21 +143,11 @@ class Conv(Step):
 
 
 @dataclass
-class Int8(Step):
+class Int8(OfImages):
     """A convolution in int8, the sizes of its window in bytes."""
 
     KIND = 10
     NAME = "sparse convolution in int8"
-    x: Place
-    y: Place
-    residual: Place
-    x_image: int
-    x_plane: int
-    y_image: int
-    y_plane: int
-    residual_image: int
-    residual_plane: int
-    images: int
     groups: int
     channels: int
     outputs: int
@@ -171,21 +167,11 @@ class Int8(Step):
 
 
 @dataclass
-class Dense(Step):
+class Dense(OfImages):
     """A convolution by a dense weight."""
 
     KIND = 2
     NAME = "dense convolution"
-    x: Place
-    y: Place
-    residual: Place
-    x_image: int
-    x_plane: int
-    y_image: int
-    y_plane: int
-    residual_image: int
-    residual_plane: int
-    images: int
     channels: int
     outputs: int
     taps: int
