@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from regrow._torch import Operator, schema_of
+from regrow.inference.gaps import column_dtype
 from regrow.inference.structure import Structure
 
 CONV, LINEAR, AFFINE = "regrow.conv2d", "regrow.linear", "regrow.affine"
@@ -115,10 +116,8 @@ class Connections:
             rows, columns, values = rows[there], columns[there], values[there]
         crow = torch.zeros(shape[0] + 1, dtype=torch.int32, device="cpu")
         crow[1:] = torch.bincount(rows, minlength=shape[0]).cumsum(0)
-        narrow = torch.Size(shape[1:]).numel() <= 2**16
-        return cls(
-            tuple(shape), crow, columns.to(torch.uint16 if narrow else torch.int32), values.contiguous()
-        )
+        columns = columns.to(column_dtype(torch.Size(shape[1:]).numel()))
+        return cls(tuple(shape), crow, columns, values.contiguous())
 
     @classmethod
     def of_dense(cls, weight: Tensor) -> Connections:
