@@ -430,7 +430,12 @@ BAD: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
         {},
         r"`model` must be on the CPU, .* got `0.weight` on meta\nCall model.to\(\"cpu\"\)",
     ),
-    "deployed": (usual, x, {}, r"`model` is deployed already\nGive the network"),
+    "deployed": (
+        usual,
+        x,
+        {},
+        r"`model` is a deployed network, which runs and has no parameters\nGive the network",
+    ),
     "example-type": (sparse, "x", {}, r"`example` must be a batch: a tensor, or a list or dictionary"),
     "example-empty": (
         sparse,
@@ -519,6 +524,32 @@ def test_bad_input_has_its_answer(case: str) -> None:
     make, example, options, pattern = BAD[case]
     with pytest.raises(RegrowValueError, match=re.compile(pattern, re.DOTALL)):
         regrow.deploy(make(), example, **options)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        regrow.summary,
+        regrow.masks,
+        regrow.is_sparse,
+        regrow.densify,
+        regrow.compact,
+        regrow.fold,
+        regrow.fuse,
+        lambda model: regrow.sparsify(model, sparsity=0.5),
+        lambda model: regrow.save(model, "model.safetensors"),
+        lambda model: regrow.costs(model, x),
+    ],
+)
+def test_what_looks_for_parameters_refuses_a_deployed_network(function: Callable[[Any], object]) -> None:
+    with pytest.raises(RegrowValueError, match="`model` is a deployed network, .*\nGive the network that"):
+        function(usual())
+
+
+def test_deployed_networks_can_be_members_of_an_ensemble() -> None:
+    deployed = usual()
+    together = regrow.Ensemble([deployed, deployed])
+    assert torch.allclose(together(x).softmax(-1), deployed(x).softmax(-1), atol=1e-6)
 
 
 CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
