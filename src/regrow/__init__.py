@@ -7,7 +7,20 @@ from regrow.inference.deploying import deploy
 from regrow.inference.explain import explain
 from regrow.inference.module import Deployed
 from regrow.measure import landscape
-from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
+from regrow.methods import (
+    ITOP,
+    SET,
+    SNFS,
+    SNIP,
+    Dynamic,
+    GraNet,
+    Method,
+    Pruning,
+    RigL,
+    SelfishRNN,
+    SetITOP,
+    Static,
+)
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse
 from regrow.ops.native import empty_cache
@@ -39,6 +52,7 @@ __all__ = [
     "Pruning",
     "RegrowError",
     "RigL",
+    "SelfishRNN",
     "SetITOP",
     "SparseConv2d",
     "SparseLinear",
