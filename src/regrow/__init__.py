@@ -24,6 +24,7 @@ from regrow.methods import (
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse
 from regrow.ops.native import empty_cache
+from regrow.optim import NTASGD, SNTASGD
 from regrow.rewrite.compact import compact
 from regrow.rewrite.compress import compress
 from regrow.rewrite.fold import fold
@@ -39,9 +40,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchTiles",
     "ITOP",
+    "NTASGD",
     "SET",
     "SNFS",
     "SNIP",
+    "SNTASGD",
     "Costs",
     "Deployed",
     "Dynamic",

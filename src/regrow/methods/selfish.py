@@ -29,7 +29,8 @@ class SelfishRNN(Dynamic):
     Between two epochs the smallest |w| of each weight go, and as many come at random. The gates of a cell are one
     weight, so that they exchange connections (cell weight redistribution), unless ``sparsify(gates="apart")`` makes
     one of each. The drop fraction falls by a cosine from `drop_fraction` to `final_fraction` at the end of the run.
-    Before it, ``sparsify(..., "uniform", include=...)`` with the names of encoder, cells and decoder.
+    Before it, ``sparsify(..., "uniform", include=...)`` with the names of encoder, cells and decoder; `SNTASGD` is its
+    optimizer.
 
     Differs from the original code: counts are exact and rounded down, where it rounds up and grows each position with
     a probability; an update follows the first step of the next epoch, so that a test between two epochs sees the
