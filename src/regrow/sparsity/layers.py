@@ -54,6 +54,13 @@ class Layer:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.parameter.shape)
 
+    @property
+    def gates(self) -> int:
+        """How many gates of a recurrent cell the weight holds, one below the other; 1 for any other weight."""
+        if not isinstance(self.module, nn.RNNBase | nn.RNNCellBase):
+            return 1
+        return max(1, self.shape[0] // self.module.hidden_size)
+
 
 Owners = dict[int, list[tuple[str, nn.Module]]]
 
