@@ -66,7 +66,7 @@ def looks(model: nn.Module) -> bool:
     return looks_trained(model, [layer.parameter for layer in find_layers(model) if not layer.dense_because])
 
 
-@pytest.mark.parametrize("name", ["mlp", "lenet", "allconv", "wrn-22-2", "vit", "gpt"])
+@pytest.mark.parametrize("name", ["mlp", "lenet", "allconv", "wrn-22-2", "vit", "gpt", "char-gru", "rhn"])
 def test_no_network_of_regrow_looks_trained_when_it_is_new(name: str) -> None:
     torch.manual_seed(0)
     assert not looks(models()[name].build())

@@ -109,7 +109,7 @@ def _add(
         places = _attention_places(unit, module, inputs, named)
         outputs = places * unit.shape[0]
     elif issubclass(kind, nn.RNNBase):
-        data = _first(inputs or tuple(named.values()))  # the data of a packed sequence, too
+        data = _first(inputs or named["input"])  # the data of a packed sequence, too
         places = data.numel() / data.shape[-1]
         outputs = places * unit.shape[0]
     elif issubclass(kind, nn.RNNCellBase):

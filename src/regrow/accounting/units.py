@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from regrow._torch import ConvNd, ConvTransposeNd
 from regrow.arguments import require_fraction, require_mapping
 from regrow.errors import RegrowValueError
 from regrow.sparsity import distributions
-from regrow.sparsity.layers import NOT_WEIGHTS, find_layers
+from regrow.sparsity.layers import NOT_WEIGHTS, Layer, find_layers
 from regrow.weights import SparseWeight, views
 from regrow.weights.storages import dense_class_of
 
@@ -83,6 +83,9 @@ def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> li
         given = require_mapping("sparsities", sparsities, "a dictionary {weight name: sparsity}")
         sparsities = {name: require_fraction(f"sparsities[{name!r}]", s) for name, s in given.items()}
     dense = {(id(layer.module), layer.parameter_name): layer for layer in find_layers(model)}
+    # a weight that modules share is as sparse in all of them as in the one that `sparsify` has made it sparse in
+    held = {id(weight.parameter): weight for module in model.modules() for weight in views(module)}
+    asked = None if sparsities is None else _by_parameter(sparsities, dense.values())
     found, seen = [], set()
     for module_name, module in model.named_modules():
         sparse = {weight.parameter_name: weight for weight in views(module)}
@@ -92,13 +95,15 @@ def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> li
             if layer is not None and layer.dense_because in NOT_WEIGHTS:
                 continue
             weight = sparse.get(parameter_name)
-            shape = weight.shape if weight is not None else getattr(module, parameter_name).shape
-            name = f"{module_name}.{parameter_name}" if module_name else parameter_name
             parameter = weight.parameter if weight is not None else getattr(module, parameter_name)
-            connections, density = _density(name, tuple(shape), weight, sparsities)
+            weight = held.get(id(parameter))
+            shape = tuple(weight.shape if weight is not None else parameter.shape)
+            name = f"{module_name}.{parameter_name}" if module_name else parameter_name
+            sparsity = None if asked is None else asked.get(id(parameter), 0.0)
+            connections, density = _density(shape, weight, sparsity)
             shared = id(parameter) in seen
             seen.add(id(parameter))
-            found.append(Unit(name, module, parameter_name, tuple(shape), connections, density, shared))
+            found.append(Unit(name, module, parameter_name, shape, connections, density, shared))
     if not found:
         raise RegrowValueError(
             "`model` has no weights of two or more dimensions, so there is nothing to count"
@@ -106,18 +111,23 @@ def units(model: nn.Module, sparsities: Mapping[str, float] | None = None) -> li
     return found
 
 
+def _by_parameter(sparsities: Mapping[str, float], layers: Iterable[Layer]) -> dict[int, float]:
+    """Return the sparsity given for each parameter, whichever of its names that is given for."""
+    return {
+        id(layer.parameter): sparsities[layer.weight_name]
+        for layer in layers
+        if layer.weight_name in sparsities
+    }
+
+
 def _density(
-    name: str,
-    shape: tuple[int, ...],
-    weight: SparseWeight | None,
-    sparsities: Mapping[str, float] | None,
+    shape: tuple[int, ...], weight: SparseWeight | None, sparsity: float | None
 ) -> tuple[int, float]:
     """Return the connections of a weight, and its density: what was asked for, unless the connections are others
     by now.
     """
     positions = math.prod(shape)
-    if sparsities is not None:
-        sparsity = sparsities.get(name, 0.0)
+    if sparsity is not None:
         return distributions.connections(shape, sparsity), 1 - sparsity
     if weight is None:
         return positions, 1.0

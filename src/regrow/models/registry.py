@@ -13,7 +13,10 @@ from regrow.models.allconv import allconv
 from regrow.models.lenet import lenet
 from regrow.models.mlp import mlp
 from regrow.models.mobilenet import mobilenet_v1
+from regrow.models.onlstm import on_lstm
+from regrow.models.recurrent import awd_lstm, char_gru, stacked_lstm
 from regrow.models.resnet import resnet18, resnet18_cifar, resnet50, resnet50_cifar
+from regrow.models.rhn import rhn
 from regrow.models.transformer import gpt, vit
 from regrow.models.vgg import vgg16, vgg19
 from regrow.models.wrn import wrn, wrn_22_2
@@ -28,7 +31,8 @@ class ModelRecord:
     paper: str
     line: str
     input: tuple[int | str, ...] = ()
-    """Shape of one example: sizes, or names of the options that hold them. A network of tokens has their count."""
+    """Shape of one example: sizes, or names of the options that hold them. A network of tokens has their count; one
+    that carries a state takes any, and has that of its paper's training steps."""
     dense: tuple[str, ...] = ()
     """Layers that the RigL paper keeps dense whatever the distribution, as globs for `sparsify(exclude=...)`."""
 
@@ -105,6 +109,41 @@ _RECORDS = [
     ),
     ModelRecord(
         "gpt", gpt, "GPT-2, Radford et al. 2019", "small transformer over tokens, causal", ("context",)
+    ),
+    ModelRecord(
+        "char-gru",
+        char_gru,
+        "Evci et al. 2020, arXiv 1911.11134",
+        "the RigL paper's GRU over characters, read-out tied to the embedding",
+        (512,),
+    ),
+    ModelRecord(
+        "stacked-lstm",
+        stacked_lstm,
+        "Zaremba et al. 2014, arXiv 1409.2329",
+        "LSTM layers over words, as Selfish-RNN trains them",
+        (35,),
+    ),
+    ModelRecord(
+        "rhn",
+        rhn,
+        "Zilly et al. 2017, arXiv 1607.03474",
+        "recurrent highway network over words, coupled gates, tied",
+        (35,),
+    ),
+    ModelRecord(
+        "on-lstm",
+        on_lstm,
+        "Shen et al. 2019, arXiv 1810.09536",
+        "LSTM with ordered neurons over words, tied, regularised as the AWD-LSTM",
+        (70,),
+    ),
+    ModelRecord(
+        "awd-lstm",
+        awd_lstm,
+        "Merity et al. 2017, arXiv 1708.02182",
+        "regularised LSTM over words, tied; with `experts` a mixture of softmaxes",
+        (70,),
     ),
 ]
 

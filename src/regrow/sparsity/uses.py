@@ -29,6 +29,7 @@ CARRIERS = {
     "t T mT transpose permute swapaxes view reshape flatten unflatten unsqueeze squeeze expand",
     "mul mul_ multiply __mul__ __rmul__ __imul__ div div_ true_divide __truediv__ __itruediv__ neg __neg__",
     "__getitem__ chunk split unbind narrow select",
+    "dropout",  # which leaves out some for one pass
 }
 """What leaves a zero a zero, in words of torch, of a weight that is the first argument."""
 FACTORS = {"mul", "multiply", "__mul__", "__rmul__"}
