@@ -17,7 +17,7 @@ from regrow._text import table
 from regrow._torch import ConvNd, TorchDispatchMode, without_modes
 from regrow.arguments import require_model, require_positive
 from regrow.errors import RegrowValueError
-from regrow.measure.example import Example, run_once
+from regrow.measure.example import Example, first_tensor, run_once
 from regrow.measure.timing import Load, Watch, interleaved
 from regrow.nn import SparseLinear, SparseModule
 from regrow.nn.fused import unfuse
@@ -212,19 +212,13 @@ def _step(module: nn.Module, given: Tensor) -> Callable[[], object]:
     given.requires_grad_(given.is_floating_point())
     wanted = [tensor for tensor in (given, *module.parameters()) if tensor.requires_grad]
     with torch.no_grad():
-        gradient = torch.ones_like(_output(module(given)))
+        gradient = torch.ones_like(first_tensor(module(given)))
 
     def run() -> object:
         with torch.enable_grad():
-            return torch.autograd.grad(_output(module(given)), wanted, gradient)
+            return torch.autograd.grad(first_tensor(module(given)), wanted, gradient)
 
     return run
-
-
-def _output(result: Any) -> Tensor:
-    """Return what a layer gives the next one: a recurrent layer gives its states too."""
-    output: Tensor = result[0] if isinstance(result, tuple) else result
-    return output
 
 
 class _Watch(TorchDispatchMode):
