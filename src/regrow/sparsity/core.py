@@ -145,11 +145,11 @@ def sparsify(
         for layer, name in zip(chosen, names, strict=True)
     ]
     if is_on_meta(model):
-        materialize(model, [plan.layer.module for plan in plans if not STORAGES[plan.storage].is_dense])
+        materialize(model, [plan.layer for plan in plans if not STORAGES[plan.storage].is_dense])
     planned = {plan.layer.weight_name for plan in plans}
     for together in _by_module(plans):  # positions are given up one by one
         _apply(model, together, bool(scaled))
-    _note_dense(layers, planned, dense_because)
+    _note_dense(model, layers, planned, dense_because)
     attach_loading(model)
     return model
 
@@ -202,14 +202,17 @@ def _apply(model: nn.Module, plans: list[Plan], rescale: bool) -> None:
         attach_reader(parent)
 
 
-def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
+def _note_dense(
+    model: nn.Module, layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]
+) -> None:
     """Note the layers that stay dense, so that `summary` can say why."""
     for layer in layers:
-        if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
+        module = model.get_submodule(layer.name)  # which may have taken the place of `layer.module`
+        if layer.weight_name not in planned and layer.parameter_name not in module_records(module):
             record = Record(
                 layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
             )
-            note(layer.module, layer.parameter_name, record)
+            note(module, layer.parameter_name, record)
 
 
 def densify(model: nn.Module) -> nn.Module:
