@@ -45,8 +45,10 @@ class Steps:
         count, batch = len(sizes), int(sizes[0])
         if int(sizes[-1]) == batch:
             return cls(count, batch)
-        time = torch.repeat_interleave(torch.arange(count), sizes)
-        example = torch.arange(len(time)) - torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
+        time = torch.repeat_interleave(torch.arange(count, device=sizes.device), sizes)
+        example = torch.arange(len(time), device=sizes.device) - torch.repeat_interleave(
+            sizes.cumsum(0) - sizes, sizes
+        )
         lengths = torch.bincount(example, minlength=batch)
         places = (time * batch + example, (lengths[example] - 1 - time) * batch + example)
         return cls(count, batch, lengths.to(device), (places[0].to(device), places[1].to(device)))
