@@ -362,6 +362,16 @@ def test_autocast_and_bfloat16(name: str) -> None:
     torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.05)
 
 
+@every
+def test_deployed(name: str) -> None:
+    model = regrow.sparsify(small(name).float(), 0.5, storage="masked").eval()
+    deployed = regrow.deploy(model, tokens())
+    for seed in range(2):
+        torch.testing.assert_close(
+            deployed(tokens(seed=seed)), model(tokens(seed=seed)), atol=1e-5, rtol=1e-4
+        )
+
+
 def test_a_highway_step_by_hand() -> None:
     torch.manual_seed(0)
     layer, x = RecurrentHighway(3, 4, 2, 0.0).double(), torch.randn(2, 2, 3).double()
