@@ -49,6 +49,7 @@ METHODS: list[Row] = [
             "init": ("", 0, {}, regrow.SNIP, *WORDS, *FUNCTIONS, lambda model, shapes: [1]),
             "rescale": FLAGS,
             "storage": (None, *WORDS, {"0.weight": 5}),
+            "gates": (None, *WORDS, "apart"),
             "seed": (None, *NOT_COUNTS),
         },
     ),
@@ -108,6 +109,12 @@ METHODS: list[Row] = [
     ("RigL", regrow.RigL, both, {**DYNAMIC, "grow_columns": COLUMNS}),
     ("ITOP", regrow.ITOP, both, {"seed": NOT_COUNTS, "update_every": COUNTS, "grow_columns": COLUMNS}),
     ("SetITOP", regrow.SetITOP, both, {"grow_scale": POSITIVE, "grow_columns": COLUMNS}),
+    (
+        "SelfishRNN",
+        regrow.SelfishRNN,
+        both,
+        {"drop_fraction": MAYBE_FRACTIONS, "final_fraction": MAYBE_FRACTIONS, "update_every": COUNTS},
+    ),
     ("SET", regrow.SET, both, {"per_sign": FLAGS, "epoch_end": FLAGS, "schedule": FUNCTIONS}),
     (
         "SET.original",

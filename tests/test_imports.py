@@ -25,7 +25,7 @@ ROOMS: list[set[str]] = [
     {"weights", "tiles", "data"},
     {"nn"},
     {"sparsity"},
-    {"rewrite", "methods"},
+    {"rewrite", "methods", "optim"},
     {"measure", "tickets", "testing"},
     {"accounting"},
     {"inference"},

@@ -1,11 +1,12 @@
 """Accuracy against latency: dense networks of several widths and sparse ones of several sparsities, on Fashion-MNIST.
 
-    python examples/studies/latency.py [--runs FOLDER] [--out FOLDER] [--seconds S] [key=value ...]
+    python examples/studies/latency.py [--network conv|mlp] [--runs FOLDER] [--out FOLDER] [--seconds S] [key=value ...]
 
-Trains `fashion-conv` (four epochs unless told otherwise), dense at widths from 0.125 to 1 and sparse at width 1 from
-80% to 98%; finished runs are not repeated. Then all networks are timed in turns in one process, one image at a time on
-one thread: dense ones by the fastest of torch, torch channels-last and, where it is installed, ONNX Runtime, sparse
-ones by `regrow.deploy`. Leaves latency.json, latency.png and latency.pdf.
+Trains a network dense at several widths, and sparse at the largest width at several sparsities: `fashion-conv` (four
+epochs unless told otherwise), or `fashion-wide` with hidden layers of 4096 (six epochs). Finished runs are not
+repeated. Then all networks are timed in turns in one process, one image at a time on one thread: dense ones by the
+fastest of torch, torch channels-last and, where it is installed, ONNX Runtime, sparse ones by `regrow.deploy`. Leaves
+latency.json, latency.png and latency.pdf.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -29,21 +31,50 @@ from regrow.app.report import style
 from regrow.app.training.finished import Finished
 from regrow.measure.timing import Watch, interleaved
 
-WIDTHS = (0.125, 0.25, 0.5, 1.0)
-SPARSITIES = (0.8, 0.9, 0.95, 0.98)
-RUNS = {f"dense-{width:g}": ["method=dense", f"model.width={width:g}"] for width in WIDTHS} | {
-    f"sparse-1-{sparsity:g}": [f"sparsify.sparsity={sparsity:g}", "sparsify.storage=compressed"]
-    for sparsity in SPARSITIES
+
+@dataclass(frozen=True)
+class Study:
+    """A network at several widths and sparsities."""
+
+    recipe: tuple[str, ...]
+    """With what is the same in all runs."""
+    widths: tuple[float, ...]
+    sparsities: tuple[float, ...]
+    sparse: Callable[[float], str]
+    """What makes the recipe so sparse."""
+
+    def runs(self) -> dict[str, list[str]]:
+        """Return the arguments of each run by its name."""
+        dense = {f"dense-{width:g}": ["method=dense", f"model.width={width:g}"] for width in self.widths}
+        return dense | {
+            f"sparse-{sparsity:g}": [self.sparse(sparsity), "sparsify.storage=compressed"]
+            for sparsity in self.sparsities
+        }
+
+    def train(self, folder: Path, overrides: list[str]) -> dict[str, Finished]:
+        """Train what is not there yet, and read all of it."""
+        runs = self.runs()
+        for name, own in runs.items():
+            if not (folder / name / "summary.json").exists():
+                command = [sys.executable, "-m", "regrow", "train", *self.recipe, f"out={folder / name}"]
+                subprocess.run([*command, *own, *overrides], check=True)
+        return {name: Finished(folder / name) for name in runs}
+
+
+STUDIES = {
+    "conv": Study(
+        ("fashion-conv", "epochs=4"),
+        (0.125, 0.25, 0.5, 1.0),
+        (0.8, 0.9, 0.95, 0.98),
+        "sparsify.sparsity={:g}".format,
+    ),
+    "mlp": Study(
+        ("fashion-wide", "model.hidden=[4096,4096]"),
+        (0.0625, 0.125, 0.25, 0.5),
+        (0.8, 0.9, 0.95, 0.98, 0.99),
+        lambda sparsity: f"sparsify.distribution={{layers.0: {sparsity:g}, layers.2: {sparsity:g}}}",
+    ),
 }
-
-
-def train(folder: Path, overrides: list[str]) -> dict[str, Finished]:
-    """Train what is not there yet, and read all of it."""
-    for name, own in RUNS.items():
-        if not (folder / name / "summary.json").exists():
-            command = [sys.executable, "-m", "regrow", "train", "fashion-conv", f"out={folder / name}"]
-            subprocess.run([*command, "epochs=4", *own, *overrides], check=True)
-    return {name: Finished(folder / name) for name in RUNS}
 
 
 def onnx_session(model: nn.Module, x: Tensor, folder: Path) -> Callable[[], object]:
@@ -140,12 +171,14 @@ def draw(found: dict[str, Any], out: Path) -> None:
 def main() -> None:
     """Train, measure, draw."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--network", choices=STUDIES, default="conv")
     parser.add_argument("--runs", type=Path, default=Path("runs/latency"))
     parser.add_argument("--out", type=Path, default=Path("runs/latency"))
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
-    found = measure(train(given.runs, given.overrides), given.seconds)
+    runs = STUDIES[given.network].train(given.runs / given.network, given.overrides)
+    found = measure(runs, given.seconds)
     given.out.mkdir(parents=True, exist_ok=True)
     (given.out / "latency.json").write_text(json.dumps(found, indent=2))
     draw(found, given.out)

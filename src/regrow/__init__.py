@@ -7,10 +7,24 @@ from regrow.inference.deploying import deploy
 from regrow.inference.explain import explain
 from regrow.inference.module import Deployed
 from regrow.measure import landscape
-from regrow.methods import ITOP, SET, SNFS, SNIP, Dynamic, GraNet, Method, Pruning, RigL, SetITOP, Static
+from regrow.methods import (
+    ITOP,
+    SET,
+    SNFS,
+    SNIP,
+    Dynamic,
+    GraNet,
+    Method,
+    Pruning,
+    RigL,
+    SelfishRNN,
+    SetITOP,
+    Static,
+)
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse
 from regrow.ops.native import empty_cache
+from regrow.optim import NTASGD, SNTASGD
 from regrow.rewrite.compact import compact
 from regrow.rewrite.compress import compress
 from regrow.rewrite.fold import fold
@@ -26,9 +40,11 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchTiles",
     "ITOP",
+    "NTASGD",
     "SET",
     "SNFS",
     "SNIP",
+    "SNTASGD",
     "Costs",
     "Deployed",
     "Dynamic",
@@ -39,6 +55,7 @@ __all__ = [
     "Pruning",
     "RegrowError",
     "RigL",
+    "SelfishRNN",
     "SetITOP",
     "SparseConv2d",
     "SparseLinear",

@@ -205,16 +205,31 @@ def require_instance(name: str, value: object, kind: type[T], what: str = "", re
     return value
 
 
-def require_model(name: str, value: object) -> nn.Module:
+DEPLOYED = "_regrow_deployed"
+"""Attribute of modules that are for inference alone, which functions that look for parameters would find empty."""
+
+
+def require_model(name: str, value: object, *, runs: bool = False) -> nn.Module:
     """Return `value`, a torch module.
+
+    Args:
+        name: of the argument.
+        value: anything.
+        runs: whether it is only run, so that a deployed network, which has no parameters, will do.
 
     Raises:
         RegrowValueError: naming the argument, what was given and what is allowed.
     """
-    return require_instance(name, value, nn.Module, "a torch.nn.Module")
+    model = require_instance(name, value, nn.Module, "a torch.nn.Module")
+    if not runs and getattr(model, DEPLOYED, False):
+        raise RegrowValueError(
+            f"`{name}` is a deployed network, which runs and has no parameters\n"
+            "Give the network that it was made from."
+        )
+    return model
 
 
-def require_models(name: str, values: object, *, least: int = 1) -> list[nn.Module]:
+def require_models(name: str, values: object, *, least: int = 1, runs: bool = False) -> list[nn.Module]:
     """Return `values`, several torch modules, as a list.
 
     Raises:
@@ -223,7 +238,7 @@ def require_models(name: str, values: object, *, least: int = 1) -> list[nn.Modu
     one = isinstance(values, nn.Module) and not isinstance(values, nn.ModuleList)
     if one or not isinstance(values, Iterable):
         raise RegrowValueError(f"`{name}` must be a list of torch.nn.Module, got {said(values)}")
-    models = [require_model(f"{name}[{place}]", value) for place, value in enumerate(values)]
+    models = [require_model(f"{name}[{place}]", value, runs=runs) for place, value in enumerate(values)]
     if len(models) < least:
         few = "one network" if least == 1 else f"{least} networks"
         raise RegrowValueError(f"`{name}` must hold at least {few}, got {len(models) or 'none'}")

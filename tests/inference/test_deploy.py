@@ -13,12 +13,22 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from inference.deployed import (
+    NETWORKS,
+    Several,
+    deployed_of,
+    network,
+    pruned_by_half,
+    sparse,
+    usual,
+    wanted_of,
+    x,
+)
 from machine import ISAS, using
 from tiny import ENVIRONMENT
 from torch import Tensor, nn
@@ -29,80 +39,6 @@ from regrow.inference import deploying
 from regrow.inference.graph import Connections, Graph
 
 EVERYWHERE = pytest.mark.parametrize("implementation", ["reference", *ISAS])
-
-
-def network(seed: int = 0) -> nn.Sequential:
-    torch.manual_seed(seed)
-    model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1, bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 24, 3, stride=2, padding=1),
-        nn.ReLU6(),
-        nn.AdaptiveAvgPool2d(2),
-        nn.Flatten(),
-        nn.Linear(96, 40),
-        nn.GELU(),
-        nn.Linear(40, 10),
-    )
-    norm: Any = model[1]
-    norm.running_mean.uniform_(-1, 1)
-    norm.running_var.uniform_(0.5, 2)
-    return model
-
-
-def sparse(storage: str = "auto") -> nn.Module:
-    return regrow.sparsify(network(), sparsity=0.8, storage=storage).eval()
-
-
-def pruned() -> nn.Module:
-    """Somebody's dense network whose weights are mostly zero."""
-    model = network().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter *= parameter.abs() > parameter.abs().quantile(0.9)
-    return model
-
-
-def mixed() -> nn.Module:
-    model = regrow.sparsify(network(), sparsity=0.8, include=["3"], storage="masked")
-    return regrow.sparsify(model, sparsity=0.8, include=["7"], storage="compressed").eval()
-
-
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "masked": lambda: sparse("masked"),
-    "compressed": lambda: sparse("compressed"),
-    "fused": lambda: regrow.fuse(sparse("compressed")),
-    "mixed": mixed,
-    "densified": lambda: regrow.densify(sparse()),
-    "pruned": pruned,
-    "dense": lambda: network().eval(),
-    "folded": lambda: regrow.fold(sparse()),
-    "compact": lambda: regrow.compact(sparse()),
-    "wrapped": lambda: nn.DataParallel(sparse()),
-    "double": lambda: sparse("masked").double(),
-}
-x = torch.rand(2, 3, 12, 12)
-
-
-@cache
-def deployed_of(kind: str) -> tuple[nn.Module, regrow.Deployed]:
-    """A network and what it is deployed as; tests change neither."""
-    model = NETWORKS[kind]()
-    return model, regrow.deploy(model, x)
-
-
-@cache
-def usual() -> regrow.Deployed:
-    """A deployed network that tests call, and do not change."""
-    return regrow.deploy(sparse(), x)
-
-
-def wanted_of(model: nn.Module, batch: Tensor) -> Tensor:
-    with torch.no_grad():
-        found: Tensor = copy.deepcopy(model).float()(batch)
-    return found
 
 
 @EVERYWHERE
@@ -154,19 +90,6 @@ def test_the_model_is_left_as_it_is() -> None:
     optimizer.step()
 
 
-class Several(nn.Module):
-    """Takes and returns several tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(6, 4)
-
-    def forward(self, first: Tensor, second: Tensor, *, scale: Tensor, twice: bool = False) -> dict[str, Any]:
-        found = self.layer(first) + second
-        return {"sum": found * scale, "all": [found, (first, None)], "twice": 2 * found if twice else found}
-
-
 def test_arguments_and_outputs_of_any_structure() -> None:
     model = pruned_by_half(Several()).eval()
     a, b, c = torch.rand(3, 6), torch.rand(3, 4), torch.rand(3, 4)
@@ -180,13 +103,6 @@ def test_arguments_and_outputs_of_any_structure() -> None:
         assert isinstance(found["all"][1], tuple)
         assert found["all"][1][1] is None
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
-def pruned_by_half(model: nn.Module) -> nn.Module:
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter *= parameter > 0
-    return model
 
 
 @EVERYWHERE
@@ -386,184 +302,6 @@ def test_what_cannot_be_traced_runs_as_it_did(tmp_path: Path) -> None:
 
 
 # Bad input
-
-
-def in_training() -> nn.Module:
-    return regrow.sparsify(network(), sparsity=0.8)
-
-
-def partly_in_training() -> nn.Module:
-    model = sparse()
-    model.get_submodule("1").train()
-    return model
-
-
-def elsewhere() -> nn.Module:
-    return network().eval().to("meta")
-
-
-def not_finite() -> nn.Module:
-    model = pruned()
-    with torch.no_grad():
-        model.get_parameter("3.weight")[0, 0, 0, 0] = float("inf")
-    return model
-
-
-INT8 = {"precision": "int8"}
-BAD: dict[str, tuple[Callable[[], Any], Any, dict[str, Any], str]] = {
-    "no-model": (lambda: 3, x, {}, r"`model` must be a torch.nn.Module, got 3"),
-    "training": (
-        in_training,
-        x,
-        {},
-        r"`model` must be in evaluation mode, got training mode\nCall model.eval\(\)",
-    ),
-    "training-part": (
-        partly_in_training,
-        x,
-        {},
-        r"in evaluation mode, got training mode \(`1`\)\nCall model.eval",
-    ),
-    "device": (
-        elsewhere,
-        x,
-        {},
-        r"`model` must be on the CPU, .* got `0.weight` on meta\nCall model.to\(\"cpu\"\)",
-    ),
-    "deployed": (usual, x, {}, r"`model` is deployed already\nGive the network"),
-    "example-type": (sparse, "x", {}, r"`example` must be a batch: a tensor, or a list or dictionary"),
-    "example-empty": (
-        sparse,
-        x[:0],
-        {},
-        r"`example` must hold at least one example in its first dimension, got",
-    ),
-    "example-shape": (
-        sparse,
-        torch.rand(2, 4, 12, 12),
-        {},
-        r"`example` does not go through `model`: a tensor of .*4",
-    ),
-    "example-dtype": (sparse, x.long(), {}, r"`example` does not go through `model`: a tensor of int64"),
-    "example-more": (
-        sparse,
-        (x, x),
-        {},
-        r"`example` does not go through `model`: .*takes 2 positional arguments",
-    ),
-    "example-name": (
-        sparse,
-        {"images": x},
-        {},
-        r"`example` does not go through `model`: .*unexpected keyword",
-    ),
-    "precision": (
-        sparse,
-        x,
-        {"precision": "int4"},
-        r"`precision` must be one of float32, bfloat16, int8, got 'int4'",
-    ),
-    "no-calibration": (
-        sparse,
-        x,
-        INT8,
-        r"`calibration` must be a list of batches .* got None\nGive some typical",
-    ),
-    "calibration-one": (
-        sparse,
-        x,
-        {**INT8, "calibration": x},
-        r"`calibration` must be a list of batches .*a tensor",
-    ),
-    "calibration-none": (
-        sparse,
-        x,
-        {**INT8, "calibration": []},
-        r"`calibration` must hold at least one batch",
-    ),
-    "calibration-float": (
-        sparse,
-        x,
-        {"calibration": [x]},
-        r"`calibration` is for `precision` int8, got it with float",
-    ),
-    "calibration-targets": (
-        sparse,
-        x,
-        {**INT8, "calibration": [(x, torch.zeros(2))]},
-        r"`calibration\[0\]`: .* called as in its example, with \(tensor\), got .*\nA batch of training data is",
-    ),
-    "calibration-shape": (
-        sparse,
-        x,
-        {**INT8, "calibration": [x, x[:, :, 1:]]},
-        r"`calibration\[1\]` must be float32 of shape \(N, 3, 12, 12\) on the CPU, got a tensor of float32 of",
-    ),
-    "calibration-nan": (
-        sparse,
-        x,
-        {**INT8, "calibration": [x * float("nan")]},
-        r"`calibration` leads to activations that are not finite, at `.*`\nGive batches of your data",
-    ),
-    "int8-infinite": (
-        not_finite,
-        x,
-        {**INT8, "calibration": [x]},
-        r"`precision` int8 needs finite weights, and those of `3.weight` are not",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_has_its_answer(case: str) -> None:
-    make, example, options, pattern = BAD[case]
-    with pytest.raises(RegrowValueError, match=re.compile(pattern, re.DOTALL)):
-        regrow.deploy(make(), example, **options)
-
-
-CALLS: dict[str, tuple[tuple[Any, ...], dict[str, Any], str]] = {
-    "none": ((), {}, r"called as in its example, with \(tensor\), got \(\)"),
-    "two": ((x, x), {}, r"with \(tensor\), got \(tensor, tensor\)"),
-    "name": ((), {"input": x}, r"with \(tensor\), got \(input=tensor\)"),
-    "type": (([1.0],), {}, r"with \(tensor\), got \(\[1.0\]\)"),
-    "array": ((x.numpy(),), {}, r"called with tensors, got ndarray"),
-    "dtype": (
-        (x.double(),),
-        {},
-        r"`args\[0\]` must be float32 of shape .*float64 of .*\nConvert it: .to\(torch.float32",
-    ),
-    "dims": (
-        (x[0],),
-        {},
-        r"`args\[0\]` must be float32 of shape \(N, 3, 12, 12\) on the CPU.*\nFor another shape",
-    ),
-    "size": (
-        (x[:, :, :, 1:],),
-        {},
-        r"of shape \(N, 3, 12, 12\) .* got .*\(2, 3, 12, 11\)\nFor another shape, deploy",
-    ),
-    "empty": ((x[:0],), {}, r"`args\[0\]` must hold at least one example, got shape \(0, 3, 12, 12\)"),
-    "device": ((x.to("meta"),), {}, r"got .* on meta\nA deployed network runs on the CPU: move it there"),
-    "sparse": ((x.to_sparse(),), {}, r"must be float32 of shape"),
-}
-
-
-@pytest.mark.parametrize("case", CALLS)
-def test_bad_calls_have_their_answer(case: str) -> None:
-    args, kwargs, pattern = CALLS[case]
-    deployed = usual()
-    with pytest.raises(RegrowValueError, match=re.compile(pattern, re.DOTALL)):
-        deployed(*args, **kwargs)
-
-
-def test_batches_of_several_inputs_must_agree() -> None:
-    model = pruned_by_half(Several()).eval()
-    given = {"first": torch.rand(3, 6), "second": torch.rand(3, 4), "scale": torch.rand(3, 4)}
-    deployed = regrow.deploy(model, given)
-    with pytest.raises(
-        RegrowValueError, match="`first`, `second`, `scale` must have equally many examples, got 3, 1, 3"
-    ):
-        deployed(**{**given, "second": torch.rand(1, 4)})
 
 
 @EVERYWHERE

@@ -143,6 +143,8 @@ FILES = {
         layers("{}"),
         r"`into` is sparse where the file is dense: .*\nLoad into a dense model",
     ),
+    "model-gates": (layer(gates=3), r"damaged metadata: the gates of `0.weight` must share its rows evenly"),
+    "model-gates-word": (layer(gates="four"), r"damaged metadata: the gates of `0.weight` must share its"),
     "model-index-type": (
         put(CROW, Tensor.float),
         r"`0.weight_crow` must hold whole numbers, got torch.float32",

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from regrow._torch import ConvNd, ConvTransposeNd
 from regrow.accounting.units import PUBLISHED, Unit
-from regrow.measure.example import Example, run_once
+from regrow.measure.example import Example, first_tensor, run_once
 from regrow.weights.storages import dense_class_of
 
 
@@ -54,7 +54,7 @@ def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention:
             _add(unit, done, module, inputs, named, output, convention)
         if isinstance(module, nn.MultiheadAttention):  # reads the weight of its projection and never calls it
             for unit, done in owners.get(module.out_proj, ()):
-                tokens = _first(output).numel() / unit.shape[1]
+                tokens = first_tensor(output).numel() / unit.shape[1]
                 done.places += tokens
                 done.outputs += tokens * unit.shape[0]
                 done.counted = True
@@ -75,13 +75,6 @@ def trace(model: nn.Module, example: Example, found: Sequence[Unit], convention:
     return work
 
 
-def _first(value: Any) -> Tensor:
-    """Return the first tensor of what a module takes or gives."""
-    while not isinstance(value, Tensor):
-        value = value[0]
-    return value
-
-
 def _add(
     unit: Unit,
     done: Work,
@@ -94,12 +87,12 @@ def _add(
     """Add one call of `module` to the work `done` by a weight of its own; it counts as what it stands for."""
     kind = dense_class_of(module)
     if issubclass(kind, ConvTransposeNd):
-        given = _first(inputs or tuple(named.values()))
-        places, outputs = given.numel() / module.in_channels, float(_first(output).numel())
+        given = first_tensor(inputs or tuple(named.values()))
+        places, outputs = given.numel() / module.in_channels, float(first_tensor(output).numel())
     elif issubclass(kind, ConvNd):
         outputs = float(output.numel())
         if convention == PUBLISHED:
-            given = _first(inputs or tuple(named.values()))
+            given = first_tensor(inputs or tuple(named.values()))
             spatial = len(module.kernel_size)
             outputs /= math.prod(output.shape[-spatial:])
             outputs *= _counter_sizes(module, given.shape[-spatial:])
@@ -109,16 +102,16 @@ def _add(
         places = _attention_places(unit, module, inputs, named)
         outputs = places * unit.shape[0]
     elif issubclass(kind, nn.RNNBase):
-        data = _first(inputs or named["input"])  # the data of a packed sequence, too
+        data = first_tensor(inputs or named["input"])  # the data of a packed sequence, too
         places = data.numel() / data.shape[-1]
         outputs = places * unit.shape[0]
     elif issubclass(kind, nn.RNNCellBase):
-        places = _first(output).numel() / module.hidden_size
+        places = first_tensor(output).numel() / module.hidden_size
         outputs = places * unit.shape[0]
     elif issubclass(kind, nn.Embedding | nn.EmbeddingBag):
         places = outputs = 0.0  # looks up, multiplies nothing
     elif unit.outputs(convention):
-        outputs = float(_first(output).numel())
+        outputs = float(first_tensor(output).numel())
         places = outputs / unit.outputs(convention)
     else:
         return

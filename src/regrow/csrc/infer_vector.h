@@ -3,8 +3,6 @@
 // The weight is read once, and x stays in the nearest cache: the elements of x are picked one by one into a vector, which
 // takes less time than a gather instruction on most machines.
 
-constexpr int64_t AHEAD = 128; // connections that are fetched early
-
 template <Values K> struct ValuesOf;
 template <> struct ValuesOf<Values::float32> {
     typedef float type;
@@ -44,7 +42,13 @@ template <> struct ValuesOf<Values::int8> {
 
 template <class C, int... I>
 inline Lanes picked(const float* x, const C* col, std::integer_sequence<int, I...>) {
-    return Lanes{x[col[I]]...};
+    constexpr int IN_WORD = 8 / int(sizeof(C)); // columns that one load brings
+    uint64_t words[L / IN_WORD];
+    for (int i = 0; i < L / IN_WORD; i++) {
+        __builtin_memcpy(words + i, col + i * IN_WORD, 8);
+        asm("" : "+r"(words[i])); // in a register each: together they would pass through memory
+    }
+    return Lanes{x[C(words[I / IN_WORD] >> (I % IN_WORD * 8 * int(sizeof(C))))]...};
 }
 
 // v with the two halves of each group of 2 N lanes exchanged.
@@ -70,18 +74,19 @@ inline void vector_rows(const Vector& v, int64_t first, int64_t last) {
     for (int64_t r = first; r < last; r++) {
         int64_t j = v.crow[r];
         const int64_t end = v.crow[r + 1];
-        Lanes a{};
+        const auto some = [&](int64_t from) { return ValuesOf<K>::some(values + from) * picked(x, col + from, lanes); };
+        Lanes a{}, b{};
         float sum = 0;
-        for (; j + L <= end; j += L) {
-            __builtin_prefetch(values + j + AHEAD);
-            __builtin_prefetch(col + j + AHEAD);
-            a += ValuesOf<K>::some(values + j) * picked(x, col + j, lanes);
+        for (; j + 2 * L <= end; j += 2 * L) {
+            a += some(j);
+            b += some(j + L);
         }
+        for (; j + L <= end; j += L) a += some(j);
         if (j < end && j + L <= all) // the rest, beside connections of the next row, which are left out
-            a += keep(ValuesOf<K>::some(values + j) * picked(x, col + j, lanes), int(end - j));
+            a += keep(some(j), int(end - j));
         else
             for (; j < end; j++) sum += ValuesOf<K>::one(values[j]) * x[col[j]];
-        sum += sum_of(a);
+        sum += sum_of(a + b);
         if (v.scale) sum *= v.scale[r];
         if (v.bias) sum += v.bias[r];
         if (v.residual) sum += v.residual[r];

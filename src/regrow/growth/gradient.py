@@ -50,6 +50,10 @@ class DenseGradient(ABC):
     def among(self, columns: Tensor) -> DenseGradient:
         """Choose columns by their place, int64 [n], ascending."""
 
+    @abstractmethod
+    def between(self, first: int, end: int) -> DenseGradient:
+        """Choose the rows from `first` on, up to `end`, which are numbered from 0 then."""
+
     def sample(self) -> tuple[Tensor, Tensor]:
         """Copy a few of the rows; returns them and their numbers, int64 [n]."""
         number = max(1, min(max(16, self.rows // 32), 64, self.rows, 8 * TILE // len(self.columns)))
@@ -80,6 +84,9 @@ class Whole(DenseGradient):
     def among(self, columns: Tensor) -> Whole:
         return Whole(self._matrix[:, columns], self.columns[columns])
 
+    def between(self, first: int, end: int) -> Whole:
+        return Whole(self._matrix[first:end], self.columns)
+
 
 class Computed(DenseGradient):
     """The sum of what several operands give, computed a tile at a time.
@@ -90,6 +97,7 @@ class Computed(DenseGradient):
         columns: numbers of those that the operands give.
         dtype: what to compute in.
         reduce: averages a tile over processes.
+        first: the number of the first row in what the operands give.
     """
 
     def __init__(
@@ -99,23 +107,29 @@ class Computed(DenseGradient):
         columns: Tensor,
         dtype: torch.dtype,
         reduce: Reduce | None = None,
+        first: int = 0,
     ) -> None:
         super().__init__(rows, columns)
-        self._operands, self._dtype, self._reduce = operands, dtype, reduce
+        self._operands, self._dtype, self._reduce, self._first = operands, dtype, reduce, first
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
         columns = len(self.columns)
         height = max(1, TILE // columns, min(512, 4 * TILE // columns))  # few rows make a slow product
         memory = self._empty(min(height, self.rows))
         for start in range(0, self.rows, height):
-            yield start, self._put(self._operands, start, memory[: self.rows - start])
+            yield start, self._put(self._operands, self._first + start, memory[: self.rows - start])
 
     def at(self, rows: Tensor) -> Tensor:
-        return self._put([each.in_rows(rows) for each in self._operands], 0, self._empty(len(rows)))
+        chosen = [each.in_rows(rows + self._first) for each in self._operands]
+        return self._put(chosen, 0, self._empty(len(rows)))
 
     def among(self, columns: Tensor) -> Computed:
         operands = [each.among(columns) for each in self._operands]
-        return Computed(operands, self.rows, self.columns[columns], self._dtype, self._reduce)
+        return Computed(operands, self.rows, self.columns[columns], self._dtype, self._reduce, self._first)
+
+    def between(self, first: int, end: int) -> Computed:
+        start = self._first + first
+        return Computed(self._operands, end - first, self.columns, self._dtype, self._reduce, start)
 
     def is_zero(self) -> bool:
         """Return whether all of it is zero, in this process."""

@@ -144,8 +144,6 @@ def _holds_for_one(traced: Graph, model: nn.Module, args: Any, kwargs: Any) -> b
 def _require_ready(model: object) -> nn.Module:
     """Return `model` without the wrappers of torch, once it is known that it can be deployed."""
     model = unwrapped(require_model("model", model))
-    if isinstance(model, Deployed):
-        raise RegrowValueError("`model` is deployed already\nGive the network that it was made from.")
     training = [name for name, module in model.named_modules() if module.training]
     if training:
         which = "" if training[0] == "" else f" (`{training[0]}`)"

@@ -47,24 +47,38 @@ def take(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any], name: str
             f"{_subject(name)} as in its example, with {_described(graph.signature)}, got "
             f"{_described(found)}\n{remedy}"
         )
-    places = list(_places(graph.signature, name))
-    for place, tensor, shape, dtype in zip(places, tensors, graph.shapes, graph.dtypes, strict=True):
-        _check(place, tensor, shape, dtype, graph.dynamic)
-    batches = {len(tensor) for tensor in tensors if tensor.dim()} if graph.dynamic else set()
+    for number, (tensor, shape, dtype) in enumerate(zip(tensors, graph.shapes, graph.dtypes, strict=True)):
+        if not _fits(tensor, shape, dtype, graph.dynamic):
+            raise _misfit(list(_places(graph.signature, name))[number], tensor, shape, dtype, graph.dynamic)
+    batches = {tensor.shape[0] for tensor in tensors if tensor.dim()} if graph.dynamic else set()
     if len(batches) > 1:
         counts = ", ".join(str(len(tensor)) for tensor in tensors if tensor.dim())
-        raise RegrowValueError(f"{', '.join(places)} must have equally many examples, got {counts}")
+        places = ", ".join(_places(graph.signature, name))
+        raise RegrowValueError(f"{places} must have equally many examples, got {counts}")
     return [tensor.detach() for tensor in tensors]
 
 
-def _check(place: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, dynamic: bool) -> None:
-    """Refuse a tensor that the graph was not made for."""
+def _fits(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, dynamic: bool) -> bool:
+    """Check whether the graph was made for such a tensor."""
     free = dynamic and len(shape) > 0
-    fits = tensor.dim() == len(shape) and tuple(tensor.shape[free:]) == shape[free:]
-    if tensor.device.type == "cpu" and tensor.dtype == dtype and tensor.layout == torch.strided and fits:
-        if free and len(tensor) == 0:
-            raise RegrowValueError(f"{place} must hold at least one example, got shape {tuple(tensor.shape)}")
-        return
+    own = tuple(tensor.shape)
+    return (
+        len(own) == len(shape)
+        and own[free:] == shape[free:]
+        and (not free or own[0] > 0)
+        and tensor.is_cpu
+        and tensor.dtype == dtype
+        and tensor.layout == torch.strided
+    )
+
+
+def _misfit(
+    place: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, dynamic: bool
+) -> RegrowValueError:
+    """Make the error for a tensor that the graph was not made for."""
+    free = dynamic and len(shape) > 0
+    if free and tensor.dim() and len(tensor) == 0 and _fits(tensor, (0, *shape[1:]), dtype, False):
+        return RegrowValueError(f"{place} must hold at least one example, got shape {tuple(tensor.shape)}")
     wanted = str(("N", *shape[1:]) if free else shape).replace("'", "")
     name = str(dtype).removeprefix("torch.")
     where = "" if tensor.device.type == "cpu" else f" on {tensor.device}"
@@ -76,7 +90,7 @@ def _check(place: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtyp
         remedy = f"Convert it: .to(torch.{name})."
     else:
         remedy = "For another shape, deploy the network with an example of that shape."
-    raise RegrowValueError(
+    return RegrowValueError(
         f"{place} must be {name} of shape {wanted} on the CPU, got {said(tensor)}{where}\n{remedy}"
     )
 

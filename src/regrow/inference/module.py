@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class Deployed(nn.Module):
         difference: between its outputs for the example and those of the network that it was made of, relative to the
             largest of those where that is more than 1; None for one that was read from a file.
     """
+
+    _regrow_deployed: ClassVar[bool] = True  # `regrow.arguments.DEPLOYED`
 
     def __init__(
         self, graph: Graph | None, network: nn.Module | None = None, reason: str | None = None

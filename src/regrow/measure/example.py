@@ -36,6 +36,13 @@ def run_once(model: nn.Module, example: Example) -> int:
     return batch
 
 
+def first_tensor(value: Any) -> Tensor:
+    """Return the first tensor of what a module takes or gives: a recurrent layer gives its output and its states."""
+    while not isinstance(value, Tensor):
+        value = value[0]
+    return value
+
+
 def _shapes(example: Any) -> str:
     values = example.values() if isinstance(example, Mapping) else example
     values = [example] if isinstance(example, Tensor) else values

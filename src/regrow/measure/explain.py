@@ -17,20 +17,20 @@ from regrow._text import table
 from regrow._torch import ConvNd, TorchDispatchMode, without_modes
 from regrow.arguments import require_model, require_positive
 from regrow.errors import RegrowValueError
-from regrow.measure.example import Example, run_once
+from regrow.measure.example import Example, first_tensor, run_once
 from regrow.measure.timing import Load, Watch, interleaved
 from regrow.nn import SparseLinear, SparseModule
 from regrow.nn.fused import unfuse
+from regrow.nn.recurrent_base import SparseRecurrent
 from regrow.ops.linear import is_laid_out
 from regrow.sparsity.core import densify
 from regrow.sparsity.summary import summary
 from regrow.tiles.tensor import on_convert
-from regrow.weights.record import module_records
 from regrow.weights.views import unwrapped, views
 
 OWN = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, __file__))
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_to_copy")  # read either layout, or are no change of layout
-KINDS = (nn.Linear, ConvNd, SparseModule)
+KINDS = (nn.Linear, ConvNd, nn.RNNBase, SparseModule, SparseRecurrent)
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class LayerTime:
 
     name: str
     shape: tuple[int, ...]
+    """Of its weight; the positions alone where it has several."""
     density: float
     storage: str
     reason: str
@@ -158,7 +159,7 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
     watch, others = _Watch(), Watch()
 
     def before(module: nn.Module, given: tuple[Any, ...]) -> None:
-        if not isinstance(module, KINDS) or not given:
+        if not isinstance(module, KINDS) or not given or not isinstance(given[0], Tensor):
             return
         inputs.setdefault(module, given[0].detach().clone(memory_format=torch.preserve_format))
         if isinstance(module, SparseLinear) and not is_laid_out(given[0].reshape(-1, given[0].shape[-1])):
@@ -183,7 +184,7 @@ def explain(model: nn.Module, example: Example, *, seconds: float = 0.2) -> Expl
 
 
 def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -> Iterator[LayerTime]:
-    """Yield the rows of a layer; none if it was not called, or reads several weights at once."""
+    """Yield the row of a layer; none if it was not called, or is of a kind that is not timed."""
     if given is None:
         return
     own = unfuse(copy.deepcopy(module))
@@ -192,17 +193,17 @@ def _timed(name: str, module: nn.Module, given: Tensor | None, seconds: float) -
     dense = densify(nn.Sequential(copy.deepcopy(own)))
     ways = {"sparse": _step(own, given), "dense": _step(dense, given.contiguous())}
     took = interleaved(ways, seconds=seconds)
-    for weight in views(module):
-        record = module_records(module)[weight.parameter_name]
-        yield LayerTime(
-            name,
-            weight.shape,
-            weight.density,
-            weight.storage,
-            record.reason,
-            1000 * took["sparse"].median,
-            1000 * took["dense"].median,
-        )
+    weights = list(views(module))
+    positions = sum(weight.numel for weight in weights)
+    yield LayerTime(
+        name,
+        weights[0].shape if len(weights) == 1 else (positions,),
+        sum(weight.nnz for weight in weights) / positions,
+        weights[0].storage,
+        weights[0].record.reason,
+        1000 * took["sparse"].median,
+        1000 * took["dense"].median,
+    )
 
 
 def _step(module: nn.Module, given: Tensor) -> Callable[[], object]:
@@ -211,11 +212,11 @@ def _step(module: nn.Module, given: Tensor) -> Callable[[], object]:
     given.requires_grad_(given.is_floating_point())
     wanted = [tensor for tensor in (given, *module.parameters()) if tensor.requires_grad]
     with torch.no_grad():
-        gradient = torch.ones_like(module(given))
+        gradient = torch.ones_like(first_tensor(module(given)))
 
     def run() -> object:
         with torch.enable_grad():
-            return torch.autograd.grad(module(given), wanted, gradient)
+            return torch.autograd.grad(first_tensor(module(given)), wanted, gradient)
 
     return run
 

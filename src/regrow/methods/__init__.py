@@ -8,6 +8,7 @@ from regrow.methods.periodic import Periodic
 from regrow.methods.pruning import Pruning
 from regrow.methods.registry import MethodRecord, register
 from regrow.methods.rigl import RigL
+from regrow.methods.selfish import SelfishRNN
 from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
@@ -25,6 +26,7 @@ __all__ = [
     "Periodic",
     "Pruning",
     "RigL",
+    "SelfishRNN",
     "SetITOP",
     "Static",
     "register",

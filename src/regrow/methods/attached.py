@@ -86,6 +86,11 @@ class Attached(ABC):
         """Return whether the coming step needs the dense gradient."""
 
     @property
+    @abstractmethod
+    def keeps_gates(self) -> bool:
+        """Whether its moves keep the connections of gates that are apart (`regrow.weights.gates`)."""
+
+    @property
     def optimizer(self) -> Optimizer:
         """The optimizer that the method is attached to, without wrappers; it keeps the method, not the other way round.
 

@@ -118,6 +118,10 @@ class Method(Attached):
         """Whether updates have been asked for beside the schedule: the run may then go on past `total_steps`."""
         return False
 
+    @property
+    def keeps_gates(self) -> bool:
+        return type(self).update is Method.update
+
     def is_update(self, step: int) -> bool:
         """Return whether the topology is updated at this step."""
         return False

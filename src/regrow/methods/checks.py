@@ -93,6 +93,11 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attache
             raise RegrowRuntimeError(
                 f"`{weight.name}` is driven by a method already: {driver!r}\nCall its detach() first."
             )
+        if weight.record.gates > 1 and not method.keeps_gates:
+            raise RegrowValueError(
+                f"{type(method).__name__} moves whole weights, and the gates of `{weight.name}` are apart.\nUse "
+                "regrow.sparsify(..., gates='together'), or derive the method from Dynamic or Periodic."
+            )
         allowed = storages_of(type(method))
         if weight.storage not in allowed:
             why = (

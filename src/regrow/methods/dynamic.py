@@ -13,12 +13,13 @@ from regrow.arguments import require_choice, require_count, require_fraction, re
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.methods import criteria, schedules
 from regrow.methods.base import UpdateRecord
-from regrow.methods.periodic import Move, Periodic
+from regrow.methods.periodic import Periodic
 from regrow.methods.state import PREFIX
 from regrow.ops.csr import are_positions, have_common
 from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight, hook_of
+from regrow.weights.gates import Move
 
 EXPLORE = f"{PREFIX}explore"
 """Entry of ``param_groups[0]``: the fraction of the exploration step that is asked for, 0 once it is done."""

@@ -13,6 +13,7 @@ from regrow.methods import schedules
 from regrow.methods.state import PREFIX
 from regrow.sparsity import distributions
 from regrow.weights import SparseWeight
+from regrow.weights.gates import parts
 
 INITIAL = f"{PREFIX}initial_"
 """Prefix of the entries of ``param_groups[0]`` that hold the connections each weight started with."""
@@ -104,7 +105,7 @@ class Final:
 
     def remember_start(self, optimizer: Optimizer) -> None:
         """Keep what each weight starts with, where the optimizer does not know it from a run before."""
-        for weight in self._weights:
+        for weight in parts(self._weights):
             optimizer.param_groups[0].setdefault(INITIAL + weight.name, weight.nnz)
 
     def sparsity(self, group: Sequence[SparseWeight]) -> float:
@@ -112,8 +113,10 @@ class Final:
         if not isinstance(self._given, dict):
             return self._given
         if len(group) == 1:
-            return self._given[group[0].name]
-        kept = sum(distributions.connections(weight.shape, self._given[weight.name]) for weight in group)
+            return self._given[group[0].record.name]
+        kept = sum(
+            distributions.connections(weight.shape, self._given[weight.record.name]) for weight in group
+        )
         return 1 - kept / sum(weight.numel for weight in group)
 
     def connections(self, optimizer: Optimizer, group: Sequence[SparseWeight], share: float) -> int:

@@ -13,13 +13,13 @@ from regrow.arguments import require_choice, require_fraction
 from regrow.errors import warn
 from regrow.methods.formulas import pruning_levels
 from regrow.methods.gradual import Descent, Final
-from regrow.methods.periodic import Move
 from regrow.methods.registry import parameters_of, register
 from regrow.methods.rigl import RigL
 from regrow.methods.schedules import DropSchedule
 from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
+from regrow.weights.gates import Move, parts
 
 SCOPES = ("global", "layer")
 INTERVALS = 64
@@ -129,7 +129,7 @@ class GraNet(RigL):
         )
         self.start_step = self.descent.start
         self.final = Final(self.weights, self.final_sparsity)
-        self.final.check(self._groups(self.weights))
+        self.final.check(self._groups(parts(self.weights)))
 
     def _note_start(self) -> None:
         self.final.remember_start(self.optimizer)

@@ -12,11 +12,9 @@ from regrow.methods import checks, schedules
 from regrow.methods.base import Method, UpdateRecord
 from regrow.methods.state import PREFIX
 from regrow.weights import SparseWeight
+from regrow.weights.gates import Move, parts, wholes
 
 EXPLORED = f"{PREFIX}explored"
-
-Move = tuple[SparseWeight, Tensor, Tensor]
-"""A weight, which of its connections go (as for `SparseWeight.update`), and the positions that come."""
 
 
 class Periodic(Method):
@@ -72,7 +70,12 @@ class Periodic(Method):
         checks.warn_of_no_update(self)
 
     def moves(self, step: int, weights: list[SparseWeight]) -> list[Move]:
-        """Return what goes and what comes in each layer; nothing is changed yet."""
+        """Return what goes and what comes in each layer; nothing is changed yet.
+
+        Args:
+            step: the optimizer step, counted from 0.
+            weights: what has connections of its own: the layers, and the gates of those whose gates are apart.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define moves")
 
     def fraction(self, step: int) -> float:
@@ -99,6 +102,10 @@ class Periodic(Method):
         ever = sum(w.nnz if seen is None else w.numel * w.explored_share(seen) for w, seen in known)
         return ever / sum(weight.numel for weight in self.weights)
 
+    @property
+    def keeps_gates(self) -> bool:
+        return True  # `moves` is told of each gate
+
     def is_update(self, step: int) -> bool:
         time = step + self.ahead
         return time >= self.begin_step and schedules.is_update_step(time, self.update_every, self.end_step)
@@ -116,7 +123,7 @@ class Periodic(Method):
 
     def update(self, step: int, weights: list[SparseWeight]) -> UpdateRecord:
         """Choose in every layer first, then move: where a gradient is not finite, nothing has happened yet."""
-        layers, moves = {}, self.moves(step, weights)
+        layers, moves = {}, wholes(self.moves(step, parts(weights)))
         self._moves = any(len(drop) or len(grow) for _, drop, grow in moves)
         for weight, drop, grow in moves:
             before = weight.nnz

@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 from regrow.methods import criteria
 from regrow.methods.gradual import Descent, Final
-from regrow.methods.periodic import Move, Periodic
+from regrow.methods.periodic import Periodic
 from regrow.methods.registry import register
 from regrow.ops.select import top
 from regrow.weights import SparseWeight
+from regrow.weights.gates import Move, parts
 
 
 @register(
@@ -78,7 +79,7 @@ class Pruning(Periodic):
 
     def _aim(self) -> None:
         self.final = Final(self.weights, self.final_sparsity)
-        self.final.check([[weight] for weight in self.weights])
+        self.final.check([[weight] for weight in parts(self.weights)])
 
     def _note_start(self) -> None:
         self.final.remember_start(self.optimizer)

@@ -143,7 +143,7 @@ class SNFS(Dynamic):
         """Compute the mean magnitude [n] of each layer's average."""
         averages = [self._average(weight) for weight in weights]
         means = [
-            float((weight.take(average) if weight.nnz else average).abs().mean())
+            float((weight.take(average) if weight.nnz else weight.rows_of(average)).abs().mean())
             for weight, average in zip(weights, averages, strict=True)
         ]
         return torch.tensor(means, dtype=torch.float64, device="cpu")

@@ -7,6 +7,7 @@ from regrow.nn.dense import TiledConv2d
 from regrow.nn.linear import SparseLinear
 from regrow.nn.norm import FusedBatchNorm2d
 from regrow.nn.owner import CompressedModule
+from regrow.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
 from regrow.tiles.tensor import BatchTiles
 
 __all__ = [
@@ -14,7 +15,10 @@ __all__ = [
     "CompressedModule",
     "FusedBatchNorm2d",
     "SparseConv2d",
+    "SparseGRU",
+    "SparseLSTM",
     "SparseLinear",
     "SparseModule",
+    "SparseRNN",
     "TiledConv2d",
 ]

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regrow.arguments import require_flag, require_tensor
-from regrow.errors import RegrowRuntimeError, RegrowValueError
+from regrow.errors import RegrowValueError
 from regrow.nn.owner import CompressedModule
-from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.csr import Csr, are_positions
 from regrow.ops.listener import Listener
-from regrow.weights.forward import ensure_hooks
 
 LIMIT = 2**31 - 1
 INDEX = tuple(f"weight_{part}" for part in Csr._fields)
@@ -52,18 +49,7 @@ class SparseModule(CompressedModule):
             if not 0 < size <= LIMIT:
                 raise RegrowValueError(f"`{name}` must be in [1, 2^31 - 1], got {size}")
         require_flag("bias", bias)
-        require_tensor("positions", positions, floating=False)
-        require_tensor("values", values)
-        if len(positions) > LIMIT:
-            raise RegrowValueError(
-                f"`positions` must hold at most 2^31 - 1 connections, got {len(positions)}"
-            )
-        _check_positions(positions, math.prod(shape))
-        if values.shape != positions.shape or not values.is_floating_point():
-            raise RegrowValueError(
-                f"`values` must be floating point of shape {tuple(positions.shape)}, as `positions`, "
-                f"got {values.dtype} of shape {tuple(values.shape)}"
-            )
+        require_connections(math.prod(shape), positions, values)
         self.own("weight", shape, positions, values)
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
@@ -71,16 +57,10 @@ class SparseModule(CompressedModule):
     @property
     def weight(self) -> Tensor:
         """The weight in its dense shape, read-only (`regrow.nn.weight.WeightView`); gradients reach the values."""
-        ensure_hooks(self)
-        return dense_weight(self) if torch.compiler.is_compiling() else WeightView(self)
+        return self.view_of("weight")
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "weight":
-            raise RegrowRuntimeError(
-                "`weight` of a layer in compressed storage is read-only and cannot be replaced or tied.\n"
-                "Do it before regrow.sparsify, or use storage='masked'."
-            )
-        super().__setattr__(name, value)
+    def shape_of(self, name: str) -> torch.Size:
+        return self._weight_shape
 
     def reset_parameters(self) -> None:
         """Draw the values of the connections, and the bias, as the dense layer draws them; the topology stays."""
@@ -124,8 +104,24 @@ class SparseModule(CompressedModule):
         return f"connections={'?' if crow.is_meta else int(crow[-1])}"
 
 
-def _check_positions(positions: Tensor, size: int) -> None:
+def require_connections(size: int, positions: object, values: object, of: str = "") -> None:
+    """Check the connections of a weight with so many positions; `of` follows the arguments' names in messages.
+
+    Raises:
+        RegrowValueError: positions that do not ascend or fit, or values that do not belong to them.
+    """
+    positions = require_tensor(f"positions{of}", positions, floating=False)
+    values = require_tensor(f"values{of}", values)
     if positions.dim() != 1:
-        raise RegrowValueError(f"`positions` must have one dimension, got shape {tuple(positions.shape)}")
+        raise RegrowValueError(f"`positions{of}` must have one dimension, got shape {tuple(positions.shape)}")
+    if len(positions) > LIMIT:
+        raise RegrowValueError(
+            f"`positions{of}` must hold at most 2^31 - 1 connections, got {len(positions)}"
+        )
     if not are_positions(positions, size):
-        raise RegrowValueError(f"`positions` must be int64, ascending without repetition, in [0, {size})")
+        raise RegrowValueError(f"`positions{of}` must be int64, ascending without repetition, in [0, {size})")
+    if values.shape != positions.shape or not values.is_floating_point():
+        raise RegrowValueError(
+            f"`values{of}` must be floating point of shape {tuple(positions.shape)}, as `positions{of}`, "
+            f"got {values.dtype} of shape {tuple(values.shape)}"
+        )

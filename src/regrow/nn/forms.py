@@ -6,6 +6,8 @@ from torch import nn
 
 from regrow.nn.conv import SparseConv2d
 from regrow.nn.linear import SparseLinear
+from regrow.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
+from regrow.nn.recurrent_base import SparseRecurrent, recurrent_names, why_not
 from regrow.weights.compressed import CompressedWeight
 from regrow.weights.storages import Form
 
@@ -16,6 +18,10 @@ def _why_not(conv: nn.Conv2d) -> str | None:
     if conv.padding_mode != "zeros":
         return f"a convolution with padding_mode={conv.padding_mode!r} has no compressed form"
     return None
+
+
+def _recurrent(kind: type[SparseRecurrent]) -> Form:
+    return Form(kind, kind.from_dense, lambda own, dense: own.to_dense(dense), recurrent_names, True, why_not)
 
 
 CompressedWeight.forms = {
@@ -30,4 +36,7 @@ CompressedWeight.forms = {
         restore=lambda sparse, dense: sparse.to_conv(dense["weight"]),
         why_not=_why_not,
     ),
+    nn.GRU: _recurrent(SparseGRU),
+    nn.LSTM: _recurrent(SparseLSTM),
+    nn.RNN: _recurrent(SparseRNN),
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from regrow.errors import RegrowRuntimeError
+from regrow.nn.weight import WeightView, dense_weight
 from regrow.ops.csr import Csr
 from regrow.ops.listener import Listener
 from regrow.weights.compressed import to_csr, unseen
@@ -52,10 +53,37 @@ class CompressedModule(nn.Module):
         wrap_savers()
         return parameter
 
+    def shape_of(self, name: str) -> torch.Size:
+        """Return the dense shape of the weight called `name`."""
+        record = module_records(self).get(name)
+        if record is not None:
+            return torch.Size(record.shape)
+        index = self.index_of(name)
+        return torch.Size((len(index.crow) - 1, len(index.crow_t) - 1))
+
     def index_of(self, name: str) -> Csr:
         """Return the index of the weight called `name`."""
         own = self.__dict__
         return Csr(*(own[f"{name}_{part}"] for part in Csr._fields))
+
+    def view_of(self, name: str) -> Tensor:
+        """Return the weight called `name` in its dense shape, read-only (`regrow.nn.weight.WeightView`).
+
+        Gradients reach the values. An attribute of that name gives it too.
+        """
+        ensure_hooks(self)
+        return dense_weight(self, name) if torch.compiler.is_compiling() else WeightView(self, name)
+
+    def __getattr__(self, name: str) -> Any:
+        return self.view_of(name) if name in self.__dict__.get("_owned", ()) else super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self._owned:
+            raise RegrowRuntimeError(
+                f"`{name}` of a layer in compressed storage is read-only and cannot be replaced or tied.\n"
+                "Do it before regrow.sparsify, or use storage='masked'."
+            )
+        super().__setattr__(name, value)
 
     def listener_of(self, name: str) -> Listener | None:
         """Return who wants the operands of backward passes through a weight, in eager mode.
@@ -78,6 +106,12 @@ class CompressedModule(nn.Module):
             RegrowRuntimeError: an input of another dtype than the weight's, or a topology that other code has changed.
         """
         ensure_hooks(self)
+        return self._in_dtype(name, input, bias)
+
+    def _in_dtype(
+        self, name: str, input: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return what `operands` does; the forward pass has called `ensure_hooks`."""
         values: Tensor = self._parameters[f"{name}_values"]  # type: ignore[assignment]  # in less time than by attribute
         kind = input.device.type
         if torch.is_autocast_enabled(kind) and values.dtype != torch.float64:

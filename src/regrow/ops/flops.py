@@ -55,6 +55,21 @@ def count_linear_kernels() -> None:
         register_flop_formula(torch.ops.regrow_native.linear_backward, get_raw=True)(_linear_backward_kernel)
 
 
+def count_scan_operators() -> None:
+    """Register the operators of `regrow.ops.recurrent`."""
+
+    @register_flop_formula(torch.ops.regrow.sparse_scan, get_raw=True)
+    def _(
+        gates: Tensor, h: Tensor, c: Any, values: Tensor, bias: Any, crow: Tensor, *_: Any, **__: Any
+    ) -> int:
+        return _product(gates, values, crow)
+
+    @register_flop_formula(torch.ops.regrow.sparse_scan_backward, get_raw=True)
+    def _(gradient: Tensor, *args: Any, **_: Any) -> int:
+        gates, values, crow, needs = args[1], args[4], args[6], args[-1]
+        return int(1 + needs[3]) * _product(gates, values, crow)
+
+
 def _conv(connections: int, geometry: Sequence[int], window: Sequence[Any], products: int) -> int:
     """Count two for each connection, image and pixel of the output, in each product."""
     output = Window(*window).output(Geometry(*geometry))

@@ -54,7 +54,7 @@ def _forward(
     return reference.forward(input, values, bias, index, activation, keep)
 
 
-def _backward(
+def backward(
     gradient: Tensor,
     input: Tensor,
     kept: Tensor | None,
@@ -94,13 +94,13 @@ def _differentiable_gradients(
     needs: Sequence[bool],
     listener: Listener | None,
 ) -> tuple[Tensor | None, ...]:
-    """Return what `_backward` does, but differentiable; `output` is needed for a ReLU."""
+    """Return what `backward` does, but differentiable; `output` is needed for a ReLU."""
     flops.count_linear_kernels()
 
     layer = twice.Bilinear(
         lambda x, v: _forward(x, v, None, index, "none", False)[0],
-        lambda g, v: _backward(g, input.detach(), None, v, index, "none", (True, False, False), None)[0],
-        lambda g, x: _backward(g, x, None, values.detach(), index, "none", (False, True, False), listener)[1],
+        lambda g, v: backward(g, input.detach(), None, v, index, "none", (True, False, False), None)[0],
+        lambda g, x: backward(g, x, None, values.detach(), index, "none", (False, True, False), listener)[1],
         index,
     )
     if _keeps_input(activation):
@@ -159,7 +159,7 @@ def sparse_linear(
     return output.reshape(shape), kept.reshape(shape) if keep else kept
 
 
-def _symbolic(like: Tensor, features: int) -> Tensor:
+def symbolic(like: Tensor, features: int) -> Tensor:
     """Make what `reference.empty` does for a compiler, asking nothing that would hold for some batches only."""
     *lead, _ = like.shape
     strides = [math.prod(lead[i + 1 :]) for i in range(len(lead))]
@@ -175,7 +175,7 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     _check(input, values, bias, index, activation)
     rows = len(index.crow) - 1
-    return _symbolic(input, rows), _symbolic(input, rows) if _keeps_input(activation) else input.new_empty(0)
+    return symbolic(input, rows), symbolic(input, rows) if _keeps_input(activation) else input.new_empty(0)
 
 
 @torch.library.custom_op(
@@ -202,7 +202,7 @@ def sparse_linear_backward(
     _check(input, values, None, index, activation)
     flat_kept = None if kept is None else _flat(kept)
     listener = listener_of(index.crow)
-    input_gradient, *rest = _backward(
+    input_gradient, *rest = backward(
         _flat(gradient), _flat(input), flat_kept, values, index, activation, needs, listener
     )
     return (input_gradient.reshape(input.shape) if needs[0] else input_gradient, *rest)  # type: ignore[return-value]
@@ -212,7 +212,7 @@ def sparse_linear_backward(
 def _(gradient: Tensor, input: Tensor, kept: Tensor | None, values: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     need_input, need_values, need_bias = rest[-1]
     return (
-        _symbolic(input, input.shape[-1]) if need_input else input.new_empty(0),
+        symbolic(input, input.shape[-1]) if need_input else input.new_empty(0),
         torch.empty_like(values) if need_values else values.new_empty(0),
         input.new_empty(gradient.shape[-1] if need_bias else 0),
     )
@@ -269,25 +269,21 @@ class _Direct(torch.autograd.Function):
         kept = before if keep else output if activation == "relu" else None
         ctx.save_for_backward(input, kept, values, index.crow, bias if keep else None)
         ctx.index, ctx.activation, ctx.listener = index, activation, listener
-        ctx.written = _written(index) if needed else 0
+        ctx.written = written(index) if needed else 0
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         needs: tuple[bool, bool, bool] = ctx.needs_input_grad[:3]
         input, kept, values, _, bias = ctx.saved_tensors
-        if _written(ctx.index) != ctx.written:
-            raise RegrowRuntimeError(
-                "the index of a compressed weight was overwritten between the forward and the backward pass.\n"
-                "Call backward before anything writes to weight_col, weight_crow_t, weight_row_t or weight_order."
-            )
+        check_unwritten(ctx.index, ctx.written)
         how = (ctx.index, ctx.activation, needs, ctx.listener)
         if torch.is_grad_enabled():
             return (
                 *_differentiable_gradients(gradient, input, kept, values, bias, *how),
                 *[None] * 3,
             )
-        of_input, of_values, of_bias = _backward(gradient, input, kept, values, *how)
+        of_input, of_values, of_bias = backward(gradient, input, kept, values, *how)
         return (
             of_input if needs[0] else None,
             of_values if needs[1] else None,
@@ -298,10 +294,23 @@ class _Direct(torch.autograd.Function):
         )
 
 
-def _written(index: Csr) -> int:
+def written(index: Csr) -> int:
     """Count how often columns and mirrored index have been written to."""
     _, col, crow_t, row_t, order = index
     return col._version + crow_t._version + row_t._version + order._version
+
+
+def check_unwritten(index: Csr, count: int) -> None:
+    """Refuse an index that has been written to since `written` gave `count`.
+
+    Raises:
+        RegrowRuntimeError: it has been.
+    """
+    if written(index) != count:
+        raise RegrowRuntimeError(
+            "the index of a compressed weight was overwritten between the forward and the backward pass.\n"
+            "Call backward before anything writes to weight_col, weight_crow_t, weight_row_t or weight_order."
+        )
 
 
 class _LaidOut(torch.autograd.Function):

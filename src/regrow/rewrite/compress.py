@@ -15,7 +15,8 @@ from regrow.arguments import require_model, require_optimizer
 from regrow.errors import RegrowRuntimeError
 from regrow.sparsity.layers import Layer, why_not_stored
 from regrow.weights import CompressedWeight, SparseWeight, stamp, views
-from regrow.weights.attach import attach, attach_loading, detach
+from regrow.weights.attach import attach, attach_loading, detach, note
+from regrow.weights.record import module_records
 from regrow.weights.replaced import note_replaced
 from regrow.weights.views import refuse_driven, settle
 
@@ -82,7 +83,10 @@ def _compress(model: nn.Module, found: list[tuple[Layer, SparseWeight]], optimiz
         )
         for _, weight in found
     ]  # the state through containers too
+    beside = [(name, own) for name, own in module_records(dense).items() if own.view is None]
     detach(dense)
+    for name, own in beside:
+        note(module, name, own)
     model.get_submodule(parent).register_module(child, module)
     for old, record, moved in former:
         new = CompressedWeight(module, record.parameter_name).parameter

@@ -32,6 +32,9 @@ from regrow.weights.replaced import note_replaced
 from regrow.weights.storages import STORAGES, form_of
 from regrow.weights.views import named_weights, refuse_driven, settle
 
+APART = "apart"
+GATES = ("together", APART)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,6 +45,7 @@ class Plan:
     positions: Tensor
     storage: str
     reason: str
+    gates: int
 
 
 def sparsify(
@@ -54,6 +58,7 @@ def sparsify(
     init: str | Mapping[str, Tensor] | Criterion | None = None,
     rescale: bool | None = None,
     storage: str | Mapping[str, str] = "auto",
+    gates: str = "together",
     seed: int = 0,
 ) -> nn.Module:
     """Make `model` sparse in place, with exact counts; build the optimizer afterwards.
@@ -84,6 +89,10 @@ def sparsify(
         storage: ``"masked"``, ``"compressed"``, or ``"auto"``: compressed where that is faster on the device that
             the model is on, masked elsewhere (`regrow.sparsity.storage`; `summary` says why); or
             ``{weight name: storage}``.
+        gates: of recurrent weights, in which a block of rows is a gate: ``"together"`` makes one weight of all gates,
+            so that connections move between them (the cell weight redistribution of Selfish-RNN, arXiv 2101.09048);
+            ``"apart"`` shares the weight's connections evenly among its gates, and each gate is to methods a weight by
+            itself. With masks or a ``"global"`` choice as `init`, each gate keeps what that gives it.
         seed: of the random topology; the same seed and layer name give the same topology anywhere.
 
     Returns:
@@ -102,6 +111,7 @@ def sparsify(
     if not isinstance(storage, Mapping):
         require_choice("storage", storage, choices(), others=", or {weight name: one of them}")
     distributions.require_distribution(distribution, (distributions.GLOBAL,))
+    require_choice("gates", gates, GATES)
     init_, seed = require_init(init), require_seed("seed", seed)
     scaled = None if rescale is None else require_flag("rescale", rescale)
     layers = find_layers(model)
@@ -110,7 +120,13 @@ def sparsify(
     if include is None and not isinstance(distribution, Mapping):
         warn_of_unlike(layers, chosen)
     shapes = {layer.weight_name: layer.shape for layer in chosen}
-    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init_, seed)
+    number = {layer.weight_name: layer.gates if gates == APART else 1 for layer in chosen}
+    if gates == APART and max(number.values()) == 1:
+        raise RegrowValueError(
+            f"`gates` is 'apart', but none of {list(number)} has several gates: allowed are weights of nn.LSTM, nn.GRU "
+            "and their cells.\nLeave `gates` out."
+        )
+    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init_, seed, number)
     if init is None and looks_trained(model, [layer.parameter for layer in chosen]):
         warn(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest, "
@@ -125,15 +141,15 @@ def sparsify(
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
     plans = [
-        Plan(layer, asked[name], positions.pop(name), *stored[name])
+        Plan(layer, asked[name], positions.pop(name), *stored[name], number[name])
         for layer, name in zip(chosen, names, strict=True)
     ]
     if is_on_meta(model):
-        materialize(model, [plan.layer.module for plan in plans if not STORAGES[plan.storage].is_dense])
+        materialize(model, [plan.layer for plan in plans if not STORAGES[plan.storage].is_dense])
     planned = {plan.layer.weight_name for plan in plans}
     for together in _by_module(plans):  # positions are given up one by one
         _apply(model, together, bool(scaled))
-    _note_dense(layers, planned, dense_because)
+    _note_dense(model, layers, planned, dense_because)
     attach_loading(model)
     return model
 
@@ -180,20 +196,23 @@ def _apply(model: nn.Module, plans: list[Plan], rescale: bool) -> None:
             weight.hold(plan.positions)
         else:
             note_replaced(old, weight.parameter, plan.layer.weight_name)
-        shape = tuple(old.shape)
-        attach(module, name, Record(plan.layer.weight_name, shape, plan.asked, plan.storage, plan.reason))
+        shape, layer = tuple(old.shape), plan.layer.weight_name
+        attach(module, name, Record(layer, shape, plan.asked, plan.storage, plan.reason, plan.gates))
     if reads_weights(parent):
         attach_reader(parent)
 
 
-def _note_dense(layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]) -> None:
+def _note_dense(
+    model: nn.Module, layers: list[Layer], planned: set[str], dense_because: dict[str, str | None]
+) -> None:
     """Note the layers that stay dense, so that `summary` can say why."""
     for layer in layers:
-        if layer.weight_name not in planned and layer.parameter_name not in module_records(layer.module):
+        module = model.get_submodule(layer.name)  # which may have taken the place of `layer.module`
+        if layer.weight_name not in planned and layer.parameter_name not in module_records(module):
             record = Record(
                 layer.weight_name, layer.shape, 1.0, "dense", dense_because[layer.weight_name] or ""
             )
-            note(layer.module, layer.parameter_name, record)
+            note(module, layer.parameter_name, record)
 
 
 def densify(model: nn.Module) -> nn.Module:

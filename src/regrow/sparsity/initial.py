@@ -38,8 +38,9 @@ def initial_topology(
     distribution: str | distributions.Distribution | Mapping[str, float],
     init: str | Mapping[str, Tensor] | Criterion,
     seed: int,
+    gates: Mapping[str, int],
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return the density asked for and initial positions of each chosen weight."""
+    """Return the density asked for and initial positions of each chosen weight, with so many `gates` apart."""
     says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
     if says_all != (sparsity is None):
         what = (
@@ -60,7 +61,7 @@ def initial_topology(
     sparsities = _sparsities(chosen, shapes, sparsity, distribution, (distributions.GLOBAL,))
     counts = {name: distributions.connections(shapes[name], s) for name, s in sparsities.items()}
     return {name: 1 - s for name, s in sparsities.items()}, _initial(
-        model, chosen, shapes, counts, init, seed
+        model, chosen, shapes, counts, init, seed, gates
     )
 
 
@@ -144,20 +145,42 @@ def _initial(
     counts: dict[str, int],
     init: str | Criterion,
     seed: int,
+    gates: Mapping[str, int],
 ) -> dict[str, Tensor]:
+    shares = {name: _shares(name, count, gates[name]) for name, count in counts.items()}
     if init == "random":
-        return {
-            layer.weight_name: sample(
-                counts[layer.weight_name],
-                math.prod(layer.shape),
-                generator(seed, "topology", layer.weight_name),
-            ).to(_home(layer))
-            for layer in chosen
-        }
+        return {layer.weight_name: _random(layer, shares[layer.weight_name], seed) for layer in chosen}
     scores = _scores(model, chosen, shapes, init)
     if getattr(init, "per_layer", True):
-        return {name: top(scores[name].reshape(-1), count) for name, count in counts.items()}
+        return {name: _best_of_each(scores[name], own) for name, own in shares.items()}
     return _best_of_all(scores, sum(counts.values()))
+
+
+def _shares(name: str, count: int, gates: int) -> list[int]:
+    """Share `count` connections evenly among the gates of a weight; the first ones get what remains."""
+    if count < gates:
+        raise RegrowValueError(
+            f"`gates` is 'apart', but `{name}` would get {count} connections for {gates} gates, allowed is at least "
+            "one for each\nGive a lower sparsity, or gates='together'."
+        )
+    return [count // gates + (gate < count % gates) for gate in range(gates)]
+
+
+def _random(layer: Layer, shares: list[int], seed: int) -> Tensor:
+    """Draw so many positions of each gate of a layer's weight."""
+    size = math.prod(layer.shape) // len(shares)
+    drawn = []
+    for gate, count in enumerate(shares):
+        own = generator(seed, "topology", layer.weight_name, *([gate] if len(shares) > 1 else []))
+        drawn.append(sample(count, size, own).add_(gate * size))
+    return torch.cat(drawn).to(_home(layer))
+
+
+def _best_of_each(scores: Tensor, shares: list[int]) -> Tensor:
+    """Find the positions with so many of the best scores of each gate."""
+    of_gates = scores.reshape(len(shares), -1)
+    found = [top(own, count) for own, count in zip(of_gates, shares, strict=True)]
+    return torch.cat([own.add_(gate * of_gates.shape[1]) for gate, own in enumerate(found)])
 
 
 def _scores(

@@ -16,7 +16,7 @@ from regrow.errors import RegrowValueError, warn
 from regrow.sparsity import uses
 from regrow.weights import views
 from regrow.weights.forward import before_forward
-from regrow.weights.storages import STORAGES
+from regrow.weights.storages import STORAGES, dense_class_of
 
 GAIN = "a gain of weight_norm, not the weight"
 NOT_WEIGHTS = ("bias", "not the weight", GAIN)
@@ -53,6 +53,13 @@ class Layer:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.parameter.shape)
+
+    @property
+    def gates(self) -> int:
+        """How many gates of a recurrent cell the weight holds, one below the other; 1 for any other weight."""
+        if not isinstance(self.module, nn.RNNBase | nn.RNNCellBase):
+            return 1
+        return max(1, self.shape[0] // self.module.hidden_size)
 
 
 Owners = dict[int, list[tuple[str, nn.Module]]]
@@ -123,7 +130,7 @@ def _by_kind(
         return "not the weight" if parameter_name != "weight" else "depthwise" if depthwise else None
     if isinstance(module, nn.MultiheadAttention):
         return None if parameter_name in PROJECTIONS else "bias"
-    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+    if issubclass(dense_class_of(module), nn.RNNBase | nn.RNNCellBase):
         names = recurrent_weights(module)
         weight = parameter_name.startswith("weight_")
         return None if weight and parameter_name in names else "not the weight" if weight else "bias"
@@ -230,10 +237,10 @@ def why_not_stored(storage: str, layer: Layer, model: nn.Module, beside: Mapping
     form = forms.get(type(module))
     if form is None:
         return f"{type(module).__name__} has no {storage} form"
-    if reason := form.why_not(module):
+    if reason := form.why_not_with(module, beside, storage):
         return reason
-    if beside != dict.fromkeys(form.weights, storage):
-        return f"{type(module).__name__} has a {storage} form with {', '.join(form.weights)} alone"
+    if sparse := [w.parameter_name for w in views(module) if w.parameter_name not in beside]:
+        return f"{', '.join(sparse)} beside it is sparse already"
     if module is model:
         return "the model itself cannot be replaced in place"
     if parametrize.is_parametrized(module):

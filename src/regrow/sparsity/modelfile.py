@@ -71,6 +71,11 @@ def layers_in(file: object, text: str | None) -> dict[str, dict[str, Any]]:
             raise RegrowValueError(
                 f"`file` {file} has damaged metadata: the shape of `{name}` must be whole numbers\n{AGAIN}"
             )
+        gates = layer.get("gates", 1)
+        if type(gates) is not int or gates < 1 or (shape and shape[0] % gates):
+            raise RegrowValueError(
+                f"`file` {file} has damaged metadata: the gates of `{name}` must share its rows evenly\n{AGAIN}"
+            )
         if storage not in STORAGES:
             raise RegrowValueError(
                 f"`file` {file}: the storage of `{name}` must be one of {', '.join(STORAGES)}, got "

@@ -53,6 +53,8 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
     for base, weight in sparse.items():
         tensors.update(to_csr(base, weight.shape, weight.positions(), weight.values()))
         layers[base] = {"shape": list(weight.shape), "storage": weight.storage, "asked": weight.record.asked}
+        if weight.record.gates > 1:
+            layers[base]["gates"] = weight.record.gates
     strange = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
     if strange:
         raise RegrowRuntimeError(
@@ -92,8 +94,8 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
 def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> nn.Module:
     """Read a sparse model's file or state dict into a model of the same architecture, in place, whole or not at all.
 
-    A model that is sparse already keeps its storage, and takes the file's topology and number of connections; a
-    dense one is made sparse as the file says.
+    A model that is sparse already keeps its storage and whether its gates are apart, and takes the file's topology and
+    number of connections; a dense one is made sparse as the file says.
 
     Args:
         file: a file of `save`, the ``model.safetensors`` of ``save_pretrained``, or a state dict of a sparse model
@@ -137,6 +139,8 @@ def put(
     if not sparse_weights(model):
         storage = {name: layer["storage"] for name, layer in layers.items()}
         sparsify(model, include=[escape(name) for name in found], init=found, storage=storage)
+        for name, weight in named_weights(model):
+            weight.record.gates = layers[name].get("gates", 1)
     model.load_state_dict(tensors, strict=False)  # only names of what is tied to another weight are missing
 
 

@@ -33,6 +33,9 @@ CHANNELS = 16
 CONVOLUTIONS = 0.5
 """Density of all sparse convolutions together up to which batch tiles pay."""
 
+RECURRENT = (128, 0.25)
+"""Units from which on a recurrent layer wins, up to this density of its sparse weights together."""
+
 
 def choices() -> tuple[str, ...]:
     """List what `sparsify` takes as the storage of all weights."""
@@ -115,8 +118,12 @@ def choose_storages(
     together = _why_masked_convolutions(convolutions, connections)
     for layer in layers:
         if not against[layer.weight_name]:
-            convolution = isinstance(layer.module, nn.Conv2d)
-            own = together if convolution else _why_masked(layer, connections[layer.weight_name])
+            if isinstance(layer.module, nn.Conv2d):
+                own = together
+            elif isinstance(layer.module, nn.RNNBase):
+                own = _why_masked_recurrent([y for y in layers if y.module is layer.module], connections)
+            else:
+                own = _why_masked(layer, connections[layer.weight_name])
             against[layer.weight_name] = own
     for layer in layers:  # weights of one module go together too
         owned = [against[y.weight_name] for y in layers if y.module is layer.module]
@@ -134,6 +141,8 @@ def _why_no_kernel(layer: Layer) -> str | None:
     large = min(rows, columns) >= narrowest and rows * columns >= smallest
     if isinstance(layer.module, nn.Conv2d):
         reasons = backends.why_not(backends.CONV, layer.parameter)
+    elif isinstance(layer.module, nn.RNNBase):
+        reasons = backends.why_not(backends.LINEAR, layer.parameter)
     else:
         reasons = (backends.unfit if large else backends.why_not)(backends.LINEAR, layer.parameter)
     return "; ".join(reasons) or None
@@ -158,4 +167,14 @@ def _why_masked_convolutions(layers: Sequence[Layer], connections: Mapping[str, 
     size = sum(math.prod(layer.shape) for layer in layers)
     if sum(connections[layer.weight_name] for layer in layers) > CONVOLUTIONS * size:
         return f"convolutions are faster masked at a density above {CONVOLUTIONS:g} together"
+    return None
+
+
+def _why_masked_recurrent(layers: Sequence[Layer], connections: Mapping[str, int]) -> str | None:
+    units, limit = RECURRENT
+    if any(layer.shape[1] < units for layer in layers if layer.parameter_name.startswith("weight_hh")):
+        return "too small to be faster compressed"
+    size = sum(math.prod(layer.shape) for layer in layers)
+    if sum(connections[layer.weight_name] for layer in layers) > limit * size + len(layers):
+        return f"recurrent layers are faster masked at a density above {limit:g} together"
     return None

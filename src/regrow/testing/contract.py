@@ -15,11 +15,11 @@ from torch.optim import SGD, Optimizer
 from regrow.arguments import said
 from regrow.errors import RegrowError
 from regrow.methods import Dynamic
-from regrow.methods.periodic import Move
 from regrow.sparsity.core import sparsify
 from regrow.sparsity.distributions import whole_share
 from regrow.testing.runs import STEPS, Case, Run, network
 from regrow.weights import SparseWeight, sparse_weights
+from regrow.weights.gates import Move
 
 
 @contextmanager

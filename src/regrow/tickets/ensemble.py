@@ -31,7 +31,7 @@ class Ensemble(nn.Module):
 
     def __init__(self, models: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.members = nn.ModuleList(require_models("models", models))
+        self.members = nn.ModuleList(require_models("models", models, runs=True))
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
         outputs = [member(*inputs, **named) for member in self.members]

@@ -51,7 +51,7 @@ def probabilities(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
     Raises:
         RegrowValueError: no batch.
     """
-    require_model("model", model)
+    require_model("model", model, runs=True)
     require_iterable("batches", batches, "batches (inputs, targets)")
     modes = {module: module.training for module in model.modules()}
     found, wanted = [], []
@@ -162,7 +162,7 @@ def overlap(models: Sequence[nn.Module]) -> Tensor:
     Raises:
         RegrowValueError: networks of different architectures, or one without connections.
     """
-    models = require_models("models", models)
+    models = require_models("models", models, runs=True)
     check_alike(models)
     topologies = [{name: weight.positions() for name, weight in named_weights(model)} for model in models]
     sizes = [sum(len(positions) for positions in topology.values()) for topology in topologies]

@@ -7,20 +7,19 @@ it. These are attributes, not buffers: code that averages, broadcasts or swaps b
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from regrow._torch import dispatch_modes, is_flat
 from regrow.errors import RegrowRuntimeError
 from regrow.ops import sketch
 from regrow.weights import aside, stamp
-from regrow.weights.grown import GrownWeight
 from regrow.weights.hook import driver_of, hook_of
+from regrow.weights.reading import ReadWeight
+from regrow.weights.reading import as_matrix as as_matrix
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import not_whole
 
@@ -28,12 +27,7 @@ if TYPE_CHECKING:
     from regrow.weights.storages import Form
 
 
-def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
-    """Return the rows and columns of a weight of any shape: the first dimension, and all the others."""
-    return shape[0], math.prod(shape[1:])
-
-
-class SparseWeight(GrownWeight):
+class SparseWeight(ReadWeight):
     """One sparse weight of a module.
 
     Args:
@@ -66,16 +60,6 @@ class SparseWeight(GrownWeight):
     def shape(self) -> tuple[int, ...]:
         """The dense shape."""
         return self.record.shape
-
-    @property
-    def numel(self) -> int:
-        """Positions of the dense shape."""
-        return math.prod(self.shape)
-
-    @property
-    def density(self) -> float:
-        """Active connections over positions."""
-        return self.nnz / self.numel
 
     @property
     def stored_name(self) -> str:
@@ -158,58 +142,11 @@ class SparseWeight(GrownWeight):
         """Take topology and values, which were loaded, for known."""
         self.remember()
 
-    @property
-    @abstractmethod
-    def nnz(self) -> int:
-        """Number of active connections."""
-
-    @abstractmethod
-    def positions(self) -> Tensor:
-        """Return the positions of the active connections, int64 [nnz]."""
-
-    def survivors(self, drop: Tensor) -> Tensor:
-        """Return the positions of the active connections but for those that `drop` names by index, ascending, int64."""
-        stays = torch.ones(self.nnz, dtype=torch.bool, device=drop.device)
-        stays[drop] = False
-        return self.positions()[stays]
-
-    @abstractmethod
-    def take(self, tensor: Tensor) -> Tensor:
-        """Return the entries of the active connections [nnz], from a tensor of the parameter's shape (a copy)."""
-
     @abstractmethod
     def take_former(self, tensor: Tensor, before: Tensor) -> Tensor:
         """Return the entries [n] of the connections that were at positions `before` [n] when `tensor` was the
         parameter's.
         """
-
-    def values(self) -> Tensor:
-        """Return the values of the active connections [nnz] (a copy)."""
-        return self.take(self.parameter.detach())
-
-    def magnitudes(self) -> Tensor:
-        """Return the absolute values of the active connections [nnz] (a copy)."""
-        return self.values().abs_()
-
-    def to_dense(self) -> Tensor:
-        """Return the weight as a dense tensor of `shape`, zero where inactive (a copy)."""
-        return self.in_dense(self.positions(), self.values())
-
-    def mask(self) -> Tensor:
-        """Return the topology as a boolean tensor of `shape` (a copy)."""
-        positions = self.positions()
-        return self.in_dense(positions, torch.ones_like(positions, dtype=torch.bool))
-
-    def in_dense(self, positions: Tensor, values: Tensor) -> Tensor:
-        """Make a tensor of `shape` with `values` [n] at `positions` [n], zero elsewhere."""
-        flat = torch.zeros(self.numel, dtype=values.dtype, device=values.device)
-        flat[positions] = values
-        return flat.view(self.shape)
-
-    def fan_in(self) -> Tensor:
-        """Return the active connections of each row, int64 [rows]."""
-        rows, columns = as_matrix(self.shape)
-        return torch.bincount(self.positions() // columns, minlength=rows)
 
     @abstractmethod
     def restrict(self, gradient: Tensor) -> Tensor:

@@ -85,6 +85,12 @@ class GradientHook:
         """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
 
     @property
+    def weight(self) -> SparseWeight | None:
+        """The view of the parameter, or None where the module is gone."""
+        module = self._module()
+        return None if module is None else self._view(module, self._parameter_name)
+
+    @property
     def driving(self) -> Driver | None:
         """The method that drives the parameter now, or None."""
         return None if self.driver is None else self.driver()
@@ -209,6 +215,12 @@ def hook_of(parameter: Tensor) -> GradientHook | None:
         if isinstance(hook, GradientHook):
             return hook
     return None
+
+
+def weight_of(parameter: Tensor) -> SparseWeight | None:
+    """Find the sparse weight whose parameter this is, or None."""
+    hook = hook_of(parameter)
+    return None if hook is None else hook.weight
 
 
 def driver_of(parameter: Tensor) -> Driver | None:

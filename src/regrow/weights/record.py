@@ -58,6 +58,8 @@ class Record:
     """``masked``, ``compressed`` or ``dense``."""
     reason: str = ""
     """Why the weight is stored as it is, where that needs a word."""
+    gates: int = 1
+    """Blocks of rows, of one size, that each keep their own number of connections (`regrow.weights.gates`)."""
     fingerprint: int = 0
     """`SparseWeight.fingerprint` when regrow last changed or checked the topology."""
     code: tuple[float, ...] = ()

@@ -134,7 +134,10 @@ class StampedWeight(SparseWeight):
             return
         if trained and (driver is None or driver.step):
             return
-        usual = 1 / math.sqrt(3 * as_matrix(self.shape)[1])
+        fan = getattr(
+            self.module, "hidden_size", as_matrix(self.shape)[1]
+        )  # torch's recurrent layers go by units
+        usual = 1 / math.sqrt(3 * fan)
         times = float(self.values().square().mean().sqrt()) / usual
         if not 0.5 < times < 2:
             self.record.warn_once(

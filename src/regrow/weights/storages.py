@@ -36,10 +36,23 @@ class Form:
     whose values are not the dense module's own."""
     restore: Callable[[Any, Mapping[str, Tensor]], nn.Module]
     """``(module, dense weights by parameter name) -> dense module``."""
-    weights: tuple[str, ...] = ("weight",)
-    """Names of its weights, which are stored together or not at all."""
+    weights: tuple[str, ...] | Callable[[Any], tuple[str, ...]] = ("weight",)
+    """Names of its weights, or what tells them of a dense module; they are stored together or not at all."""
+    others: bool = False
+    """Whether the module's other weights may be stored so beside them, or stay dense."""
     why_not: Callable[[Any], str | None] = lambda module: None
     """Why one dense module cannot be stored so, or None."""
+
+    def why_not_with(self, module: nn.Module, stored: Mapping[str, str], storage: str) -> str | None:
+        """Say why a dense module cannot be stored so with what is `stored` of its weights by name, or return None."""
+        if reason := self.why_not(module):
+            return reason
+        names = self.weights(module) if callable(self.weights) else self.weights
+        fits = set(names) <= stored.keys() if self.others else set(names) == stored.keys()
+        if fits and all(kind == storage for kind in stored.values()):
+            return None
+        beside = "and what is sparse beside them" if self.others else "alone"
+        return f"{type(module).__name__} has a {storage} form with {', '.join(names)} {beside}"
 
 
 def register(storage: S) -> S:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from regrow.measure.example import first_tensor
 from regrow.measure.timing import interleaved
 
 
@@ -52,13 +53,13 @@ def _step(layer: nn.Module, given: Tensor) -> Callable[[], None]:
     """Return a training step of a copy of `layer` alone."""
     layer = copy.deepcopy(layer)
     leaf = given.detach().requires_grad_(given.requires_grad)
-    gradient = torch.ones_like(layer(leaf))
+    gradient = torch.ones_like(first_tensor(layer(leaf)))
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.0, momentum=0.9, fused=True)
 
     def one() -> None:
         optimizer.zero_grad()
         leaf.grad = None
-        layer(leaf).backward(gradient)
+        first_tensor(layer(leaf)).backward(gradient)
         optimizer.step()
 
     return one

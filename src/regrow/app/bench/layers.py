@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from regrow.app.bench.conv import Convolution
 from regrow.app.bench.dense import Make, Way, dense_ways, formatted
-from regrow.app.bench.linear import Linear
 from regrow.app.bench.rows import Comparison, Settings
 from regrow.measure.timing import Watch, interleaved
 from regrow.sparsity.distributions import connections
+
+
+class Kind(Protocol):
+    """A layer that can be measured: `regrow.app.bench.linear.Linear` and others."""
+
+    @property
+    def size(self) -> int:
+        """Positions of its weights."""
+
+    def flops(self, connections: int, batch: int) -> float:
+        """Count the FLOPs of a forward pass with this many connections."""
+
+    def dense(self, dtype: torch.dtype) -> nn.Module:
+        """Return the dense layer."""
+
+    def sparse(self, dense: nn.Module, sparsity: float) -> nn.Module:
+        """Return `dense` with compressed storage; `dense` stays as it is."""
+
+    def example(self, batch: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return an input and a gradient of the output, in torch's own layout."""
+
+    def laid_out(self, tensor: Tensor) -> Tensor:
+        """Return `tensor` as sparse layers of this kind hand it to each other."""
 
 
 def forward(layer: nn.Module, x: Tensor, gradient: Tensor) -> Way:
@@ -34,9 +56,7 @@ PASSES: dict[str, tuple[Callable[[nn.Module, Tensor, Tensor], Way], int]] = {
 """How each is done, and its FLOPs over those of a forward pass."""
 
 
-def measure(
-    layer: Linear | Convolution, batch: int, sparsities: Sequence[float], settings: Settings
-) -> list[Comparison]:
+def measure(layer: Kind, batch: int, sparsities: Sequence[float], settings: Settings) -> list[Comparison]:
     """Measure `layer` at one batch size and each sparsity, each side on inputs in its own layout."""
     x, gradient = layer.example(batch, settings.dtype)
     own = layer.laid_out(x), layer.laid_out(gradient)

@@ -17,7 +17,7 @@ from regrow.app.bench.rows import Settings, Step
 from regrow.app.recipes import Part, find
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.measure.timing import Watch, interleaved
-from regrow.weights import sparse_weights
+from regrow.weights import SparseWeight, sparse_weights
 
 RATE = 1e-4
 """So small that the networks stay what they were at the start."""
@@ -141,7 +141,7 @@ def measure(network: Network, sparsities: Sequence[float], settings: Settings) -
     for sparsity in sparsities:
         model = network.sparsify(network.build(), sparsity).to(settings.dtype)
         flops[sparsity], sparse[str(sparsity)] = _flops(model, x), step(model, x)
-        densities[sparsity] = {w.name.rpartition(".")[0]: w.density for w in sparse_weights(model)}
+        densities[sparsity] = _densities(model)
     ways = dense_ways(lambda model, form: step(model, formatted(x, form)), dense, settings)
     watch = Watch()
     took = interleaved({**ways, **sparse}, seconds=settings.seconds * (len(ways) + len(sparse)))
@@ -156,6 +156,14 @@ def measure(network: Network, sparsities: Sequence[float], settings: Settings) -
         return Step(network.name, len(x), sparsity, "step", flops[sparsity], times, own, load, limit)
 
     return [row(sparsity) for sparsity in sparsities]
+
+
+def _densities(model: nn.Module) -> dict[str, float]:
+    """Return the density of each sparse layer, of all its sparse weights together, by its name."""
+    layers: dict[str, list[SparseWeight]] = {}
+    for weight in sparse_weights(model):
+        layers.setdefault(weight.name.rpartition(".")[0], []).append(weight)
+    return {name: sum(w.nnz for w in own) / sum(w.numel for w in own) for name, own in layers.items()}
 
 
 def _flops(model: nn.Module, x: Tensor) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from regrow.app.bench import inference, layers, memory, networks, scale, updates
+from regrow.app.bench import inference, layers, memory, networks, recurrent, scale, updates
 from regrow.app.bench.conv import Convolution, convolutions
 from regrow.app.bench.linear import Linear, linears
 from regrow.app.bench.rows import Case, Settings
@@ -38,6 +38,8 @@ class Standard:
     """Width and batch."""
     zoo: tuple[tuple[str, tuple[int, ...]], ...]
     """Networks whose steps are measured, and the sizes of their inputs."""
+    texts: tuple[tuple[recurrent.Text, tuple[int, ...]], ...]
+    """Recurrent networks whose steps are measured, with the batches of each."""
     updated: tuple[Linear, ...]
     remembered: tuple[Linear, ...]
     """Layers whose memory is measured."""
@@ -65,6 +67,11 @@ FULL = Standard(
     sparsities=(0.5, 0.8, 0.9, 0.95, 0.98, 0.99),
     mlps=((1024, 100), (4096, 128)),
     zoo=(("wrn-22-2", (128, 3, 32, 32)), ("vgg16", (128, 3, 32, 32)), ("resnet50", (32, 3, 64, 64))),
+    texts=(
+        (recurrent.Text("char-gru", 256, 128), (32, 128)),
+        (recurrent.Text("stacked-lstm", 256, 35), (20, 128)),
+        (recurrent.Text("stacked-lstm", 10_000, 35), (20, 128)),
+    ),
     updated=(Linear(1024, 1024), Linear(4096, 4096)),
     remembered=(Linear(16384, 16384),),
     sizes=scale.SIZES,
@@ -80,6 +87,7 @@ QUICK = replace(
     sparsities=(0.8, 0.9, 0.99),
     mlps=((1024, 100),),
     zoo=(),
+    texts=((recurrent.Text("char-gru", 256, 128), (32,)),),
     updated=(Linear(1024, 1024),),
     remembered=(Linear(4096, 4096),),
     sizes=scale.SIZES[:5],
@@ -92,6 +100,8 @@ DEEP = (0.9,)
 """The sparsity at which memory and scale are measured unless others are named."""
 TRAINED = (0.8, 0.9, 0.95)
 """Those at which inference is."""
+OF_TEXT = (0.75, 0.9, 0.95, 0.98)
+"""Those at which recurrent networks are."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +257,18 @@ class Given:
             partial(networks.measure, network, sparsities, self.settings),
         )
 
+    def recurrent(self) -> list[Case]:
+        """Plan training steps of recurrent networks, and their recurrent layers alone."""
+        sparsities = self.sparsities or OF_TEXT
+        return [
+            Case(
+                f"recurrent layers and training steps of {text}, batch {size}",
+                partial(recurrent.measure, text, size, sparsities, self.settings),
+            )
+            for text, batches in self.standard.texts
+            for size in self.batches or batches
+        ]
+
     def updates(self) -> list[Case]:
         """Plan topology updates."""
         sparsities = self.sparsities or self.standard.sparsities
@@ -301,12 +323,13 @@ WHAT: dict[str, Callable[[Given], list[Case]]] = {
     "layers": Given.layers,
     "convolutions": Given.convolutions,
     "steps": Given.steps,
+    "recurrent": Given.recurrent,
     "updates": Given.updates,
     "memory": Given.memory,
     "scale": Given.scale,
     "inference": Given.inference,
 }
-ASKED = ("scale", "inference")
+ASKED = ("recurrent", "scale", "inference")
 """Those that are measured only where they are named: they take long."""
 
 

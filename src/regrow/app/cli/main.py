@@ -293,8 +293,9 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="A,B",
-            help="layers, convolutions, steps (of training), updates, memory, scale, inference (of many engines). "
-            "Default: what is named by --linear, --conv or --model, else all but scale and inference.",
+            help="layers, convolutions, steps (of training), recurrent, updates, memory, scale, inference (of many "
+            "engines). Default: what is named by --linear, --conv or --model, else all but recurrent, scale and "
+            "inference.",
         ),
     ] = None,
     threads: Annotated[int | None, typer.Option(help="Default: torch's own; in inference one too.")] = None,
