@@ -84,7 +84,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gpt": {"depth": 2, "dim": 48},
 }
 RECURRENT = {"char-gru", "stacked-lstm", "rhn", "on-lstm", "awd-lstm"}
-"""The engine has no recurrent layers."""
+"""What is torch's own in them stays so: the tests of the networks compare them as they are deployed."""
 
 
 @pytest.mark.parametrize("name", [name for name in models() if name not in RECURRENT])

@@ -349,6 +349,29 @@ def test_highway_and_ordered_layers_train_alike_in_both_storages() -> None:
         torch.testing.assert_close(models[0](tokens()), models[1](tokens()))
 
 
+@pytest.mark.parametrize("name", ["char-gru", "rhn", "on-lstm"])  # torch's LSTM needs AVX-512 for it
+def test_autocast_and_bfloat16(name: str) -> None:
+    model, text = small(name).float().eval(), tokens()
+    exact, state = model.with_state(text)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(text, model.with_state(text)[1])
+    torch.testing.assert_close(found.float(), model(text, state), atol=0.03, rtol=0.05)
+    half = model.bfloat16()
+    found, state = half.with_state(text)
+    assert {found.dtype, *(leaf.dtype for leaf in tree_leaves(state))} == {torch.bfloat16}
+    torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.05)
+
+
+@every
+def test_deployed(name: str) -> None:
+    model = regrow.sparsify(small(name).float(), 0.5, storage="masked").eval()
+    deployed = regrow.deploy(model, tokens())
+    for seed in range(2):
+        torch.testing.assert_close(
+            deployed(tokens(seed=seed)), model(tokens(seed=seed)), atol=1e-5, rtol=1e-4
+        )
+
+
 def test_a_highway_step_by_hand() -> None:
     torch.manual_seed(0)
     layer, x = RecurrentHighway(3, 4, 2, 0.0).double(), torch.randn(2, 2, 3).double()

@@ -34,7 +34,7 @@ class RecurrentHighway(nn.Module):
             for step, linear in enumerate(self.recurrent):
                 gates = linear(h * kept)
                 new, transfer = (gates if step else gates + given).chunk(2, -1)
-                h = torch.lerp(h, new.tanh(), transfer.sigmoid())
+                h = h + transfer.sigmoid() * (new.tanh() - h)
             outputs.append(h)
         return torch.stack(outputs, 1), h.unsqueeze(0)
 
