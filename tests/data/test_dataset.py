@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from regrow.data import Dataset, check_dataset, order
+from regrow.data import Dataset, check_dataset, order, streams
 from regrow.errors import RegrowValueError
 
 GOOD = Dataset(
@@ -55,3 +55,15 @@ def test_data_that_does_not_fit(change, text):
 def test_something_else_is_no_data():
     with pytest.raises(RegrowValueError, match=r"`data` own:data returned a tuple without train_inputs"):
         check_dataset((1, 2), "own:data")
+
+
+@pytest.mark.parametrize(("size", "count"), [(12, 4), (13, 4), (7, 7), (9, 1)])
+def test_streams_go_on_from_batch_to_batch(size, count):
+    for epoch in range(4):
+        found = streams(5, epoch, size, count)
+        assert found.tolist() == streams(5, epoch, size, count).tolist()
+        assert len(found.unique()) == len(found) == size // count * count
+        batches = found.view(-1, count)
+        assert torch.equal(batches[1:], (batches[:-1] + 1) % size)
+    firsts = {int(streams(seed, epoch, size, count)[0]) for seed in (0, 1) for epoch in range(20)}
+    assert firsts == set(range(size))

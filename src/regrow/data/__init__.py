@@ -7,12 +7,24 @@ from dataclasses import dataclass
 
 from regrow.data.augment import Augment
 from regrow.data.cifar import cifar10, cifar100
+from regrow.data.corpora import penn_treebank, wikitext2, wikitext103
 from regrow.data.corruptions import CORRUPTIONS, MISSING, corrupt, corrupted
-from regrow.data.dataset import Dataset, Tensors, check_dataset, order, prepared, spread
+from regrow.data.dataset import (
+    Dataset,
+    Tensors,
+    check_dataset,
+    has_validation,
+    order,
+    prepared,
+    spread,
+    streams,
+)
 from regrow.data.idx import read_idx
 from regrow.data.images import image_folder
 from regrow.data.mnist import fashion_mnist, idx
+from regrow.data.samples import Samples
 from regrow.data.text import Text, gcide, python_source, text
+from regrow.data.vocabulary import Vocabulary
 from regrow.data.whole import ImageFiles, in_files
 
 
@@ -66,7 +78,7 @@ _RECORDS = [
         "text",
         text,
         "any file or folder",
-        "bytes of a text, the next of which is predicted",
+        "bytes, characters or words of a text, the next of which is predicted",
         is_text=True,
     ),
     DataRecord(
@@ -81,6 +93,27 @@ _RECORDS = [
         gcide,
         "Debian package dict-gcide (GPL)",
         "Webster's dictionary, 40 million bytes of English",
+        is_text=True,
+    ),
+    DataRecord(
+        "wikitext-2",
+        wikitext2,
+        "Merity et al. 2016, arXiv 1609.07843",
+        "2 million words of Wikipedia, 33,278 different ones; or their characters or bytes",
+        is_text=True,
+    ),
+    DataRecord(
+        "wikitext-103",
+        wikitext103,
+        "Merity et al. 2016, arXiv 1609.07843",
+        "103 million words of Wikipedia, 267,735 different ones; or their characters or bytes",
+        is_text=True,
+    ),
+    DataRecord(
+        "ptb",
+        penn_treebank,
+        "Mikolov's simple-examples.tgz",
+        "Penn Treebank: 0.9 million words, 10,000 different ones; or 5 million characters",
         is_text=True,
     ),
 ]
@@ -98,8 +131,10 @@ __all__ = [
     "Dataset",
     "ImageFiles",
     "MISSING",
+    "Samples",
     "Tensors",
     "Text",
+    "Vocabulary",
     "check_dataset",
     "cifar10",
     "cifar100",
@@ -108,13 +143,18 @@ __all__ = [
     "datasets",
     "fashion_mnist",
     "gcide",
+    "has_validation",
     "idx",
     "image_folder",
     "in_files",
     "order",
+    "penn_treebank",
     "prepared",
     "python_source",
     "read_idx",
     "spread",
+    "streams",
     "text",
+    "wikitext103",
+    "wikitext2",
 ]

@@ -24,7 +24,9 @@ class Tensors(Protocol):
 
     Optional are a method ``prepare(inputs) -> Tensor``: what the model takes, of a batch of the inputs as they are
     kept, without which they are the same; and an attribute ``task``, a `regrow.app.tasks.Task`, for data that are not
-    to be classified: targets are then whatever it takes, and there are no `classes`.
+    to be classified: targets are then whatever it takes, and there are no `classes`. So are ``validation_inputs`` and
+    ``validation_targets``, which a recipe tests with ``validation: own``; and a true ``streams``, for examples that are
+    windows of a text in its order: batches then are those of places that move on through it together.
     """
 
     @property
@@ -126,7 +128,8 @@ def check_dataset(data: object, where: str) -> Tensors:
         )
     found = cast(Tensors, data)
     classes = require_count("classes", found.classes) if classified else 0
-    for split in ("train", "test"):
+    parts = ["train", "test", *(["validation"] if has_validation(found) else [])]
+    for split in parts:
         inputs, targets = getattr(data, f"{split}_inputs"), getattr(data, f"{split}_targets")
         require_tensor(f"{split}_targets", targets)
         if not isinstance(inputs, Sized):
@@ -138,7 +141,7 @@ def check_dataset(data: object, where: str) -> Tensors:
             )
         if not classified:
             continue
-        if targets.dtype not in (torch.int64, torch.uint8) or targets.dim() not in (1, 2):
+        if targets.dtype not in (torch.int64, torch.int32, torch.uint8) or targets.dim() not in (1, 2):
             raise RegrowValueError(
                 f"`data` {where}: `{split}_targets` must be int64 class numbers of shape [N] or [N, T], "
                 f"got {targets.dtype} of shape {list(targets.shape)}"
@@ -151,11 +154,33 @@ def check_dataset(data: object, where: str) -> Tensors:
     return found
 
 
+def has_validation(data: Tensors) -> bool:
+    """Return whether `data` have a part of their own for validation."""
+    return getattr(data, "validation_inputs", None) is not None
+
+
 def order(seed: int, epoch: int, size: int) -> Tensor:
     """Return the order in which an epoch sees its examples, int64 [size]: a pure function of its arguments."""
     seed, epoch = require_seed("seed", seed), require_count("epoch", epoch, least=0)
     size = require_count("size", size, least=0)
     return torch.randperm(size, generator=generator(seed, "data order", epoch), device="cpu")
+
+
+def streams(seed: int, epoch: int, size: int, count: int) -> Tensor:
+    """Return the order in which an epoch sees windows of a text in `count` streams side by side: a pure function.
+
+    The text is a ring, cut into `count` stretches of ``S = size // count`` windows, from a place on that differs from
+    epoch to epoch. Row b of batch s is window s of stretch b, so that row b of the next batch goes on where it ends.
+
+    Returns:
+        int64 [S * count], batch after batch; ``size % count`` windows are left out.
+    """
+    seed, epoch = require_seed("seed", seed), require_count("epoch", epoch, least=0)
+    size, count = require_count("size", size), require_count("count", count)
+    steps = size // count
+    first = torch.randint(size, (1,), generator=generator(seed, "streams", epoch), device="cpu")
+    starts = first + steps * torch.arange(count, device="cpu")
+    return ((starts + torch.arange(steps, device="cpu")[:, None]) % size).flatten()
 
 
 def spread(tensor: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Text as bytes: what comes after each of them is to be predicted."""
+"""Text by bytes, characters or words: what comes after each of them is to be predicted."""
 
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,40 +12,87 @@ import torch
 from torch import Tensor
 
 from regrow._places import cache
-from regrow.arguments import require_count, require_path, require_text
+from regrow.arguments import require_count, require_flag, require_path, require_text
 from regrow.data.dataset import Dataset
 from regrow.data.packed import read_packed
+from regrow.data.vocabulary import (
+    BYTES,
+    UNKNOWN,
+    Vocabulary,
+    decoded,
+    numbered,
+    require_unit,
+    with_vocabulary,
+)
 from regrow.errors import RegrowValueError
-
-SYMBOLS = 256
-"""Texts are bytes, so every file can be read, and networks of all texts have one shape."""
 
 _GCIDE = Path("/usr/share/dictd/gcide.dict.dz")
 
 
 @dataclass(frozen=True)
 class Text(Dataset):
-    """Windows of a text. Inputs and targets [N, T] share the text's memory, the targets one byte further on."""
+    """Windows of a text, in its order. Inputs and targets [N, T] share the text's memory, the targets one symbol
+    further on.
+
+    Args:
+        validation_inputs, validation_targets: of the part for validation.
+        vocabulary: what the numbers stand for.
+        streams: whether a batch is windows of as many places of the text, and the next batch those that come after
+            them, so that a network can carry its state from batch to batch; else windows are shuffled.
+    """
+
+    validation_inputs: Tensor | None = None
+    validation_targets: Tensor | None = None
+    vocabulary: Vocabulary = BYTES
+    streams: bool = False
 
     def prepare(self, inputs: Tensor) -> Tensor:
         """Convert symbols to int64 [B, T]."""
         return inputs.long()
 
+    def unknown(self) -> dict[str, float]:
+        """Return the share of each part's symbols that are not in the vocabulary."""
+        number = self.vocabulary.index.get(UNKNOWN)
+        parts = {
+            "train": self.train_targets,
+            "validation": self.validation_targets,
+            "test": self.test_targets,
+        }
+        return {
+            name: 0.0 if number is None else int((part == number).sum()) / part.numel()
+            for name, part in parts.items()
+            if part is not None
+        }
 
-def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = None) -> Text:
-    """Return the bytes of a file, or of all files of a folder in the order of their names; ``.gz`` and ``.dz`` are
+
+def text(
+    path: str,
+    length: int = 128,
+    pattern: str = "*",
+    limit: int | None = None,
+    unit: str = "bytes",
+    vocabulary: int | None = None,
+    streams: bool = False,
+) -> Text:
+    """Return the text of a file, or of all files of a folder in the order of their names; ``.gz`` and ``.dz`` are
     unpacked.
 
-    The first 90% train, the last 5% test; the 5% between them are left for a validation of your own.
+    The first 90% train, the next 5% validate, the last 5% test.
 
     Args:
         path: the file or folder; ``~`` is the home directory.
-        length: bytes of one example.
+        length: symbols of one example; in streams, those through which gradients go back.
         pattern: which files of a folder, for example ``*.txt``; those in folders inside it too.
-        limit: take only so many bytes, from the beginning. Default: all.
+        limit: take only so many symbols, from the beginning. Default: all.
+        unit: what the symbols are: ``bytes``, of which there are 256; ``characters`` of UTF-8; or ``words``, between
+            white space, and the ends of lines.
+        vocabulary: so many different characters or words, the most frequent, ``<unk>`` among them for all others.
+            Default: the characters of the text, or the words of its training part and ``<unk>``.
+        streams: batches of places that move on through the text together, and a state that is carried; else windows
+            are shuffled.
 
     Returns:
-        Examples [N, length] of consecutive bytes, 256 classes.
+        Examples [N, length] of consecutive symbols, with the size of the vocabulary as `classes`.
 
     Raises:
         RegrowValueError: for a path that is not there, a file that cannot be read, or too little text.
@@ -66,17 +114,22 @@ def text(path: str, length: int = 128, pattern: str = "*", limit: int | None = N
             f"`data.path` {place} is neither a file nor a folder with files {pattern}\n"
             "Name a text, or a folder of texts."
         )
-    return _windows(place.name, b"".join(map(_read, files)), length, limit)
+    return _by_position(place.name, files, length, limit, unit, vocabulary, streams)
 
 
-def python_source(length: int = 128, limit: int | None = None) -> Text:
+def python_source(
+    length: int = 128,
+    limit: int | None = None,
+    unit: str = "bytes",
+    vocabulary: int | None = None,
+    streams: bool = False,
+) -> Text:
     """Load the source code of Python's own standard library: about 11 million characters that need no download.
 
     It differs with Python's patch version: compare figures within one machine.
 
     Args:
-        length: bytes of one example.
-        limit: take only so many bytes, from the beginning. Default: all.
+        length, limit, unit, vocabulary, streams: as of `text`.
     """
     root = Path(sysconfig.get_path("stdlib"))
     out = {"test", "tests", "idlelib", "site-packages", "dist-packages", "__pycache__"}
@@ -85,17 +138,23 @@ def python_source(length: int = 128, limit: int | None = None) -> Text:
         raise RegrowValueError(
             f"{root} has no Python source\nName a text of your own with data.name=text data.path=..."
         )
-    return _windows("python-source", b"".join(map(_read, sorted(files))), length, limit)
+    return _by_position("python-source", sorted(files), length, limit, unit, vocabulary, streams)
 
 
-def gcide(folder: str | None = None, length: int = 128, limit: int | None = None) -> Text:
+def gcide(
+    folder: str | None = None,
+    length: int = 128,
+    limit: int | None = None,
+    unit: str = "bytes",
+    vocabulary: int | None = None,
+    streams: bool = False,
+) -> Text:
     """Load Webster's dictionary, GCIDE: 40 million bytes of English.
 
     Args:
         folder: where ``gcide.dict.dz`` is. Default: the folder of the Debian package dict-gcide, then the user's
             cache, ``$XDG_CACHE_HOME/regrow/gcide``.
-        length: bytes of one example.
-        limit: take only so many bytes, from the beginning. Default: all.
+        length, limit, unit, vocabulary, streams: as of `text`.
 
     Raises:
         RegrowValueError: where it is in none of these, with how to get it.
@@ -108,7 +167,7 @@ def gcide(folder: str | None = None, length: int = 128, limit: int | None = None
     )
     for path in places:
         if path.is_file():
-            return _windows("gcide", _read(path), length, limit)
+            return _by_position("gcide", [path], length, limit, unit, vocabulary, streams)
     raise RegrowValueError(
         f"GCIDE is not in {' or '.join(str(path.parent) for path in places)}\n"
         "Get it on Debian or Ubuntu as root:  apt-get install dict-gcide\n"
@@ -118,21 +177,72 @@ def gcide(folder: str | None = None, length: int = 128, limit: int | None = None
     )
 
 
-def _windows(name: str, content: bytes, length: int, limit: int | None) -> Text:
-    length = require_count("data.length", length)
-    if limit is not None:
-        content = content[: require_count("data.limit", limit)]
-    stream = torch.from_numpy(np.frombuffer(content, np.uint8).copy())
-    train, test = stream[: len(stream) * 9 // 10], stream[len(stream) * 19 // 20 :]
-    if len(test) < length + 1:
+def _by_position(
+    name: str,
+    files: Sequence[Path],
+    length: int,
+    limit: int | None,
+    unit: str,
+    vocabulary: int | None,
+    streams: bool,
+) -> Text:
+    """Return the text of `files`, one after the other, of which the first 90% train and the last 5% test."""
+    require_unit(unit, vocabulary)
+    content = b"".join(map(_read, files))
+    symbols: list[str] = []
+    if unit == "bytes":
+        stream = np.frombuffer(content, np.uint8)
+    else:
+        symbols, [stream] = numbered([decoded(content, name)], unit)
+    stream = stream[: None if limit is None else require_count("data.limit", limit)]
+    least = 20 * (require_count("data.length", length) + 1)
+    if len(stream) < least:
         raise RegrowValueError(
-            f"the text has {len(stream):,} bytes, allowed are at least {20 * (length + 1):,} for examples of "
+            f"the text has {len(stream):,} {unit}, allowed are at least {least:,} for examples of "
             f"`data.length` {length}\nGive a longer text or a smaller length."
         )
-    inputs, targets, test_inputs, test_targets = (
-        part.unfold(0, length, length) for some in (train, test) for part in (some[:-1], some[1:])
+    parts = np.split(stream, [len(stream) * 9 // 10, len(stream) * 19 // 20])
+    if unit == "bytes":
+        return windows(name, BYTES, [torch.from_numpy(part.copy()) for part in parts], length, streams)
+    return windows(name, *with_vocabulary(unit, symbols, parts, vocabulary), length, streams)
+
+
+def windows(name: str, vocabulary: Vocabulary, parts: Sequence[Tensor], length: int, streams: bool) -> Text:
+    """Cut a text into examples of `length` symbols; those at the end of a part that fill none are left out.
+
+    Args:
+        name: of the text.
+        vocabulary: of its numbers.
+        parts: those that train, validate and test, [T] each.
+        length: symbols of one example.
+        streams: see `Text`.
+
+    Raises:
+        RegrowValueError: a part that is too short.
+    """
+    length = require_count("data.length", length)
+    for part, what in zip(parts, ("training", "validation", "test"), strict=True):
+        if len(part) < length + 1:
+            raise RegrowValueError(
+                f"the {what} part of {name} has {len(part):,} {vocabulary.unit}, allowed are at least {length + 1:,} "
+                f"for examples of `data.length` {length}\nGive a longer text or a smaller length."
+            )
+    (inputs, targets), (validation, validation_targets), (test, test_targets) = (
+        tuple(some.unfold(0, length, length) for some in (part[:-1], part[1:])) for part in parts
     )
-    return Text(name, inputs, targets, test_inputs, test_targets, SYMBOLS)
+    streams = require_flag("data.streams", streams)
+    return Text(
+        name,
+        inputs,
+        targets,
+        test,
+        test_targets,
+        len(vocabulary),
+        validation_inputs=validation,
+        validation_targets=validation_targets,
+        vocabulary=vocabulary,
+        streams=streams,
+    )
 
 
 def _read(path: Path) -> bytes:
