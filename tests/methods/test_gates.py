@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 import regrow
-from regrow.errors import RegrowValueError
+from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.growth.gradient import TILE
 from regrow.growth.scores import gradient_magnitude
 from regrow.sparsity.distributions import connections
@@ -139,6 +139,18 @@ def test_what_cannot_be() -> None:
         def update(self, step: int, weights: list[SparseWeight]) -> None:
             """Would move whole weights."""
 
+    class Remembers(regrow.SET):
+        def drop(self, weight: SparseWeight, fraction: float) -> Tensor:
+            self.remember(weight, "regrow_own", weight.values())
+            return super().drop(weight, fraction)
+
+    model = network("lstm", gates="apart")
+    driver, optimizer = driven(model, Remembers)
+    with pytest.raises(
+        RegrowRuntimeError, match=r"`cell.weight_ih_l0\[0\]` is a gate that is apart, and state is of"
+    ):
+        train(model, optimizer, 0, EVERY + 1)
+    driver.detach()
     model = network("lstm", gates="apart")
     with pytest.raises(RegrowValueError, match="Own moves whole weights, and the gates of"):
         Own(model, SGD(model.parameters(), lr=0.1))

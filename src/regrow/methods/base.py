@@ -34,6 +34,7 @@ from regrow.methods.attached import STEP, Attached
 from regrow.methods.state import SLOW, companions, own
 from regrow.weights import NonFiniteGradientError, SparseWeight, hook_of, sparse_weights
 from regrow.weights.copies import followers
+from regrow.weights.gates import is_gate
 from regrow.weights.views import settle
 
 # where a gradient comes from: a backward pass has left it, or somebody has put it there
@@ -354,6 +355,11 @@ class Method(Attached):
 
     def remember(self, weight: SparseWeight, key: str, tensor: Tensor) -> None:
         """Keep a tensor of the method's own with the optimizer's state of a weight; `key` starts with ``regrow_``."""
+        if is_gate(weight):
+            raise RegrowRuntimeError(
+                f"`{weight.name}` is a gate that is apart, and state is of whole weights.\nRemember it in `observe`, "
+                "or use gates='together'."
+            )
         state = self.optimizer.state
         # Adam takes a state that is not empty for one that is complete: its own comes first
         if not self._found.stateful or state.get(weight.parameter):

@@ -89,6 +89,11 @@ class Gate(ReadWeight):
         return self.whole.dense_gradient(reduce, given).between(self._first, self._first + self._rows)
 
 
+def is_gate(weight: ReadWeight) -> bool:
+    """Return whether `weight` is a gate that is apart, which has no parameter of its own."""
+    return isinstance(weight, Gate)
+
+
 def parts(weights: Iterable[SparseWeight]) -> list[SparseWeight]:
     """Return `weights`, but the gates of each whose gates are apart in its place, as methods choose moves of them."""
     found: list[SparseWeight] = []

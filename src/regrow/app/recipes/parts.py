@@ -22,6 +22,7 @@ from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods.formulas import ALWAYS
 from regrow.methods.registry import DEFAULT, EXAMPLES, MethodRecord, parameters_of, record_of, ways
 from regrow.models import models
+from regrow.optim import NTASGD, SNTASGD
 from regrow.tickets import kind_of, kinds
 from regrow.weights.storages import STORAGES
 
@@ -35,9 +36,12 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
     if key == "method":
         return {name: record.cls for name, record in ways().items()}
     if key == "optimizer":
-        found = {name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)}
+        found: dict[str, Callable[..., Any]] = {
+            name: kind for name, kind in vars(torch.optim).items() if inspect.isclass(kind)
+        }
         # one is the base class, one needs a closure, one gradients that are sparse tensors
-        return {n: found[n] for n in sorted(found) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
+        torchs = {n: found[n] for n in sorted(found) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
+        return {**torchs, "NTASGD": NTASGD, "SNTASGD": SNTASGD}
     if key == "tickets":
         return {name: kind.plan for name, kind in kinds().items()}
     return dict(RATES)
@@ -105,6 +109,7 @@ def resolve(recipe: Recipe) -> Recipe:
             options = kind_of(part.name).chosen(options)
         parts[key] = Part(name=part.name, **options)
     _check_tickets(recipe.model_copy(update=parts))
+    _check_averaging(recipe)
     augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
     checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {name: _names(checked[name]) for name in recipe.sparsify}
@@ -173,6 +178,16 @@ def _check_tickets(recipe: Recipe) -> None:
         raise RegrowValueError(
             f"`tickets.explore` needs a method that drops and grows, such as {EXAMPLES}, and {method} does not\n"
             "Take another method, or give `tickets.explore: null`."
+        )
+
+
+def _check_averaging(recipe: Recipe) -> None:
+    """Refuse an optimizer that begins to average by how good a test is, where that is the test set."""
+    kind = find("optimizer", recipe.optimizer)
+    if recipe.validation is None and inspect.isclass(kind) and issubclass(kind, NTASGD):
+        raise RegrowValueError(
+            f"`validation` is missing: optimizer {recipe.optimizer.name} averages from when the validation loss no "
+            "longer falls, and the test set must choose nothing\nAdd `validation: 0.1`."
         )
 
 

@@ -91,7 +91,9 @@ class Recipe(BaseModel):
         None,
         description=f"several networks in one run: {either(kinds())}; milestones of `schedule` move along",
     )
-    optimizer: Part = Field(description="a class of torch.optim, and its options")
+    optimizer: Part = Field(
+        description="a class of torch.optim, or NTASGD or SNTASGD of regrow, and its options"
+    )
     no_decay: list[str] = Field(
         [], description="what weight decay leaves alone: norms, biases, depthwise, embeddings, globs of names"
     )

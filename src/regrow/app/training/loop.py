@@ -6,6 +6,7 @@ import math
 import random
 import threading
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from regrow.app.training.progress import Progress, Status
 from regrow.app.training.stopping import Interrupted, stop_signals
 from regrow.app.training.summary import as_text, judge, summarize
 from regrow.errors import RegrowError, RegrowRuntimeError
+from regrow.optim import NTASGD
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
@@ -90,6 +92,8 @@ class _Run:
             "stopping after this step, with a checkpoint; Ctrl-C again stops at once, without"
         ) as stop:
             self.steps(stop)
+        if isinstance(self.optimizer, NTASGD):
+            self.optimizer.swap_in()  # nothing is trained any more
         outcome = self.keeper.finish(self.folder)
         if any(outcome.network is part for part in outcome.parts):  # and not what puts several together
             self.folder.save_model("model.safetensors", outcome.network)
@@ -196,19 +200,27 @@ class _Run:
     def evaluate(self) -> None:
         """Test the model on all that is tested during the run, and write what came out."""
         status, setup = self.status, self.setup
-        found = evaluate(setup.batches.task, self.model, setup.batches.test(), setup.recipe.precision)
+        averaging = self.optimizer if isinstance(self.optimizer, NTASGD) else None
+        averaged = {"averaged": averaging.averages} if averaging else {}
+        with averaging.averaged() if averaging else nullcontext():
+            found = evaluate(setup.batches.task, self.model, setup.batches.test(), setup.recipe.precision)
+            self.keeper.tested(status.step, found)
         status.found = found
         record = {
             "kind": "test",
             "step": status.step,
             "seconds": status.seconds,  # of training: tests are not timed
             "on": setup.batches.during.name,
+            **averaged,
         }
         # the loss first, as in the records of training
         metrics = sorted(setup.batches.task.measures.metrics, key=lambda metric: not metric.is_loss)
         logged = {metric.logged: found[metric.name] for metric in metrics}
         self.folder.append("metrics.jsonl", {**record, **logged})
-        self.keeper.tested(status.step, found)
+        if averaging:
+            if math.isnan(logged["loss"]):
+                raise self.diverged(f"the validation loss is nan after step {status.step:,}")
+            averaging.trigger(logged["loss"])
 
     def check_losses(self) -> None:
         """Read the losses since the last log all at once.
