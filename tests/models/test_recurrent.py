@@ -362,9 +362,8 @@ def test_autocast_and_bfloat16(name: str) -> None:
     torch.testing.assert_close(found.float(), exact, atol=0.03, rtol=0.05)
 
 
-@every
-def test_deployed(name: str) -> None:
-    model = regrow.sparsify(small(name).float(), 0.5, storage="masked").eval()
+def test_deployed() -> None:
+    model = regrow.sparsify(small("char-gru").float(), 0.5, storage="masked").eval()
     deployed = regrow.deploy(model, tokens())
     for seed in range(2):
         torch.testing.assert_close(
