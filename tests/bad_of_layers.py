@@ -7,6 +7,7 @@ from given import (
     COUNTS,
     FLAGS,
     INF,
+    MAYBE_FRACTIONS,
     NAN,
     NOT_COUNTS,
     POSITIVE,
@@ -21,7 +22,9 @@ from regrow import data, models, testing
 from regrow.app.recipes import rates
 from regrow.data.dataset import check_dataset
 from regrow.measure import timing
+from regrow.nn import SparseGRU, SparseLSTM, SparseRNN
 
+AT = {"weight_hh_l0": torch.tensor([0, 3])}
 LAYERS: list[Row] = [
     (
         "SparseLinear",
@@ -63,6 +66,49 @@ LAYERS: list[Row] = [
             "padding_mode": (None, 5, "circular"),
             "positions": ([0, 3], None),
             "values": ([1.0, 1.0], None),
+        },
+    ),
+    (
+        "SparseLSTM",
+        SparseLSTM,
+        lambda w: {
+            "input_size": 3,
+            "hidden_size": 2,
+            "positions": AT,
+            "values": {"weight_hh_l0": torch.ones(2)},
+        },
+        {
+            "input_size": (None, *COUNTS),
+            "hidden_size": (None, *COUNTS),
+            "num_layers": (None, *COUNTS),
+            "bias": (None, *FLAGS),
+            "batch_first": (None, *FLAGS),
+            "dropout": (None, *MAYBE_FRACTIONS),
+            "bidirectional": (None, *FLAGS),
+            "proj_size": (None, 1, *NOT_COUNTS),
+            "positions": (None, 5, {}, {"weight_hh_l0": [0, 3]}, {"weight_hh_l0": torch.tensor([3, 0])}),
+            "values": (None, 5, {}, {"weight_hh_l0": [1.0, 1.0]}, {"weight_hh_l0": torch.ones(3)}),
+        },
+    ),
+    (
+        "SparseRNN",
+        SparseRNN,
+        lambda w: {
+            "input_size": 3,
+            "hidden_size": 2,
+            "positions": AT,
+            "values": {"weight_hh_l0": torch.ones(2)},
+        },
+        {"nonlinearity": (None, "Tanh", *WORDS)},
+    ),
+    (
+        "SparseGRU.from_dense",
+        SparseGRU.from_dense,
+        lambda w: {"rnn": nn.GRU(3, 2), "positions": AT},
+        {
+            "rnn": (None, 5, nn.LSTM(3, 2), nn.GRU),
+            "positions": (None, 5, {}, {"weight_hh_l0": [0, 3]}, {**AT, "weight_hr_l0": AT["weight_hh_l0"]}),
+            "values": (5, [1.0], {"weight_hh_l0": torch.ones(3)}),
         },
     ),
     (

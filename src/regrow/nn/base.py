@@ -49,7 +49,7 @@ class SparseModule(CompressedModule):
             if not 0 < size <= LIMIT:
                 raise RegrowValueError(f"`{name}` must be in [1, 2^31 - 1], got {size}")
         require_flag("bias", bias)
-        require_connections(math.prod(shape), positions, values)
+        require_values(require_positions(math.prod(shape), positions), values)
         self.own("weight", shape, positions, values)
         empty = torch.zeros(shape[0], dtype=values.dtype, device=values.device) if bias else None
         self.register_parameter("bias", nn.Parameter(empty) if empty is not None else None)
@@ -104,14 +104,13 @@ class SparseModule(CompressedModule):
         return f"connections={'?' if crow.is_meta else int(crow[-1])}"
 
 
-def require_connections(size: int, positions: object, values: object, of: str = "") -> None:
-    """Check the connections of a weight with so many positions; `of` follows the arguments' names in messages.
+def require_positions(size: int, positions: object, of: str = "") -> Tensor:
+    """Return `positions` if they are those of connections among so many; `of` follows the argument's name in messages.
 
     Raises:
-        RegrowValueError: positions that do not ascend or fit, or values that do not belong to them.
+        RegrowValueError: positions that do not ascend or fit.
     """
     positions = require_tensor(f"positions{of}", positions, floating=False)
-    values = require_tensor(f"values{of}", values)
     if positions.dim() != 1:
         raise RegrowValueError(f"`positions{of}` must have one dimension, got shape {tuple(positions.shape)}")
     if len(positions) > LIMIT:
@@ -120,8 +119,19 @@ def require_connections(size: int, positions: object, values: object, of: str = 
         )
     if not are_positions(positions, size):
         raise RegrowValueError(f"`positions{of}` must be int64, ascending without repetition, in [0, {size})")
+    return positions
+
+
+def require_values(positions: Tensor, values: object, of: str = "") -> Tensor:
+    """Return `values` if they are those of the connections at `positions`; `of` as for `require_positions`.
+
+    Raises:
+        RegrowValueError: values that do not belong to them.
+    """
+    values = require_tensor(f"values{of}", values)
     if values.shape != positions.shape or not values.is_floating_point():
         raise RegrowValueError(
             f"`values{of}` must be floating point of shape {tuple(positions.shape)}, as `positions{of}`, "
             f"got {values.dtype} of shape {tuple(values.shape)}"
         )
+    return values

@@ -24,7 +24,7 @@ from regrow.arguments import (
     require_tensor,
 )
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.nn.base import LIMIT, require_connections
+from regrow.nn.base import LIMIT, require_positions, require_values
 from regrow.nn.owner import CompressedModule
 from regrow.nn.steps import Steps
 from regrow.nn.tracing import is_traced, leaf
@@ -120,15 +120,15 @@ class SparseRecurrent(CompressedModule):
             setattr(self, name, getattr(dense, name))
         own = dict(dense.named_parameters())
         _require_weights(own, positions)
+        require_mapping("values", values, "a dictionary {weight name: values}")
         for name, parameter in own.items():
             if name not in positions:
                 self.register_parameter(name, parameter)
                 continue
-            given = values.get(name)
-            if given is None:
-                given = parameter.detach().reshape(-1)[positions[name]]
-            require_connections(parameter.numel(), positions[name], given, f"[{name!r}]")
-            self.own(name, parameter.shape, positions[name], given).requires_grad_(parameter.requires_grad)
+            of, given = f"[{name!r}]", values.get(name)
+            at = require_positions(parameter.numel(), positions[name], of)
+            given = parameter.detach().reshape(-1)[at] if given is None else require_values(at, given, of)
+            self.own(name, parameter.shape, at, given).requires_grad_(parameter.requires_grad)
         self.train(dense.training)
 
     def to_dense(self, weights: Mapping[str, Tensor]) -> nn.RNNBase:
@@ -345,6 +345,7 @@ def _require_values(positions: Mapping[str, Tensor], values: Mapping[str, Tensor
 
 def _require_weights(own: Mapping[str, Tensor], positions: Mapping[str, Tensor]) -> None:
     """Check that `positions` names weights of a layer with parameters `own`, all recurrent ones among them."""
+    require_mapping("positions", positions, "a dictionary {weight name: positions}")
     weights = [name for name in own if name.startswith("weight_")]
     missing = [name for name in weights if name.startswith("weight_hh") and name not in positions]
     strange = [name for name in positions if name not in weights]
