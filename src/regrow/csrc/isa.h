@@ -20,6 +20,8 @@ namespace REGROW_ISA {
 #include "linear_forward.h"
 #include "norm_planes.h"
 #include "pool_planes.h"
+#include "scan_product.h"
+#include "scan_cells.h"
 #include "tiles_copy.h"
 
 #define REGROW_TEXT(x) #x
@@ -41,6 +43,7 @@ constexpr Kernels<T> table{
     {&norm_moments<T>, &norm_forward<T>, &norm_sums<T>, &norm_backward<T>},
     {&pool_max<T>, &pool_max_backward<T>, &pool_average<T>, &pool_average_backward<T>, &pool_mean<T>,
      &pool_mean_backward<T>},
+    {&scan<ScanForward<T>, T>, &scan<ScanBackward<T>, T>},
 };
 
 extern const infer::Kernels infer_table; // infer_isa.h

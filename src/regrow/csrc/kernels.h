@@ -9,6 +9,7 @@
 #include "linear.h"
 #include "norm.h"
 #include "pool.h"
+#include "scan.h"
 #include "tiles.h"
 
 namespace regrow {
@@ -33,6 +34,7 @@ struct Kernels {
     void (*clear_borders)(const Geometry&, T* channel, int64_t channels, bool large);
     NormKernels<T> norm;
     PoolKernels<T> pool;
+    ScanKernels<T> scan;
 };
 
 struct Isa {

@@ -6,8 +6,10 @@
 namespace regrow {
 namespace {
 double normal_share(double x) { return 0.5 * (1 + std::erf(x * 0.70710678118654752)); }
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 } // namespace
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double tangent(double x) { return std::tanh(x); }
 
 double gelu(double x) { return x * normal_share(x); }
 double silu(double x) { return x * sigmoid(x); }

@@ -58,6 +58,30 @@ inline DoubleVector silu_of(DoubleVector x) { return each_of(x, regrow::silu); }
 inline DoubleVector gelu_slope(DoubleVector x) { return each_of(x, regrow::gelu_derivative); }
 inline DoubleVector silu_slope(DoubleVector x) { return each_of(x, regrow::silu_derivative); }
 
+// Gates of recurrent layers.
+inline FloatVector sigmoid_of(FloatVector x) {
+    const FloatVector e = exp_of(x < 0 ? x : -x);
+    return (x < 0 ? e : splat(1.0f)) / (1.0f + e);
+}
+// A quotient of polynomials in x, which is 1 to float32 from 9 on.
+inline FloatVector tanh_of(FloatVector x) {
+    x = x < -9.0f ? splat(-9.0f) : x;
+    x = x > 9.0f ? splat(9.0f) : x;
+    const FloatVector s = x * x;
+    FloatVector p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
+    p = p * s - 8.60467152213735e-11f;
+    p = p * s + 5.12229709037114e-08f;
+    p = p * s + 1.48572235717979e-05f;
+    p = p * s + 6.37261928875436e-04f;
+    p = p * s + 4.89352455891786e-03f;
+    FloatVector q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
+    q = q * s + 2.26843463243900e-03f;
+    q = q * s + 4.89352518554385e-03f;
+    return x * p / q;
+}
+inline DoubleVector sigmoid_of(DoubleVector x) { return each_of(x, regrow::sigmoid); }
+inline DoubleVector tanh_of(DoubleVector x) { return each_of(x, regrow::tangent); }
+
 // A ReLU, and its gradient from that of its output y. Nan passes both ways, as in torch: it is not below 0.
 template <class V>
 inline V rectify(V x) {

@@ -49,6 +49,7 @@ class Kernel:
 
 
 LINEAR = Kernel(DTYPES, warns=True, operand="the weight")
+RECURRENT = Kernel(DTYPES, warns=True, operand="the weight")
 CONV = Kernel(DTYPES, warns=True, operand="the weight")
 TILES = Kernel(EXACT, same_dtype=True, eager=True, warns=True)
 """Conversion into batch tiles and out of them, and whatever runs from tiles to tiles."""

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from regrow._torch import apply, dispatch_modes
 from regrow.errors import RegrowRuntimeError, RegrowValueError
-from regrow.ops import flops, linear, reference, twice, unrolled
+from regrow.ops import flops, linear, twice
+from regrow.ops import scan as scans
 from regrow.ops.checks import check_weight
 from regrow.ops.csr import Csr
-from regrow.ops.listener import Listener, listener_of, settle, tell
-from regrow.ops.products import Products
+from regrow.ops.listener import Listener, listener_of, settle
 from regrow.ops.schema import CSR, unflatten
 from regrow.ops.unrolled import GATES, State
 
@@ -73,127 +73,6 @@ def _check(
         )
 
 
-def _exact(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
-
-
-def _forward(
-    gates: Tensor,
-    initial: State,
-    values: Tensor,
-    bias: Tensor | None,
-    index: Csr,
-    kind: str,
-    lengths: Tensor | None,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the output [T, B, H], an LSTM's final cell [B, H], else empty, and what the backward pass is given."""
-    exact = _exact(values)
-    weight, offset = values.to(exact), None if bias is None else bias.to(exact)
-    output, state = unrolled.forward(
-        kind,
-        gates.to(exact),
-        tuple(part.to(exact) for part in initial),
-        lambda h: reference.forward(h, weight, offset, index, "none", False)[0],
-        lengths,
-    )
-    result = reference.empty(gates, output.shape[2]).copy_(output)
-    cell = state[1].to(gates.dtype) if kind == "lstm" else gates.new_empty(0)
-    return result, cell, gates.new_empty(0)
-
-
-def _before(output: Tensor, hidden: Tensor) -> Tensor:
-    """Return the states before each time step, [T * B, H], laid out for kernels."""
-    batch = len(hidden)
-    flat = output.flatten(0, 1)
-    before = reference.empty(flat, flat.shape[1])
-    before[:batch] = hidden
-    before[batch:] = flat[: len(flat) - batch]
-    return before
-
-
-def _backward(
-    gradients: tuple[Tensor, Tensor | None],
-    gates: Tensor,
-    initial: State,
-    values: Tensor,
-    bias: Tensor | None,
-    index: Csr,
-    kind: str,
-    lengths: Tensor | None,
-    output: Tensor,
-    kept: Tensor,
-    needs: Sequence[bool],
-    listener: Listener | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of gates, h, c, values and bias, empty where `needs` is False.
-
-    `gradients` are those of output and final cell; the operands of W_hh's product go to `listener`.
-    """
-    gradient, cell_gradient = gradients
-    before = _before(output, initial[0])
-    exact = _exact(values)
-    weight, offset = values.to(exact), None if bias is None else bias.to(exact)
-    share = reference.forward(before.to(exact), weight, offset, index, "none", False)[0]
-    of_gates, of_hidden, of_initial = unrolled.backward(
-        kind,
-        gradient.to(exact),
-        None if cell_gradient is None else cell_gradient.to(exact),
-        gates.to(exact),
-        share.view_as(gates),
-        before.view_as(output).to(exact),
-        tuple(part.to(exact) for part in initial),
-        lambda g: reference.backward(
-            g, output[0].to(exact), None, weight, index, "none", (True, False, False)
-        )[0],
-        lengths,
-    )
-    into_weight = reference.empty(gates, gates.shape[2]).copy_(of_hidden).flatten(0, 1)
-    _, of_values, of_bias = linear.backward(
-        into_weight, before, None, values, index, "none", (False, needs[3], needs[4]), listener
-    )
-    of_h, of_c = (*of_initial, None)[:2]
-    return (
-        reference.empty(gates, gates.shape[2]).copy_(of_gates) if needs[0] else gates.new_empty(0),
-        of_h.to(gates.dtype) if needs[1] and of_h is not None else gates.new_empty(0),
-        of_c.to(gates.dtype) if needs[2] and of_c is not None else gates.new_empty(0),
-        of_values,
-        of_bias,
-    )
-
-
-def _differentiable(
-    gates: Tensor,
-    initial: State,
-    values: Tensor,
-    bias: Tensor | None,
-    index: Csr,
-    kind: str,
-    lengths: Tensor | None,
-    listener: Listener | None,
-) -> tuple[Tensor, ...]:
-    """Return what `_forward` does, as often differentiable as is asked for: output, and an LSTM's final cell."""
-    some, shape = values.detach(), initial[0].detach()
-
-    def of_values(gradient: Tensor, h: Tensor) -> Tensor:
-        tell(listener, lambda: Products(h.clone(), gradient.clone()))
-        return reference.backward(gradient, h, None, some, index, "none", (False, True, False))[1]
-
-    layer = twice.Bilinear(
-        lambda h, v: reference.forward(h, v, None, index, "none", False)[0],
-        lambda g, v: reference.backward(g, shape, None, v, index, "none", (True, False, False))[0],
-        of_values,
-        index,
-    )
-
-    def product(h: Tensor) -> Tensor:
-        share = twice.output(layer, h, values)
-        return share if bias is None else share + bias
-
-    output, state = unrolled.forward(kind, gates, initial, product, lengths)
-    return output, *state[1:]
-
-
 def _differentiable_gradients(
     gradients: tuple[Tensor, Tensor | None],
     operands: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor | None],
@@ -203,7 +82,7 @@ def _differentiable_gradients(
     needs: Sequence[bool],
     listener: Listener | None,
 ) -> tuple[Tensor | None, ...]:
-    """Return what `_backward` does, but differentiable. `operands` are gates, h, c, values and bias."""
+    """Return what `regrow.ops.scan.backward` does, but differentiable. `operands` are gates, h, c, values and bias."""
     given = [part for part, need in zip(operands, needs, strict=True) if need and part is not None]
 
     def again(*wanted: Tensor) -> Tensor:
@@ -216,7 +95,7 @@ def _differentiable_gradients(
         assert h is not None
         assert values is not None
         initial = (h,) if c is None else (h, c)
-        found = _differentiable(gates, initial, values, bias, index, kind, lengths, listener)
+        found = scans.differentiable(gates, initial, values, bias, index, kind, lengths, listener)
         return torch.cat([part.flatten() for part in found])
 
     output, cell = gradients
@@ -257,7 +136,7 @@ def sparse_scan(
     """
     settle(index.crow)
     _check(gates, _state(h, c), values, bias, index, kind, lengths)
-    return _forward(gates, _state(h, c), values, bias, index, kind, lengths, True)
+    return scans.forward(gates, _state(h, c), values, bias, index, kind, lengths, True)
 
 
 @sparse_scan.register_fake
@@ -274,7 +153,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(gates, _state(h, c), values, bias, index, kind, lengths)
     cell = gates.new_empty(0) if c is None else gates.new_empty(c.shape)
-    return linear.symbolic(gates, h.shape[1]), cell, gates.new_empty(0)
+    return linear.symbolic(gates, h.shape[1]), cell, scans.empty_kept(gates, values, kind)
 
 
 @torch.library.custom_op(
@@ -306,7 +185,7 @@ def sparse_scan_backward(
     """
     _check(gates, _state(h, c), values, bias, index, kind, lengths)
     how = (index, kind, lengths, output, kept, needs, listener_of(index.crow))
-    return _backward((gradient, cell_gradient), gates, _state(h, c), values, bias, *how)
+    return scans.backward((gradient, cell_gradient), gates, _state(h, c), values, bias, *how)
 
 
 @sparse_scan_backward.register_fake
@@ -369,7 +248,7 @@ class _Direct(torch.autograd.Function):
         listener: Listener | None,
     ) -> tuple[Tensor, Tensor]:
         needed = any(ctx.needs_input_grad)
-        output, cell, kept = _forward(gates, _state(h, c), values, bias, index, kind, lengths, needed)
+        output, cell, kept = scans.forward(gates, _state(h, c), values, bias, index, kind, lengths, needed)
         ctx.save_for_backward(gates, h, c, values, bias, index.crow, lengths, output, kept)
         ctx.index, ctx.kind, ctx.listener = index, kind, listener
         ctx.written = linear.written(index) if needed else 0
@@ -388,7 +267,7 @@ class _Direct(torch.autograd.Function):
         if torch.is_grad_enabled():
             how = (ctx.index, ctx.kind, lengths, needs, ctx.listener)
             return *_differentiable_gradients(above, operands, *how), *[None] * 4
-        found = _backward(
+        found = scans.backward(
             above,
             gates,
             _state(h, c),
