@@ -142,7 +142,7 @@ def _why_no_kernel(layer: Layer) -> str | None:
     if isinstance(layer.module, nn.Conv2d):
         reasons = backends.why_not(backends.CONV, layer.parameter)
     elif isinstance(layer.module, nn.RNNBase):
-        reasons = backends.why_not(backends.LINEAR, layer.parameter)
+        reasons = backends.why_not(backends.RECURRENT, layer.parameter)
     else:
         reasons = (backends.unfit if large else backends.why_not)(backends.LINEAR, layer.parameter)
     return "; ".join(reasons) or None
