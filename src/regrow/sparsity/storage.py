@@ -34,7 +34,8 @@ CONVOLUTIONS = 0.5
 """Density of all sparse convolutions together up to which batch tiles pay."""
 
 RECURRENT = (128, 0.25)
-"""Units from which on a recurrent layer wins, up to this density of its sparse weights together."""
+"""Units from which on a recurrent layer wins, up to this density of its sparse weights together: a cautious choice,
+measured on a busy machine alone."""
 
 
 def choices() -> tuple[str, ...]:
