@@ -13,6 +13,9 @@ from regrow.models.registry import ModelRecord, models
 from regrow.models.resnet import ResNet, resnet18, resnet18_cifar, resnet50, resnet50_cifar
 from regrow.models.rhn import rhn
 from regrow.models.small import scales, small_dense
+from regrow.models.sparse_dropouts import (
+    SparseWeightDropLSTM as SparseWeightDropLSTM,
+)  # compressed storage knows it
 from regrow.models.transformer import GPT, ViT, gpt, vit
 from regrow.models.vgg import VGG, vgg16, vgg19
 from regrow.models.wrn import WRN, wrn, wrn_22_2

@@ -20,7 +20,8 @@ def _why_not(conv: nn.Conv2d) -> str | None:
     return None
 
 
-def _recurrent(kind: type[SparseRecurrent]) -> Form:
+def recurrent_form(kind: type[SparseRecurrent]) -> Form:
+    """Return the form of recurrent layers that are stored as `kind`."""
     return Form(kind, kind.from_dense, lambda own, dense: own.to_dense(dense), recurrent_names, True, why_not)
 
 
@@ -36,7 +37,7 @@ CompressedWeight.forms = {
         restore=lambda sparse, dense: sparse.to_conv(dense["weight"]),
         why_not=_why_not,
     ),
-    nn.GRU: _recurrent(SparseGRU),
-    nn.LSTM: _recurrent(SparseLSTM),
-    nn.RNN: _recurrent(SparseRNN),
+    nn.GRU: recurrent_form(SparseGRU),
+    nn.LSTM: recurrent_form(SparseLSTM),
+    nn.RNN: recurrent_form(SparseRNN),
 }

@@ -133,8 +133,7 @@ class SparseRecurrent(CompressedModule):
 
     def to_dense(self, weights: Mapping[str, Tensor]) -> nn.RNNBase:
         """Return the dense layer of torch with these `weights` by name, and this layer's other parameters."""
-        options = {name: getattr(self, name) for name in ATTRIBUTES}
-        dense: nn.RNNBase = self.dense_class(**options, **self._options(), device="meta")
+        dense = self._template()
         for name, _ in list(dense.named_parameters()):
             own = self._parameters.get(name)
             if name in weights:
@@ -143,6 +142,13 @@ class SparseRecurrent(CompressedModule):
             setattr(dense, name, own)
         dense.train(self.training)
         return dense
+
+    def _template(self) -> nn.RNNBase:
+        """Return a dense layer of this one's sizes and ways, on the meta device."""
+        template: nn.RNNBase = self.dense_class(
+            **{name: getattr(self, name) for name in ATTRIBUTES}, **self._options(), device="meta"
+        )
+        return template
 
     def _options(self) -> dict[str, Any]:
         """Return what else the constructor of torch's layer takes."""

@@ -34,7 +34,8 @@ CONVOLUTIONS = 0.5
 """Density of all sparse convolutions together up to which batch tiles pay."""
 
 RECURRENT = (128, 0.25)
-"""Units from which on a recurrent layer wins, up to this density of its sparse weights together."""
+"""Units from which on a recurrent layer wins, up to this density of its sparse weights together: a cautious choice,
+measured on a busy machine alone."""
 
 
 def choices() -> tuple[str, ...]:
@@ -142,7 +143,7 @@ def _why_no_kernel(layer: Layer) -> str | None:
     if isinstance(layer.module, nn.Conv2d):
         reasons = backends.why_not(backends.CONV, layer.parameter)
     elif isinstance(layer.module, nn.RNNBase):
-        reasons = backends.why_not(backends.LINEAR, layer.parameter)
+        reasons = backends.why_not(backends.RECURRENT, layer.parameter)
     else:
         reasons = (backends.unfit if large else backends.why_not)(backends.LINEAR, layer.parameter)
     return "; ".join(reasons) or None
