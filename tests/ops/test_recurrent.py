@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from machine import ISAS, using
+from machine import ISAS, threads, using
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -152,6 +152,85 @@ def test_output_and_gradients(
         assert one.dtype == dtype
         scale = max(1.0, float(other.abs().max())) if other.numel() else 1.0
         torch.testing.assert_close(one.double(), other, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", list(GATES))
+@pytest.mark.parametrize("density", [0.02, 0.3])
+def test_many_units_and_the_number_of_threads(isa: str, kind: str, density: float) -> None:
+    """Several parts and blocks of the weight, and slices of the batch; a number of threads changes no bit."""
+    case = Case(kind, 2, 52, 900, density, torch.float32)
+    results = []
+    for number in (1, 2, 3):
+        with threads(number), using(isa):
+            found, gradients = case.gradients()
+        results.append([*found, *gradients])
+    for several in results[1:]:
+        assert all(torch.equal(one, other) for one, other in zip(results[0], several, strict=True))
+    with using("reference"):
+        found, gradients = case.gradients()
+    for one, other in zip(results[0], [*found, *gradients], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 5e-7), (torch.float64, 1e-15)])
+def test_gates_over_their_whole_range(isa: str, dtype: torch.dtype, tolerance: float) -> None:
+    """Without connections an RNN is tanh of its gates; with n = 0 and h = 1 a GRU is sigmoid of z."""
+    x = torch.cat([torch.linspace(-120, 120, 4001), torch.tensor([1e-30, -0.0, float("inf"), -float("inf")])])
+    x = torch.cat([x, torch.tensor([float("nan")])]).to(dtype)[None, :, None]
+    none = x.new_zeros(0, 1)
+    empty = torch.zeros(0, dtype=torch.int64)
+    rnn, gru = (Csr.of(*csr.from_positions(empty, rows, 1), 1) for rows in (1, 3))
+    start = x.new_zeros(x.shape[1], 1)
+    with using(isa):
+        tanh, _ = scan("rnn_tanh", x, (start,), none, None, rnn)
+        gates = torch.cat([torch.zeros_like(x), x, torch.zeros_like(x)], 2)
+        sigmoid, _ = scan("gru", gates, (start + 1,), none, None, gru)
+    for found, expected in ((tanh, x.double().tanh()), (sigmoid, x.double().sigmoid())):
+        torch.testing.assert_close(
+            found.double(), expected, rtol=tolerance, atol=tolerance / 10, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("batch", [3, 32])
+def test_any_layout_is_taken(isa: str, batch: int) -> None:
+    case = Case("lstm", 3, batch, 5)
+    with using(isa):
+        expected = case.scan(*case.leaves)
+        for gates in (
+            case.gates.permute(2, 0, 1).contiguous().permute(1, 2, 0),
+            case.gates.transpose(0, 1).contiguous().transpose(0, 1),
+            torch.stack([case.gates, case.gates], -1)[..., 0],
+        ):
+            transposed = [part.t().contiguous().t() for part in case.initial]
+            found = case.scan(gates, *transposed, *case.leaves[3:])
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", list(GATES))
+def test_a_batch_of_none(implementation: str, kind: str) -> None:
+    with using(implementation):
+        found, gradients = Case(kind, 2, 0, 5).gradients()
+    assert found[0].shape == (2, 0, 5)
+    assert not any(part.any() for part in gradients)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", list(GATES))
+def test_what_is_not_finite_stays_in_its_sequence(implementation: str, kind: str) -> None:
+    case = Case(kind, 3, 20, 9)
+    with using(implementation):
+        clean, _ = case.gradients()
+        case.gates[0, 17] = float("nan")
+        case.initial[0][3] = float("inf")
+        found, _ = case.gradients()
+    rest = torch.ones(20, dtype=torch.bool).index_fill(0, torch.tensor([3, 17]), False)
+    assert found[0][:, 17].isnan().any()
+    for one, other in zip(found, clean, strict=True):
+        assert torch.equal(one[..., rest, :], other[..., rest, :])
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
