@@ -1,5 +1,6 @@
 """Every recipe that ships: it parses, builds its network and runs two steps on made data in its published format."""
 
+import gzip
 import shutil
 from pathlib import Path
 
@@ -14,14 +15,18 @@ from regrow.app.recipes import find, load, method_of, shipped
 from regrow.app.training import RunFolder, build, train
 from regrow.app.training.batches import Batches
 from regrow.methods.gradual import Descent
+from regrow.sparsity.initial import asked_sparsities
 
 # these runs are a few steps long, shorter than the intervals of their recipes
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
 
+ENGLISH = ["the", "cat", "saw", "a", "dog", "that", "had", "seen", "no", "<unk>", "on", "its", "way", "home"]
+"""Words of a made text; those of Penn Treebank and WikiText have the end of a line beside them."""
 IMAGENET = ["data.size=72", "augment.resized_crop=64", "batch_size=4", "accumulate=2"]
 CIFAR = ["data.limit=40", "batch_size=8", "test_on=validation"]  # not on 10,000 images
 SUP = ["tickets.cycle_steps=1", "tickets.share=0.5"]
 EDST = ["tickets.start_steps=1", "tickets.tickets=1"]
+WORDS = ["data.length=5", "batch_size=4", f"model.classes={len(ENGLISH) + 1}"]
 SMALL = {
     "mnist-mlp": [],
     "lenet5": [],
@@ -52,6 +57,13 @@ SMALL = {
     "gpt-small": ["data.limit=40000", "batch_size=2"],
     "resnet50-imagenet": IMAGENET,
     "mobilenet-v1-imagenet": IMAGENET,
+    "char-gru": ["data.length=16", "batch_size=4", "model.hidden=32"],
+    "gcide-gru": ["data.length=16", "batch_size=4", "model.hidden=32", "steps=2", "epochs=null"],
+    "gcide-lstm": ["data.length=16", "batch_size=4", "model.hidden=32"],
+    "selfish-lstm-ptb": [*WORDS, "model.embedding=24", "model.hidden=32"],
+    "selfish-rhn-ptb": [*WORDS, "model.hidden=24", "model.depth=3"],
+    "selfish-onlstm-ptb": [*WORDS, "model.embedding=20", "model.hidden=40"],
+    "awd-lstm-wikitext2": [*WORDS, "model.embedding=20", "model.hidden=32", "model.last=24", "batch_size=6"],
 }
 """What makes two steps of each quick."""
 
@@ -90,6 +102,23 @@ VARIANTS = [
 """Other forms of an experiment whose networks differ, as the recipe's comment gives them."""
 
 
+TEXTS = {
+    "ptb": ["ptb.train.txt", "ptb.valid.txt", "ptb.test.txt"],
+    "wikitext-2": ["wiki.train.tokens", "wiki.valid.tokens", "wiki.test.tokens"],
+    "wikitext-103": ["wiki.train.raw", "wiki.valid.raw", "wiki.test.raw"],
+    "gcide": ["gcide.dict.dz"],
+}
+
+
+def write_text(folder: Path, kind: str) -> None:
+    """Files in the format of the published ones: sentences of all words, each turned by one more than the last."""
+    folder.mkdir()
+    lines = [" ".join(ENGLISH[at:] + ENGLISH[:at]) for at in range(len(ENGLISH))] * 12
+    content = "".join(f" {line} \n" for line in lines).encode()
+    for file in TEXTS[kind]:
+        (folder / file).write_bytes(gzip.compress(content) if file.endswith(".dz") else content)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A data set of each kind, by the name a recipe calls it."""
@@ -107,6 +136,8 @@ def folders(tmp_path_factory):
                 write_cifar100(made[kind])
             elif kind == "imagenet":
                 write_images(made[kind], train=6, sizes=[(90, 80), (75, 100), (72, 72)], test_name="val")
+            elif kind in TEXTS:
+                write_text(made[kind], kind)
             else:
                 write_images(made[kind], train=8, sizes=[(32, 32)])
         return made[kind]
@@ -120,7 +151,7 @@ def test_every_recipe_is_here():
     assert names == set(SMALL)
 
 
-DATA = ("idx", "fashion-mnist", "cifar10", "cifar100", "image-folder", "python-source")
+DATA = ("idx", "fashion-mnist", "cifar10", "cifar100", "image-folder", "python-source", *TEXTS)
 
 
 def two_steps(name, keys, folders, tmp_path, monkeypatch):
@@ -311,6 +342,44 @@ def test_published_values():
         assert (recipe.data.options["whole"], recipe.data.options["size"]) == (True, 256)
         assert (recipe.augment["resized_crop"], recipe.augment["scale"]) == (224, [0.08, 1.0])
         assert recipe.augment["ratio"] == [3 / 4, 4 / 3]
+
+
+def test_published_values_of_text():
+    """Of Selfish-RNN's commands, and of RigL's character GRU: sections 3 and 1.6 of the facts."""
+    expected = {  # sparsity, drop fraction, rate, length, epochs
+        "selfish-lstm-ptb": (0.67, 0.8, 40, 35, 100),
+        "selfish-rhn-ptb": (0.528, 0.5, 15, 35, 500),
+        "selfish-onlstm-ptb": (0.55, 0.5, 15, 70, 1000),
+        "awd-lstm-wikitext2": (0.55, 0.5, 15, 70, 1000),
+    }
+    for name, (sparsity, drop, rate, length, epochs) in expected.items():
+        recipe = load(name)
+        optimizer = recipe.optimizer.options
+        assert (recipe.sparsify["sparsity"], recipe.sparsify["distribution"]) == (sparsity, "uniform")
+        assert (recipe.method.options["drop_fraction"], recipe.data.options["length"]) == (drop, length)
+        assert (optimizer["lr"], optimizer["weight_decay"]) == (rate, 1.2e-6)
+        assert (recipe.clip_norm, recipe.epochs, recipe.keep) == (0.25, epochs, "best")
+        # an update at the end of each epoch
+        words = 2_088_628 if "wikitext2" in name else 929_589
+        assert recipe.method.options["update_every"] == (words - 1) // length // recipe.batch_size
+    gru = load("char-gru")
+    assert (gru.batch_size, gru.data.options["length"], gru.steps, gru.clip_norm) == (32, 512, 200_000, 10)
+    assert (gru.optimizer.options["lr"], gru.optimizer.options["weight_decay"]) == (7e-4, 5e-4)
+    method = gru.method.options
+    assert (method["drop_fraction"], method["update_every"], method["stop_fraction"]) == (0.1, 100, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "masked"), [("selfish-lstm-ptb", 66_000_000), ("selfish-rhn-ptb", 23_455_800)]
+)
+def test_selfish_rnn_masks_all_weights(name, masked):
+    """Embedding and read-out too, once where they are tied."""
+    recipe = load(name)
+    with torch.device("meta"):
+        model = find("model", recipe.model)(**recipe.model.options)
+    include, sparsity = recipe.sparsify["include"], recipe.sparsify["sparsity"]
+    asked = asked_sparsities(model, sparsity, "uniform", include=include)
+    assert sum(model.get_parameter(name).numel() for name in asked) == masked
 
 
 def test_big_and_sparse_has_the_connections_of_small_and_dense(folders):
