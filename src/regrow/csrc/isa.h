@@ -31,8 +31,10 @@ template <class T>
 constexpr Kernels<T> table{
     FORWARD_VECTORS * LANES<T>,
     BACKWARD_VECTORS * LANES<T>,
+    VALUES_VECTORS * LANES<T>,
     &forward<T, FORWARD_VECTORS>,
-    &backward<T>,
+    &backward<T, true>,
+    &backward<T, false>,
     &finish<T>,
     &lay_out<T>,
     {LANES<T>, PIXELS<T, CONV_FORWARD_VECTORS>, PIXELS<T, CONV_BACKWARD_VECTORS>, &conv_forward<T>, &conv_backward<T>,

@@ -7,6 +7,7 @@
 #define VECTOR_BYTES 32
 #define FORWARD_VECTORS 8
 #define BACKWARD_VECTORS 4
+#define VALUES_VECTORS 8
 #define CONV_FORWARD_VECTORS 8
 #define CONV_BACKWARD_VECTORS 4
 #include "isa.h"

@@ -7,6 +7,7 @@
 #define VECTOR_BYTES 64
 #define FORWARD_VECTORS 8
 #define BACKWARD_VECTORS 8
+#define VALUES_VECTORS 16
 #define CONV_FORWARD_VECTORS 12
 #define CONV_BACKWARD_VECTORS 12
 #include "isa.h"

@@ -18,10 +18,12 @@ template <class T>
 struct Kernels {
     int64_t forward_tile;  // batch elements that the kernel holds in registers
     int64_t backward_tile;
+    int64_t values_tile; // of a backward pass without the input's gradient
     // rows [begin, end) of tile `tile`; cursor: room for end - begin + 1 numbers
     void (*forward)(const Forward<T>&, int64_t begin, int64_t end, int64_t tile, int32_t* cursor);
     // columns [begin, end), all tiles; cursor: room for end - begin + 1 numbers
     void (*backward)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor);
+    void (*backward_values)(const Backward<T>&, int64_t begin, int64_t end, int32_t* cursor); // without the input's gradient
     // features [begin, end): out = gradient x derivative of the activation, bias = sums of out over the batch
     void (*finish)(const Finish<T>&, int64_t begin, int64_t end);
     // features [begin, end)

@@ -79,7 +79,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
     const Kernels<T>& kernels = isa().kernels<T>();
     const ScalarType type = input.scalar_type();
 
-    const int64_t tile = need_values ? kernels.backward_tile : kernels.forward_tile;
+    const int64_t tile = !need_values ? kernels.forward_tile : need_input ? kernels.backward_tile : kernels.values_tile;
     const Tiles cut = tiles_of(tile, batch, read(crow_t)[columns], rows, columns);
 
     Tensor bias_gradient = empty(input, {need_bias ? rows : 0}, TYPE<T>);
@@ -126,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
             const int64_t first = parts.first(part), last = parts.first(part + 1);
             std::vector<int32_t> cursor(last - first + 1);
             mine.values_gradient = own.of(part);
-            kernels.backward(mine, first, last, cursor.data());
+            (need_input ? kernels.backward : kernels.backward_values)(mine, first, last, cursor.data());
         }
     });
     own.join();

@@ -16,11 +16,12 @@ inline void put(Vector<T>* product, const int32_t* place, int count, T* gradient
     }
 }
 
-template <class T, int N, bool INPUT, bool TAIL>
+// W: vectors of a whole tile, of which N hold something.
+template <class T, int W, int N, bool INPUT, bool TAIL>
 inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, int64_t tile, int32_t* cursor) {
     constexpr int L = LANES<T>;
     const Backward<T> a = args; // a copy, which no store can change
-    const int tail = int(a.batch - tile * BACKWARD_VECTORS * L) - (N - 1) * L; // lanes of the last vector
+    const int tail = int(a.batch - tile * W * L) - (N - 1) * L; // lanes of the last vector
     const T* const x = a.x.data + tile * a.x.tile_stride;
     const T* const g = a.gradient.data + tile * a.gradient.tile_stride;
     T* const dx = INPUT ? a.input_gradient.data + tile * a.input_gradient.tile_stride : nullptr;
@@ -83,23 +84,20 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
     put<T>(product, place, waiting, a.values_gradient, tile == 0);
 }
 
-template <class T, int N = BACKWARD_VECTORS>
+template <class T, bool INPUT, int W, int N = W>
 inline void backward_any(const Backward<T>& a, int64_t begin, int64_t end, int64_t tile, int32_t* cursor) {
-    const int64_t width = a.batch - tile * BACKWARD_VECTORS * LANES<T>;
+    const int64_t width = a.batch - tile * W * LANES<T>;
     if constexpr (N > 1) {
-        if (width <= (N - 1) * LANES<T>) return backward_any<T, N - 1>(a, begin, end, tile, cursor);
+        if (width <= (N - 1) * LANES<T>) return backward_any<T, INPUT, W, N - 1>(a, begin, end, tile, cursor);
     }
-    const bool tail = width < N * LANES<T>;
-    if (a.input_gradient.data)
-        tail ? backward_tile<T, N, true, true>(a, begin, end, tile, cursor)
-             : backward_tile<T, N, true, false>(a, begin, end, tile, cursor);
-    else
-        tail ? backward_tile<T, N, false, true>(a, begin, end, tile, cursor)
-             : backward_tile<T, N, false, false>(a, begin, end, tile, cursor);
+    width < N * LANES<T> ? backward_tile<T, W, N, INPUT, true>(a, begin, end, tile, cursor)
+                         : backward_tile<T, W, N, INPUT, false>(a, begin, end, tile, cursor);
 }
 
-template <class T>
+// Without sums of the input's gradient in registers, there is room for more of the input.
+template <class T, bool INPUT>
 inline void backward(const Backward<T>& a, int64_t begin, int64_t end, int32_t* cursor) {
-    for (int64_t tile = 0; tile * BACKWARD_VECTORS * LANES<T> < a.batch; tile++)
-        backward_any<T>(a, begin, end, tile, cursor);
+    constexpr int W = INPUT ? BACKWARD_VECTORS : VALUES_VECTORS;
+    for (int64_t tile = 0; tile * W * LANES<T> < a.batch; tile++)
+        backward_any<T, INPUT, W>(a, begin, end, tile, cursor);
 }
