@@ -1,9 +1,36 @@
-"""A user's own recurrent networks, as a recipe finds them."""
+"""A user's own recurrent networks, as a recipe finds them, and a text and a recipe of seconds."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
+
+TEXT = "".join(f"{n} squared is {n * n}, says the {'cat' if n % 3 else 'dog'}.\n" for n in range(400))
+RECIPE = """
+model: own_text:CharGRU
+data: {{name: text, path: {path}, length: 16, streams: true}}
+validation: own
+sparsify: {{sparsity: 0.5, include: [hidden]}}
+method: {{name: rigl, update_every: 5}}
+optimizer: {{name: Adam, lr: 0.01}}
+samples: {{length: 40}}
+batch_size: 4
+steps: 60
+log_every: 7
+checkpoint_every: 10
+evaluate_every: 20
+device: cpu
+threads: 1
+"""
+
+
+def write_recipe(folder: Path) -> Path:
+    """The recipe of most tests, a text in streams: 60 steps, an update every 5, a checkpoint every 10."""
+    (folder / "a.txt").write_text(TEXT)
+    (folder / "streams.yaml").write_text(RECIPE.format(path=folder / "a.txt"))
+    return folder / "streams.yaml"
 
 
 class CharGRU(nn.Module):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import own_text
 import pytest
+import tiny
 import torch
+from own_text import TEXT, write_recipe
 from run_folders import OWN, assert_same_run, records, signalled
 from tiny import cli
 
@@ -18,30 +20,10 @@ from regrow.errors import RegrowValueError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*leaves no update within")
 
-TEXT = "".join(f"{n} squared is {n * n}, says the {'cat' if n % 3 else 'dog'}.\n" for n in range(400))
-RECIPE = """
-model: own_text:CharGRU
-data: {{name: text, path: {path}, length: 16, streams: true}}
-validation: own
-sparsify: {{sparsity: 0.5, include: [hidden]}}
-method: {{name: rigl, update_every: 5}}
-optimizer: {{name: Adam, lr: 0.01}}
-samples: {{length: 40}}
-batch_size: 4
-steps: 60
-log_every: 7
-checkpoint_every: 10
-evaluate_every: 20
-device: cpu
-threads: 1
-"""
-
 
 @pytest.fixture
 def recipe(tmp_path):
-    (tmp_path / "a.txt").write_text(TEXT)
-    (tmp_path / "streams.yaml").write_text(RECIPE.format(path=tmp_path / "a.txt"))
-    return tmp_path / "streams.yaml"
+    return write_recipe(tmp_path)
 
 
 def setup_of(recipe, *keys):
@@ -340,9 +322,7 @@ def test_what_cannot_be(recipe, keys, text):
 
 
 def test_own_validation_needs_data_that_have_it(recipe, tmp_path):
-    from tiny import write_recipe
-
-    images = write_recipe(tmp_path)
+    images = tiny.write_recipe(tmp_path)
     with pytest.raises(RegrowValueError, match=r"`validation` is own, but `data` idx has no part of its own"):
         setup_of(images, "validation=own")
     with pytest.raises(
