@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -34,7 +34,10 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(require_models("models", models, runs=True))
 
     def forward(self, *inputs: Any, **named: Any) -> Tensor:
-        outputs = [member(*inputs, **named) for member in self.members]
+        return self.combined([member(*inputs, **named) for member in self.members])
+
+    def combined(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Return the logarithm of the mean of the softmax of `outputs` (..., classes), one of each member."""
         shapes = [tuple(output.shape) for output in outputs]
         if len(set(shapes)) > 1:
             raise RegrowValueError(f"`models` must give outputs of one shape, got {shapes}")

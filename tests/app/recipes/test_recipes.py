@@ -186,7 +186,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ),
         (
             "validation=1",
-            r"`validation`: input should be less than 1, got 1\n`validation` is share of the training",
+            r"`validation`: must be a share between 0 and 1, or own, got 1\n`validation` is share of the training",
         ),
         ("label_smoothing=1", r"`label_smoothing`: input should be less than 1, got 1"),
         (

@@ -172,11 +172,12 @@ def reference(base: Recipe, runs: Iterable[Run]) -> float | None:
         same = run.recipe.model == base.model and not method_of(run.recipe.method).is_narrow
         if (flops := summary_of(run).get("flops")) and same:
             return float(flops["dense"])
-    shape = RunFolder(next(iter(runs)).folder).read("data.json")["shape"]
+    about = RunFolder(next(iter(runs)).folder).read("data.json")
+    example = torch.zeros(1, *about["shape"], dtype=torch.int64 if "unit" in about else None)
     state = torch.get_rng_state()
     try:
         model = find("model", base.model)(**base.model.options)
-        return float(regrow.costs(model, torch.zeros(1, *shape)).flops["dense"])
+        return float(regrow.costs(model, example).flops["dense"])
     except RegrowError:
         return None
     finally:

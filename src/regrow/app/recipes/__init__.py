@@ -6,9 +6,10 @@ from regrow.app.recipes.code import same_code
 from regrow.app.recipes.loading import as_yaml, comment, kept, load, read, shipped
 from regrow.app.recipes.parts import find, import_file, method_of, resolve
 from regrow.app.recipes.rates import Rate
-from regrow.app.recipes.schema import Part, Recipe
+from regrow.app.recipes.schema import OWN, Part, Recipe
 
 __all__ = [
+    "OWN",
     "Part",
     "Rate",
     "Recipe",

@@ -17,7 +17,7 @@ import yaml
 import regrow
 from regrow.app.recipes.rates import RATES
 from regrow.app.recipes.schema import Part, Recipe
-from regrow.data import Augment, datasets
+from regrow.data import Augment, Samples, datasets
 from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods.formulas import ALWAYS
 from regrow.methods.registry import DEFAULT, EXAMPLES, MethodRecord, parameters_of, record_of, ways
@@ -111,13 +111,14 @@ def resolve(recipe: Recipe) -> Recipe:
     _check_tickets(recipe.model_copy(update=parts))
     _check_averaging(recipe)
     augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
+    samples = _check(recipe, "samples", "samples", Samples, recipe.samples) if recipe.samples else {}
     checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {name: _names(checked[name]) for name in recipe.sparsify}
     _check_sparsity(recipe, given)
     _check_storage(recipe, given)
     if given:
         given["seed"] = given.get("seed", recipe.seed)
-    return recipe.model_copy(update={**parts, "augment": augment, "sparsify": given})
+    return recipe.model_copy(update={**parts, "augment": augment, "samples": samples, "sparsify": given})
 
 
 def _names(value: Any) -> Any:
@@ -279,8 +280,17 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
         exact: only an inner key of this very name will do.
     """
     inner: dict[str, list[str]] = {}
-    fixed: dict[str, Callable[..., Any]] = {"sparsify": regrow.sparsify, "augment": Augment}
-    for key, supplied in (*SUPPLIED.items(), ("sparsify", {"model"}), ("augment", set())):
+    fixed: dict[str, Callable[..., Any]] = {
+        "sparsify": regrow.sparsify,
+        "augment": Augment,
+        "samples": Samples,
+    }
+    for key, supplied in (
+        *SUPPLIED.items(),
+        ("sparsify", {"model"}),
+        ("augment", set()),
+        ("samples", set()),
+    ):
         part = raw.get(key, DEFAULT if key == "method" else None)
         name = part.get("name") if isinstance(part, Mapping) else part
         function = fixed.get(key) or (choices(key).get(name) if isinstance(name, str) else None)

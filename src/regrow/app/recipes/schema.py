@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serializer, model_validator
 
 from regrow._text import either
 from regrow.methods.registry import DEFAULT, methods
@@ -18,6 +18,9 @@ _STARTS = [
     )
 ]
 """Where each method starts that prunes."""
+
+OWN = "own"
+"""The value of `validation` for data that have a part of their own for that."""
 
 
 class Part(BaseModel):
@@ -59,11 +62,10 @@ class Recipe(BaseModel):
     augment: dict[str, Any] = Field(
         {}, description="what is done to training images: crop, border, flip, resized_crop, scale, ratio"
     )
-    validation: float | None = Field(
+    validation: Any = Field(
         None,
-        gt=0,
-        lt=1,
-        description="share of the training examples held out, and tested instead of the test set",
+        description="share of the training examples held out, and tested instead of the test set; or own: the part "
+        "that the data have for that, as texts do",
     )
     test_on: Literal["validation", "test"] | None = Field(
         None,
@@ -86,6 +88,10 @@ class Recipe(BaseModel):
         ge=0,
         lt=1,
         description=f"what a method that prunes in training starts from: by default {', '.join(_STARTS)}",
+    )
+    samples: dict[str, Any] = Field(
+        {},
+        description="the samples that a run of text writes at its end: count, length, temperature, prompt",
     )
     tickets: Part | None = Field(
         None,
@@ -133,6 +139,15 @@ class Recipe(BaseModel):
         None, gt=0, description="steps between two checkpoints; default: an epoch"
     )
     out: str | None = Field(None, description="the run folder; default: runs/<recipe>-<method>-<time>")
+
+    @field_validator("validation")
+    @classmethod
+    def _share_or_own(cls, value: Any) -> float | str | None:
+        if value is None or value == OWN:
+            return OWN if value else None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+            raise ValueError(f"must be a share between 0 and 1, or {OWN}")
+        return float(value)
 
     @model_validator(mode="after")
     def _plain_name(self) -> Recipe:

@@ -82,6 +82,12 @@ class Task:
                 f"{list(loss.shape) if isinstance(loss, Tensor) else loss!r} of {shapes}"
             )
 
+    def carrying(self, network: nn.Module, *, compiled: bool = False) -> Model:
+        """Return what a pass over the data in their order calls for each batch: `network`, or what torch.compile makes
+        of it; a `Carried` where each batch goes on from the state that the last one left.
+        """
+        return torch.compile(network) if compiled else network
+
     def ensemble(self, networks: Sequence[nn.Module]) -> nn.Module:
         """Return one network that predicts as `networks` do together.
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from regrow._random import generator
-from regrow.app.recipes import Recipe
+from regrow.app.recipes import OWN, Recipe
 from regrow.app.tasks import task_of
-from regrow.data import Augment, Tensors, in_files, order, prepared
+from regrow.data import Augment, Tensors, has_validation, in_files, order, prepared, streams
 from regrow.errors import RegrowValueError
 
 AT_ONCE = 2**22
@@ -38,11 +38,14 @@ class Batches:
     """Training batches, each a pure function of (seed, step), and the batches of a test.
 
     With `validation` in the recipe, the share of training examples that it names is kept out of training; which ones
-    does not depend on the seed.
+    does not depend on the seed. Or it says that the data have a part of their own for that.
+
+    Windows of a text in streams come side by side: row b of a batch goes on where row b of the last batch ended.
 
     Attributes:
         task: of the data.
         during: what is tested during the run: the examples held out, or the test set where there are none.
+        streams: whether batches are of windows side by side.
         final: what its result is tested on, as the recipe says.
 
     Raises:
@@ -52,6 +55,7 @@ class Batches:
     def __init__(self, data: Tensors, recipe: Recipe, device: torch.device) -> None:
         self.data, self.device, self.seed, self.size = data, device, recipe.seed, recipe.batch_size
         self.task = task_of(data)
+        self.streams = bool(getattr(data, "streams", False))
         self.test_size = recipe.test_batch_size
         self.augment = Augment(**recipe.augment)
         self.augment.check(data.train_inputs.shape[1:])
@@ -64,7 +68,11 @@ class Batches:
         count = len(self.inputs)
         self._chosen: Tensor | None = None  # of the training examples, those that train
         held_out = None
-        if recipe.validation is not None:
+        _check_validation(data, recipe)
+        if recipe.validation == OWN:
+            tested = _resident(data.validation_inputs, data.validation_targets, device)  # type: ignore[attr-defined]
+            held_out = Examples("validation", *tested, torch.arange(len(tested[0]), device="cpu"))
+        elif recipe.validation is not None:
             share = held_out_of(recipe, count)
             shuffled = torch.randperm(count, generator=generator(0, "validation", count), device="cpu")
             self._chosen = shuffled[share:]
@@ -78,8 +86,11 @@ class Batches:
         self.examples = count if self._chosen is None else len(self._chosen)
         self.steps_per_epoch = epoch_of(recipe, self.examples)
         if self.examples < self.size:
+            shorter = (
+                "\nGive a longer text, or a smaller `batch_size` or `data.length`." if self.streams else ""
+            )
             raise RegrowValueError(
-                f"`batch_size` must be at most the {self.examples} training examples, got {self.size}"
+                f"`batch_size` must be at most the {self.examples} training examples, got {self.size}{shorter}"
             )
         self._epoch, self._order = -1, torch.empty(0, device="cpu")
 
@@ -87,7 +98,10 @@ class Batches:
         """Return the inputs and targets of `step`, on the run's device."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            indices = order(self.seed, epoch, self.examples)
+            if self.streams:
+                indices = streams(self.seed, epoch, self.examples, self.size)
+            else:
+                indices = order(self.seed, epoch, self.examples)
             indices = indices if self._chosen is None else self._chosen[indices]
             self._epoch, self._order = epoch, indices.to(self.inputs.device)
         batch = self._order[position * self.size : (position + 1) * self.size]
@@ -97,8 +111,20 @@ class Batches:
         return prepared(self.data, inputs), self.task.targets(self.targets[batch].to(self.device))
 
     def test(self, examples: Examples | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all `examples` (default: `during`) in order, on the run's device."""
+        """Yield all `examples` (default: `during`) in order, on the run's device.
+
+        In streams, the last batch may have fewer targets than inputs: those of the streams that have a window left.
+        """
         tested = examples or self.during
+        if self.streams:
+            for some, left in side_by_side(len(tested), min(self.test_size or self.size, len(tested))):
+                chosen = some.to(tested.inputs.device)
+                targets = tested.targets[chosen[:left]].to(self.device)
+                yield (
+                    prepared(self.data, tested.inputs[chosen].to(self.device)),
+                    self.task.targets(targets),
+                )
+            return
         size = self.test_size or min(1000, max(self.size, AT_ONCE // math.prod(tested.inputs.shape[1:])))
         for some in tested.chosen.to(tested.inputs.device).split(size):
             inputs = self.augment.test(self._whole(tested.inputs[some]))
@@ -119,9 +145,42 @@ class Batches:
         return prepared(self.data, inputs) if getattr(self.data, "per_image", False) else inputs
 
 
+def side_by_side(size: int, count: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield batches of `size` windows of a text in `count` streams, each window once, and how many streams go on there.
+
+    Streams are as equally long as can be, the longer ones first; those that have ended repeat a window.
+    """
+    steps = -(-size // count)
+    longer = size - (steps - 1) * count
+    rows = torch.arange(count, device="cpu")
+    starts = rows * (steps - 1) + rows.clamp(max=longer)
+    for step in range(steps):
+        yield (starts + step).clamp(max=size - 1), count if step < steps - 1 else longer
+
+
+def _check_validation(data: Tensors, recipe: Recipe) -> None:
+    """Refuse a `validation` that the data cannot have, and what else windows in streams cannot have."""
+    if recipe.validation == OWN and not has_validation(data):
+        raise RegrowValueError(
+            f"`validation` is {OWN}, but `data` {recipe.data.name} has no part of its own for that\n"
+            "Hold out a share of the training examples: `validation: 0.1`."
+        )
+    if not getattr(data, "streams", False):
+        return
+    if recipe.validation not in (None, OWN):
+        raise RegrowValueError(
+            f"`validation` is {recipe.validation}, but `data` {recipe.data.name} is a text in streams, from which no "
+            f"single examples can be taken\nTest the text's own part: `validation: {OWN}`."
+        )
+    if not recipe.drop_last:
+        raise RegrowValueError(
+            "`drop_last` is false, but the batches of a text in streams are all of one size\nLeave it out."
+        )
+
+
 def held_out_of(recipe: Recipe, count: int) -> int:
     """Say how many of `count` training examples `validation` keeps out of training."""
-    return 0 if recipe.validation is None else max(1, round(count * recipe.validation))
+    return 0 if recipe.validation in (None, OWN) else max(1, round(count * recipe.validation))
 
 
 def epoch_of(recipe: Recipe, examples: int) -> int:

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import regrow
 from regrow.app.recipes import Part, Rate, Recipe, find, method_of
-from regrow.app.tasks import Task
+from regrow.app.tasks import Carried, Model, Task, require_state
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
 from regrow.app.training.groups import parameter_groups
 from regrow.app.training.keep import Keeper, keeper
-from regrow.data import Tensors, check_dataset
+from regrow.data import Samples, Tensors, Text, check_dataset
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.tickets import Plan, kind_of
 from regrow.weights import sparse_weights
@@ -44,6 +44,8 @@ class Setup:
     keeper: Keeper
     objective: Task
     """The task as it is trained on: of the data, with the recipe's `label_smoothing`."""
+    passes: list[Model]
+    """What a training step calls, for each part of its batch: those of streams carry a state."""
     rate: Rate
     device: torch.device
     total_steps: int
@@ -71,6 +73,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     device = device_of(recipe.device)
     data = check_dataset(_make("data", recipe.data), recipe.data.name) if data is None else data
     batches = Batches(data, recipe, device)
+    _check_samples(recipe, data)
     steps_per_epoch = batches.steps_per_epoch
     total = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
     plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
@@ -86,6 +89,10 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     if checkpoint:
         with restoring("optimizer"):
             optimizer.load_state_dict(checkpoint["optimizer"])
+    task = batches.task
+    passes = [task.carrying(model, compiled=recipe.compile) for _ in range(recipe.accumulate)]
+    if checkpoint:
+        _restore_states(passes, checkpoint, batches)
     method_steps = total if plan is None else plan.method_steps
     method = _method(recipe, model, optimizer, method_steps, build_network)
     kept = keeper(recipe, batches, model, method, plan)
@@ -101,7 +108,8 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         method=method,
         plan=plan,
         keeper=kept,
-        objective=batches.task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else batches.task,
+        objective=task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else task,
+        passes=passes,
         rate=_rate(recipe, plan, total),
         device=device,
         total_steps=total,
@@ -200,20 +208,71 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def _check_samples(recipe: Recipe, data: Tensors) -> None:
+    """Refuse samples of what is not a text, or with a prompt that its vocabulary does not have."""
+    if not isinstance(data, Text):
+        if recipe.samples:
+            raise RegrowValueError(
+                f"`samples` are of text, and `data` {recipe.data.name} is not\nLeave `samples` out."
+            )
+        return
+    data.vocabulary.encode(Samples(**recipe.samples).prompt, "samples.prompt")
+
+
+def _restore_states(passes: list[Model], checkpoint: dict[str, Any], batches: Batches) -> None:
+    """Put back the states that networks carry through a text."""
+    carried = [one for one in passes if isinstance(one, Carried)]
+    step = checkpoint["status"]["step"]
+    if not carried or step % batches.steps_per_epoch == 0:  # each epoch begins without a state
+        return
+    inputs, _ = batches.train(step)
+    with restoring("carried"):
+        states = checkpoint["carried"]
+        if len(states) != len(carried):
+            raise RegrowValueError(f"there are {len(states)} states, and `accumulate` is {len(carried)}")
+        for one, state, some in zip(carried, states, inputs.chunk(len(carried)), strict=True):
+            one.state = require_state(one.network, state, some)
+
+
 def _check_shapes(model: nn.Module, data: Tensors, batches: Batches, recipe: Recipe) -> None:
     """Pass two examples through the model, so that a wrong size is an error that names both sides."""
     training, state = model.training, torch.get_rng_state()
     examples = batches.example(2).to(next((p.device for p in model.parameters()), torch.device("cpu")))
+    if isinstance(data, Text):
+        examples[:, -1] = len(data.vocabulary) - 1  # which may be rare, and be met late
+    called = batches.task.carrying(model)
     try:
         with torch.no_grad():
             outputs = model.eval()(examples)
+            if called is not model:
+                _check_carried(called, examples, outputs, recipe)
     except RuntimeError as error:
         raise RegrowValueError(
             f"`model` {recipe.model.name} does not take examples of shape {list(examples.shape[1:])} "
             f"from `data` {recipe.data.name}: {error}"
+        ) from error
+    except IndexError as error:
+        if not isinstance(data, Text):
+            raise
+        count = len(data.vocabulary)
+        raise RegrowValueError(
+            f"`model` {recipe.model.name} does not take all {count:,} {data.vocabulary.unit} of the vocabulary of "
+            f"`data` {recipe.data.name}: {error}\nMake its embedding and its outputs that many; the networks of regrow "
+            f"have `model.classes={count}`."
         ) from error
     finally:
         model.train(training)
         torch.set_rng_state(state)
     targets = batches.task.targets(data.test_targets[:2].to(outputs.device))
     batches.task.check(outputs, targets, recipe.model.name, recipe.data.name)
+
+
+def _check_carried(called: Model, examples: Tensor, outputs: Tensor, recipe: Recipe) -> None:
+    """Pass the examples through the model with its state, twice: without one, and with that which it returned."""
+    for _ in range(2):
+        found = called(examples)
+        if found.shape != outputs.shape:
+            raise RegrowValueError(
+                f"`with_state` of `model` {recipe.model.name} must return outputs of the shape that the model itself "
+                f"returns, {list(outputs.shape)}, got {list(found.shape)}"
+            )

@@ -32,7 +32,7 @@ def evaluate(task: Task, model: nn.Module, batches: Data, precision: str) -> Eva
     Raises:
         RegrowValueError: a task that measures something else than it says.
     """
-    with _in_evaluation(model, precision) as tested:
+    with in_evaluation(task, model, precision) as tested:
         found = task.measure(tested, batches)
     names = [metric.name for metric in task.measures.metrics]
     if found.keys() != set(names):
@@ -44,12 +44,16 @@ def evaluate(task: Task, model: nn.Module, batches: Data, precision: str) -> Eva
 
 
 @contextmanager
-def _in_evaluation(model: nn.Module, precision: str) -> Iterator[Model]:
-    """Put `model` into evaluation mode, and give what runs it in this precision and returns float32 or better."""
+def in_evaluation(task: Task, model: nn.Module, precision: str) -> Iterator[Model]:
+    """Put `model` into evaluation mode, and give what runs it in this precision and returns float32 or better.
+
+    In streams it goes on from call to call, and begins without a state.
+    """
+    called = task.carrying(model)
 
     def tested(inputs: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            found: Tensor = model(inputs)
+            found: Tensor = called(inputs)
         return found.to(torch.promote_types(found.dtype, torch.float32))
 
     before = model.training
@@ -62,7 +66,7 @@ def _in_evaluation(model: nn.Module, precision: str) -> Iterator[Model]:
 
 def predictions(task: Task, model: nn.Module, batches: Data, precision: str) -> Tensor:
     """Return the predictions of `model`, one after the other."""
-    with _in_evaluation(model, precision) as tested:
+    with in_evaluation(task, model, precision) as tested:
         return torch.cat([task.prediction(found) for found, _ in outputs(tested, batches)])
 
 

@@ -164,6 +164,8 @@ def _shape(recipe: Recipe, data: Tensors | None) -> tuple[int, ...] | None:
     """Find the shape of one example as the data set keeps it."""
     if data is not None:
         return tuple(data.train_inputs.shape[1:])
+    if _is_text(recipe):
+        return (int(recipe.data.options["length"]),)
     record = models().get(recipe.model.name)
     if record is None:
         return None
@@ -194,8 +196,10 @@ def _random(recipe: Recipe, shape: tuple[int, ...], count: int) -> Tensors:
     """Draw random numbers in the form of the data."""
     inputs: Tensor = torch.randn(count, *shape, device="cpu")
     if _is_text(recipe):
-        symbols = torch.randint(0, 256, (count, *shape), dtype=torch.uint8, device="cpu")
-        return Text("random", symbols, symbols, symbols, symbols, 256)
+        # two different ones, which every vocabulary has
+        symbols = torch.randint(0, 2, (count, *shape), dtype=torch.uint8, device="cpu")
+        streams = recipe.data.options.get("streams", False)
+        return Text("random", symbols, symbols, symbols, symbols, 2, streams=streams)
     targets = torch.randint(0, 2, (count,), device="cpu")
     return Dataset("random", inputs, targets, inputs, targets, 2)
 
@@ -215,13 +219,14 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         if len(seen) > 1 and seen[-1][1] - seen[0][1] >= seconds:
             raise _Enough
 
-    changed = {
+    changed: dict[str, Any] = {
         "batch_size": batch,
         "accumulate": 1 if batch < recipe.batch_size else recipe.accumulate,
         "epochs": None,
         "steps": STEPS,
         "validation": None,
         "test_on": None,
+        "samples": {},
         "keep": "last",
         "tickets": None,
         "log_every": STEPS,

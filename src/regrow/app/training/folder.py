@@ -3,12 +3,14 @@
 environment.json   versions, machine, the command that repeats the run; the first to be written
 config.yaml        the resolved recipe; its presence means that the folder holds a run
 data.json          what the data is
+vocabulary.json    the symbols of a text
 metrics.jsonl      what was measured, one record a line
 maps.jsonl         connections that leave each input pixel, at the start and after each update
 checkpoint.pt      everything that a resumed run needs
 model.safetensors  the network that is the result; an ensemble has none, only its tickets
 tickets/0.safetensors, ...  the tickets of a run that makes several
 members/0, ...     the run folders of the members of an ensemble of independent runs
+samples.txt        what the network of a text writes
 summary.txt/.json  the result; the last to be written, so their presence means that the run is finished
 lock               while a process trains here: which
 """

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import regrow
+from regrow.app.tasks import Carried
+from regrow.app.training import text
 from regrow.app.training.build import Setup, seed_everything
 from regrow.app.training.checkpoint import restoring
 from regrow.app.training.evaluation import Evaluation, evaluate
@@ -63,7 +65,7 @@ class _Run:
         self.log_every = recipe.log_every
         self.evaluate_every = recipe.evaluate_every or setup.steps_per_epoch
         self.checkpoint_every = recipe.checkpoint_every or setup.steps_per_epoch
-        self.forward = torch.compile(self.model) if recipe.compile else self.model
+        self.carried = [one for one in setup.passes if isinstance(one, Carried)]
         self.pixels = PixelMap.of(self.model, setup.batches.example())
         self.losses: list[Tensor] = []  # of the steps since `logged`, read together
         self.logged = 0
@@ -73,6 +75,7 @@ class _Run:
         # set by the schedule at every step, so that what the optimizer holds now is the last one's
         self.rate = self.optimizer.defaults.get("lr")
         if checkpoint := setup.checkpoint:
+            text.check_vocabulary(setup, folder)
             self.status = Status.from_dict(checkpoint["status"], measures)
             self.losses = [torch.tensor(loss, device=device) for loss in checkpoint["losses"]]
             self.logged = self.status.step - len(self.losses)
@@ -81,6 +84,7 @@ class _Run:
         else:
             seed_everything(recipe.seed)  # building data and model used it up by an amount of their own
             folder.write_json("data.json", describe(setup.data, recipe.data.name))
+            text.write_vocabulary(setup, folder)
             if self.pixels:
                 folder.append("maps.jsonl", self.pixels.record(0))
         if setup.method is not None:
@@ -97,6 +101,7 @@ class _Run:
         outcome = self.keeper.finish(self.folder)
         if any(outcome.network is part for part in outcome.parts):  # and not what puts several together
             self.folder.save_model("model.safetensors", outcome.network)
+        text.write_samples(self.setup, outcome.network, self.folder)
         verdict = judge(outcome, self.setup, self.known(outcome))
         records = self.folder.records("metrics.jsonl")
         result = summarize(self.setup, outcome, verdict, self.status, records)
@@ -153,16 +158,18 @@ class _Run:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
         self.optimizer.zero_grad()
+        if self.status.step % self.setup.steps_per_epoch == 0:
+            for one in self.carried:  # an epoch begins at another place of the text
+                one.state = None
         recipe = self.setup.recipe
         total = torch.zeros((), device=inputs.device)
-        for some, wanted in zip(
-            inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True
-        ):
+        parts = zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True)
+        for forward, (some, wanted) in zip(self.setup.passes, parts, strict=False):
             share = len(inputs) / len(some)  # `accumulate`, but where the last batch of an epoch is smaller
             with torch.autocast(
                 self.setup.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
             ):
-                loss = self.setup.objective.step(self.forward, some, wanted) / share
+                loss = self.setup.objective.step(forward, some, wanted) / share
             loss.backward()
             total += loss.detach()
         self.losses.append(total)
@@ -257,6 +264,7 @@ class _Run:
                 "losses": [float(loss) for loss in self.losses],
                 "random": _get_random(),
                 "keeper": self.keeper.state_dict(),
+                "carried": [one.saved() for one in self.carried],
             }
         )
         self.saved = self.status.step

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow.data import Tensors, spread
+from regrow.data import Tensors, Text, spread
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.views import named_records
 
@@ -58,7 +58,9 @@ def is_image(inputs: Tensor) -> bool:
 
 
 def describe(data: Tensors, name: str) -> dict[str, Any]:
-    """Return what ``data.json`` holds: sizes and, for images, their mean in the data's own unit, over the channels."""
+    """Return what ``data.json`` holds: sizes; for images, their mean in the data's own unit, over the channels; for a
+    text, its unit and the shares of unknown symbols.
+    """
     inputs = data.train_inputs
     described: dict[str, Any] = {
         "name": name,
@@ -67,6 +69,8 @@ def describe(data: Tensors, name: str) -> dict[str, Any]:
         **({"classes": data.classes} if hasattr(data, "classes") else {}),
         "shape": list(inputs.shape[1:]),
     }
+    if isinstance(data, Text):
+        described |= {"unit": data.vocabulary.unit, "unknown": data.unknown()}
     if is_image(inputs):
         described["mean_image"] = [[round(value, 4) for value in row] for row in _mean_image(data).tolist()]
     return described
