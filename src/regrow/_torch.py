@@ -145,6 +145,23 @@ def constant_in_graphs(function: Decorated) -> Decorated:
     return function
 
 
+def not_compiled_alone(function: Decorated) -> Decorated:
+    """Let torch.compile leave calls of `function` alone, and all that it calls, where they are not part of a graph.
+
+    Behind a break of the graph, as `nn.GRU` makes one, dynamo would compile each function that runs. As
+    `torch.compiler.disable`, but without its break inside of graphs, and its import of all of torch._dynamo. If
+    ``set_code_exec_strategy`` is missing, dynamo traces into `function`, and warns of what it finds there.
+    """
+    try:
+        from torch._C._dynamo import eval_frame
+
+        leave = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.SKIP)
+        eval_frame.set_code_exec_strategy(function.__code__, leave)
+    except (ImportError, AttributeError):
+        pass
+    return function
+
+
 def dynamo_is_loaded() -> bool:
     """Return whether anything can have been compiled in this process.
 

@@ -177,3 +177,18 @@ def test_under_autocast() -> None:
         assert weight.parameter.dtype == torch.float32
         assert not weight.parameter.detach()[~weight.mask()].any()
     driver.detach()
+
+
+def test_what_runs_behind_a_broken_graph_is_not_compiled() -> None:
+    model, plain = network("gru"), network("gru")
+    (driver, optimizer), (_, beside) = driven(model, regrow.RigL), driven(plain, regrow.RigL)
+    updates: list[regrow.UpdateRecord] = []
+    driver.register_update_hook(updates.append)
+    torch.compiler.reset()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        train(torch.compile(model, backend="eager"), optimizer, 0, 3 * EVERY)  # nn.GRU breaks the graph
+    assert [str(one.message) for one in seen if "regrow" in str(one.message)] == []
+    train(plain, beside, 0, 3 * EVERY)
+    assert len(updates) == 2
+    assert_same(model, plain)

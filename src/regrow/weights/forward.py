@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regrow._torch import constant_in_graphs, is_flat, is_scripting
+from regrow._torch import constant_in_graphs, is_flat, is_scripting, not_compiled_alone
 from regrow.weights.compressed import unseen
 from regrow.weights.hook import GradientHook, hook_of
 from regrow.weights.record import module_records
@@ -16,6 +16,7 @@ from regrow.weights.views import views
 
 
 @constant_in_graphs
+@not_compiled_alone
 def ensure_hooks(module: nn.Module) -> None:
     """Attach the gradient hooks that are missing, after checking that nobody has changed a topology."""
     if torch.compiler.is_exporting():
@@ -66,6 +67,7 @@ def cut_substituted(module: nn.Module, caller: nn.Module) -> None:
             caller.register_forward_hook(after_forward, always_call=True)
 
 
+@not_compiled_alone
 def before_forward(self: nn.Module, args: tuple[Tensor]) -> None:
     """Prepare a masked weight; a module's forward pre-hook, and a plain function, so that copies keep it.
 
@@ -76,6 +78,7 @@ def before_forward(self: nn.Module, args: tuple[Tensor]) -> None:
         cut_substituted(self, self)
 
 
+@not_compiled_alone
 def before_forward_of_reader(module: nn.Module, args: Any) -> None:
     """Do the same for a module that reads its children's weights and never calls them: `nn.MultiheadAttention`."""
     for child in module.children():
@@ -83,6 +86,7 @@ def before_forward_of_reader(module: nn.Module, args: Any) -> None:
         cut_substituted(child, module)
 
 
+@not_compiled_alone
 def after_forward(module: nn.Module, args: Any, output: Any) -> None:
     """Put back what `cut_substituted` has replaced, since the tensors are the user's; a forward hook."""
     for owner, name, given in module.__dict__.pop(GIVEN, ()):
