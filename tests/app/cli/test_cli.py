@@ -139,7 +139,7 @@ def test_a_warning_is_text(tmp_path):
     [
         (
             ["train"],
-            "give a recipe or `--resume RUN`\nShipped are: fashion-big-sparse, fashion-conv, fashion-edst",
+            "give a recipe or `--resume RUN`\nShipped are: awd-lstm-wikitext2, char-gru, fashion-big-sparse",
         ),
         (["train", "fashion-mpl"], "there is no recipe 'fashion-mpl', did you mean `fashion-mlp`?"),
         (["train", "--resume", "/nowhere"], "/nowhere holds no run: it has no config.yaml"),
