@@ -147,6 +147,7 @@ def test_a_closure() -> None:
 
 def test_dense_parameters_agree_with_torchs_asgd() -> None:
     """AWD-LSTM's optimizer is torch's ASGD with lambd=0 and t0=0."""
+    torch.manual_seed(0)
     model, other = (nn.Linear(4, 3).double() for _ in range(2))
     other.load_state_dict(model.state_dict())
     optimizers = [

@@ -81,7 +81,9 @@ class Language(Classification):
         nll = float(torch.stack(losses).sum()) / count
         best = self.measures.best.name
         return {
-            best: nll / math.log(2) if best == "bits" else float(torch.tensor(nll).exp()),
+            best: nll / math.log(2)
+            if best == "bits"
+            else float(torch.tensor(nll, dtype=torch.float64, device="cpu").exp()),
             "nll": nll,
             "accuracy": int(torch.stack(corrects).sum()) / count,
         }
