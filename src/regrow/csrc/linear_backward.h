@@ -90,14 +90,13 @@ inline void backward_any(const Backward<T>& a, int64_t begin, int64_t end, int64
     if constexpr (N > 1) {
         if (width <= (N - 1) * LANES<T>) return backward_any<T, INPUT, W, N - 1>(a, begin, end, tile, cursor);
     }
-    width < N * LANES<T> ? backward_tile<T, W, N, INPUT, true>(a, begin, end, tile, cursor)
-                         : backward_tile<T, W, N, INPUT, false>(a, begin, end, tile, cursor);
+    width < N* LANES<T> ? backward_tile<T, W, N, INPUT, true>(a, begin, end, tile, cursor)
+                        : backward_tile<T, W, N, INPUT, false>(a, begin, end, tile, cursor);
 }
 
 // Without sums of the input's gradient in registers, there is room for more of the input.
 template <class T, bool INPUT>
 inline void backward(const Backward<T>& a, int64_t begin, int64_t end, int32_t* cursor) {
     constexpr int W = INPUT ? BACKWARD_VECTORS : VALUES_VECTORS;
-    for (int64_t tile = 0; tile * W * LANES<T> < a.batch; tile++)
-        backward_any<T, INPUT, W>(a, begin, end, tile, cursor);
+    for (int64_t tile = 0; tile * W * LANES<T> < a.batch; tile++) backward_any<T, INPUT, W>(a, begin, end, tile, cursor);
 }

@@ -83,7 +83,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates, const Tensor& h,
     parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
         for (int64_t slice = begin; slice < end; slice++) {
             Scratch<T> room(2 * blocks.rows() + units + packing.most_sums());
-            ScanState<T> state{{room.take(blocks.rows()), room.take(blocks.rows())}, room.take(units), nullptr, nullptr,
+            ScanState<T> state{{room.take(blocks.rows()), room.take(blocks.rows())},
+                               room.take(units),
+                               nullptr,
+                               nullptr,
                                room.take(packing.most_sums())};
             take_in(read<T>(h), batch, units, slice, state.h[0], [&](int64_t u) { return blocks.at(u); });
             if (c) take_in(read<T>(*c), batch, units, slice, state.c, by_row);
@@ -95,10 +98,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& gates, const Tensor& h,
 }
 
 template <class T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, Given cell_gradient, const Tensor& output,
-                                                    const Tensor& h, Given c, const Tensor& kept, const Tensor& values,
-                                                    const Tensor& crow_t, const Tensor& row_t, const Tensor& order,
-                                                    Cell cell, Given lengths) {
+std::tuple<Tensor, Tensor, Tensor, Tensor>
+backward(const Tensor& gradient, Given cell_gradient, const Tensor& output, const Tensor& h, Given c, const Tensor& kept,
+         const Tensor& values, const Tensor& crow_t, const Tensor& row_t, const Tensor& order, Cell cell, Given lengths) {
     const int64_t time = output.size(0), batch = output.size(1), units = h.size(1), rows = units * gates_of(cell);
     const int64_t slices = (batch + SLICE - 1) / SLICE;
     const Packing<T> packing({read(crow_t), read(row_t), read(order), read<T>(values), units, 1, rows}, false);
@@ -117,8 +119,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& gradient, Give
     parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
         for (int64_t slice = begin; slice < end; slice++) {
             Scratch<T> room(blocks.rows() + 4 * units);
-            ScanState<T> state{{room.take(units), nullptr}, room.take(units), room.take(units), room.take(units),
-                               room.take(blocks.rows())};
+            ScanState<T> state{
+                {room.take(units), nullptr}, room.take(units), room.take(units), room.take(units), room.take(blocks.rows())};
             take_in(read<T>(h), batch, units, slice, state.h[0], by_row);
             if (c) take_in(read<T>(*c), batch, units, slice, state.first, by_row);
             if (cell_gradient) take_in(read<T>(*cell_gradient), batch, units, slice, state.c, by_row);
