@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from regrow._places import locate
 from regrow.arguments import require_choice, require_count
 from regrow.data.packed import read_packed
 from regrow.data.text import Text, windows
-from regrow.data.vocabulary import BYTES, decoded, numbered, require_unit, with_vocabulary
+from regrow.data.vocabulary import read_symbols, require_unit, with_vocabulary
 
 _AGAIN = "Fetch the file again."
 
@@ -88,12 +85,13 @@ def penn_treebank(
         "Get simple-examples.tgz of Mikolov's RNNLM toolkit (www.fit.vutbr.cz/~imikolov/rnnlm) and put the files "
         f"{', '.join(files)} of its folder data into {{cache}}"
     )
-    return _corpus(
-        "ptb",
+    paths, options = (
         _found("Penn Treebank", folder, names, files, remedy),
         (length, limit, unit, vocabulary, streams),
-        _from_ptb_characters if unit == "characters" else None,
     )
+    if unit == "words":
+        return _corpus("ptb", paths, options)
+    return _corpus("ptb", paths, options, _from_ptb_characters)
 
 
 def _wikitext(
@@ -127,21 +125,14 @@ def _corpus(
     name: str,
     paths: Sequence[Path],
     options: tuple[int, int | None, str, int | None, bool],
-    spelled: Callable[[str], str] | None = None,
+    spelled: Callable[[str], str] = lambda text: text,
 ) -> Text:
     """Read the files that train, validate and test; `spelled` undoes their spelling."""
     length, limit, unit, vocabulary, streams = options
     require_unit(unit, vocabulary)
     most = None if limit is None else require_count("data.limit", limit)
     contents = [read_packed(path, _AGAIN, packed=False) for path in paths]
-    if unit == "bytes":
-        parts = [np.frombuffer(content, np.uint8) for content in contents]
-        parts[0] = parts[0][:most]
-        return windows(name, BYTES, [torch.from_numpy(part.copy()) for part in parts], length, streams)
-    texts = [decoded(content, str(path)) for content, path in zip(contents, paths, strict=True)]
-    if spelled is not None:
-        texts = [spelled(text) for text in texts]
-    symbols, parts = numbered(texts, unit)
+    symbols, parts = read_symbols(contents, [str(path) for path in paths], unit, spelled)
     parts[0] = parts[0][:most]
     return windows(name, *with_vocabulary(unit, symbols, parts, vocabulary), length, streams)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from regrow._places import cache
@@ -19,8 +18,7 @@ from regrow.data.vocabulary import (
     BYTES,
     UNKNOWN,
     Vocabulary,
-    decoded,
-    numbered,
+    read_symbols,
     require_unit,
     with_vocabulary,
 )
@@ -188,12 +186,7 @@ def _by_position(
 ) -> Text:
     """Return the text of `files`, one after the other, of which the first 90% train and the last 5% test."""
     require_unit(unit, vocabulary)
-    content = b"".join(map(_read, files))
-    symbols: list[str] = []
-    if unit == "bytes":
-        stream = np.frombuffer(content, np.uint8)
-    else:
-        symbols, [stream] = numbered([decoded(content, name)], unit)
+    symbols, [stream] = read_symbols([b"".join(map(_read, files))], [name], unit)
     stream = stream[: None if limit is None else require_count("data.limit", limit)]
     least = 20 * (require_count("data.length", length) + 1)
     if len(stream) < least:
@@ -202,8 +195,6 @@ def _by_position(
             f"`data.length` {length}\nGive a longer text or a smaller length."
         )
     parts = np.split(stream, [len(stream) * 9 // 10, len(stream) * 19 // 20])
-    if unit == "bytes":
-        return windows(name, BYTES, [torch.from_numpy(part.copy()) for part in parts], length, streams)
     return windows(name, *with_vocabulary(unit, symbols, parts, vocabulary), length, streams)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -109,12 +109,30 @@ def require_unit(unit: object, vocabulary: object) -> None:
             )
 
 
-def decoded(content: bytes, name: str) -> str:
-    """Return the text in `content`.
+def read_symbols(
+    contents: Sequence[bytes],
+    names: Sequence[str],
+    unit: str,
+    spelled: Callable[[str], str] = lambda text: text,
+) -> tuple[list[str], list[Numbers]]:
+    """List the different symbols of `contents`, none for bytes, and write each of them in numbers [T].
+
+    Args:
+        contents: of files.
+        names: of `contents`, for messages.
+        unit: of `UNITS`.
+        spelled: undoes the spelling of a text of characters or words.
 
     Raises:
-        RegrowValueError: it is not UTF-8, naming the first byte that is not.
+        RegrowValueError: characters or words that are not UTF-8, naming the first byte that is not.
     """
+    if unit == "bytes":
+        return [], [np.frombuffer(content, np.uint8) for content in contents]
+    texts = [spelled(_decoded(*one)) for one in zip(contents, names, strict=True)]
+    return numbered(texts, unit)
+
+
+def _decoded(content: bytes, name: str) -> str:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -148,10 +166,11 @@ def with_vocabulary(
 ) -> tuple[Vocabulary, list[Tensor]]:
     """Choose the vocabulary of a text, and write its parts in it.
 
-    Words are those of the first part, which trains, and ``<unk>``; characters are those of all parts.
+    Words are those of the first part, which trains, and ``<unk>``; characters are those of all parts; bytes are as
+    they are.
 
     Args:
-        unit: ``characters`` or ``words``.
+        unit: of `UNITS`.
         symbols: all that there are.
         parts: of the text, in numbers of `symbols`; the first trains.
         most: keep only so many symbols, the most frequent, ``<unk>`` among them, for all others. Default: all.
@@ -159,6 +178,8 @@ def with_vocabulary(
     Returns:
         The vocabulary, and the parts as uint8 or int32 [T].
     """
+    if unit == "bytes":
+        return BYTES, [torch.from_numpy(part.copy()) for part in parts]
     each = [np.bincount(part, minlength=len(symbols)) for part in parts]
     counts, everywhere = each[0], np.sum(each, 0)
     is_open = unit == "words" or (most is not None and most < np.count_nonzero(everywhere))
