@@ -15,7 +15,8 @@ from regrow.nn import SparseLinear
 from regrow.nn.fused import unfuse
 from regrow.ops.reference import ACTIVATIONS
 from regrow.weights.attach import detach
-from regrow.weights.base import SparseWeight, as_matrix
+from regrow.weights.base import SparseWeight
+from regrow.weights.reading import as_matrix
 from regrow.weights.storages import form_of
 from regrow.weights.views import settle, unwrapped, views
 

@@ -17,7 +17,7 @@ from regrow.methods.registry import register
 from regrow.methods.schedules import DropSchedule
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
-from regrow.weights.base import as_matrix
+from regrow.weights.reading import as_matrix
 
 
 @register(

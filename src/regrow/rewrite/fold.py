@@ -12,8 +12,8 @@ from regrow.arguments import require_model
 from regrow.nn.fused import unfuse
 from regrow.rewrite.calls import Calls, is_shared
 from regrow.weights import views
-from regrow.weights.base import as_matrix
 from regrow.weights.forward import after_forward, before_forward, before_forward_of_reader
+from regrow.weights.reading import as_matrix
 from regrow.weights.storages import dense_class_of
 
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)

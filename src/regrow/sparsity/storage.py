@@ -14,7 +14,7 @@ from regrow.errors import RegrowValueError
 from regrow.ops import backends, native
 from regrow.sparsity.layers import Layer, why_not_stored
 from regrow.sparsity.meta import is_on_meta
-from regrow.weights.base import as_matrix
+from regrow.weights.reading import as_matrix
 from regrow.weights.storages import STORAGES
 
 NARROWEST = 64

@@ -19,7 +19,6 @@ from regrow.ops import sketch
 from regrow.weights import aside, stamp
 from regrow.weights.hook import driver_of, hook_of
 from regrow.weights.reading import ReadWeight
-from regrow.weights.reading import as_matrix as as_matrix
 from regrow.weights.record import RECORDS, Record
 from regrow.weights.sharded import not_whole
 

@@ -22,8 +22,9 @@ from regrow.ops import csr
 from regrow.ops.csr import Csr
 from regrow.ops.listener import Operands, belongs_to
 from regrow.weights import stamp
-from regrow.weights.base import SparseWeight, as_matrix
+from regrow.weights.base import SparseWeight
 from regrow.weights.hook import hook_of
+from regrow.weights.reading import as_matrix
 from regrow.weights.stamped import StampedWeight
 
 if TYPE_CHECKING:

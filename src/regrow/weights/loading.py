@@ -19,10 +19,11 @@ from regrow._formats import STATE_DICT, require_format
 from regrow.errors import RegrowValueError, warn
 from regrow.ops import csr
 from regrow.weights import stamp
-from regrow.weights.base import SparseWeight, as_matrix
+from regrow.weights.base import SparseWeight
 from regrow.weights.compressed import INDEX
 from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import hook_of
+from regrow.weights.reading import as_matrix
 from regrow.weights.views import views
 
 KEY = "regrow"

@@ -12,9 +12,10 @@ from regrow._torch import is_under_vmap, transforms_active
 from regrow.errors import warn
 from regrow.growth.gradient import Reduce, Whole
 from regrow.ops.outside import outside
-from regrow.weights.base import SparseWeight, as_matrix
+from regrow.weights.base import SparseWeight
 from regrow.weights.copies import copies_of
 from regrow.weights.hook import hook_of
+from regrow.weights.reading import as_matrix
 
 UNTOUCHED = -0.0
 """A zero that whatever other code writes takes the sign off: where a copy that makes another's moves has no value."""

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from regrow.errors import RegrowRuntimeError
 from regrow.weights import stamp
-from regrow.weights.base import SparseWeight, as_matrix
+from regrow.weights.base import SparseWeight
 from regrow.weights.copies import copies_of
 from regrow.weights.hook import is_trained
+from regrow.weights.reading import as_matrix
 
 
 class StampedWeight(SparseWeight):
