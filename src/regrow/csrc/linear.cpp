@@ -29,9 +29,38 @@ double density(const Tensor& crow, int64_t rows, int64_t columns) {
     return double(read(crow)[rows]) / std::max<double>(1, double(rows) * double(columns));
 }
 
-// Tiles are copied together where each feature is read by so many connections that it pays.
+// Tiles are copied together where each feature is read by so many connections that it pays: soon, where each feature
+// is on a page of its own.
+constexpr int64_t FAR = 1024;
 Tiles tiles_of(int64_t size, int64_t batch, int64_t nnz, int64_t rows, int64_t columns) {
-    return {size, batch > size && nnz > 96 * std::max(rows, columns)};
+    const int64_t often = batch < FAR ? 96 : 8;
+    return {size, batch > size && nnz > often * std::max(rows, columns)};
+}
+
+// Whether a batch has so many tiles that values are put into the order in which the kernels take them: each tile would
+// look them up again, far apart in memory.
+constexpr int64_t MANY = 4;
+bool many_tiles(int64_t batch, int64_t tile) { return batch > MANY * tile; }
+
+// The values of connections in the index's order, from their places, and back.
+template <class T>
+Tensor in_order(const Tensor& values, const Tensor& order, int64_t nnz) {
+    Tensor result = empty(values, {nnz}, TYPE<T>);
+    const T* const from = read<T>(values);
+    const int32_t* const place = read(order);
+    T* const to = write<T>(result);
+    parallel_for(0, nnz, 1 << 14, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; j++) to[j] = from[place[j]];
+    });
+    return result;
+}
+template <class T>
+void put_back(const Tensor& values, const Tensor& order, int64_t nnz, T* to) {
+    const T* const from = read<T>(values);
+    const int32_t* const place = read(order);
+    parallel_for(0, nnz, 1 << 14, [&](int64_t begin, int64_t end) {
+        for (int64_t j = begin; j < end; j++) to[place[j]] = from[j];
+    });
 }
 
 // All rows of all tiles, divided among the threads.
@@ -86,14 +115,17 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
     const BeforeActivation<T> before(gradient, kept, cut, activation, need_bias ? write<T>(bias_gradient) : nullptr);
     if (type != TYPE<T>) bias_gradient = torch::stable::to(bias_gradient, type);
 
-    const Tensor w = as<T>(values);
+    const int64_t nnz = read(crow_t)[columns];
+    const bool many = many_tiles(batch, tile);
+    const Tensor w = many ? in_order<T>(as<T>(values), order, nnz) : as<T>(values);
+    const int32_t* const places = many ? nullptr : read(order);
     if (!need_values) {
         Tensor none = empty(values, {0}, type);
         if (!need_input) return {empty(input, {0}, type), none, bias_gradient};
         // the transposed matrix forward
         const Output<T> dx(input, batch, columns, cut);
-        run<T>({read(crow_t), read(row_t), read<T>(w), read(order), nullptr, before.gradient(), dx.operand(), Operand<T>{},
-                rows, forward_block(rows, density(crow_t, columns, rows), batch), 1024, batch, Activation::none},
+        run<T>({read(crow_t), read(row_t), read<T>(w), places, nullptr, before.gradient(), dx.operand(), Operand<T>{}, rows,
+                forward_block(rows, density(crow_t, columns, rows), batch), 1024, batch, Activation::none},
                columns);
         return {dx.finish(), none, bias_gradient};
     }
@@ -103,12 +135,13 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
     if (need_input) dx.emplace(input, batch, columns, cut);
     Tensor values_gradient = empty(values, {values.size(0), 1}, TYPE<T>);
     T* const dw = write<T>(values_gradient);
-    const int64_t nnz = read(crow_t)[columns], used = batch > 0 ? nnz : 0;
+    const int64_t used = batch > 0 ? nnz : 0;
     std::fill(dw + used, dw + values.size(0), T(0));
+    const std::optional<Tensor> ordered = many ? std::optional(empty(values, {nnz}, TYPE<T>)) : std::nullopt;
     const double dense = density(crow_t, columns, rows);
     const Backward<T> work{read(crow_t),
                            read(row_t),
-                           read(order),
+                           places,
                            read<T>(w),
                            x.operand(),
                            before.gradient(),
@@ -117,9 +150,9 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
                            rows,
                            backward_block(rows, dense, batch),
                            batch,
-                           dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
+                           !many && dense > 0.03 && nnz * int64_t(sizeof(T)) > (1 << 20)};
     const Parts parts(read(crow_t), columns, torch::stable::get_num_threads(), batch);
-    const OfValues<T> own(values_gradient, used, rows, parts.count());
+    const OfValues<T> own(ordered ? *ordered : values_gradient, used, rows, many ? 1 : parts.count());
     parallel_for(0, parts.count(), 1, [&](int64_t begin, int64_t end) {
         Backward<T> mine = work;
         for (int64_t part = begin; part < end; part++) {
@@ -130,6 +163,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& gradient, const Tensor
         }
     });
     own.join();
+    if (ordered) put_back<T>(*ordered, order, used, dw);
     if (type != TYPE<T>) values_gradient = torch::stable::to(values_gradient, type);
     return {dx ? dx->finish() : empty(input, {0}, type), values_gradient, bias_gradient};
 }

@@ -42,7 +42,7 @@ template <class T>
 struct Backward {
     const int32_t* crow_t; // [columns + 1]
     const int32_t* row_t;
-    const int32_t* order; // where in `values` and `values_gradient` each connection is
+    const int32_t* order; // where in `values` and `values_gradient` each connection is, or null: in its own place
     const T* values;
     Operand<const T> x;
     Operand<const T> gradient; // of the output

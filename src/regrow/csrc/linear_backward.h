@@ -16,8 +16,8 @@ inline void put(Vector<T>* product, const int32_t* place, int count, T* gradient
     }
 }
 
-// W: vectors of a whole tile, of which N hold something.
-template <class T, int W, int N, bool INPUT, bool TAIL>
+// W: vectors of a whole tile, of which N hold something. ORDERED: a.order is there.
+template <class T, int W, int N, bool INPUT, bool ORDERED, bool TAIL>
 inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, int64_t tile, int32_t* cursor) {
     constexpr int L = LANES<T>;
     const Backward<T> a = args; // a copy, which no store can change
@@ -46,7 +46,7 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
             const int32_t soon = first ? a.crow_t[c + 1] : cursor[c + 1 - begin];
             for (int i = 0; i < lines; i++) {
                 __builtin_prefetch(a.row_t + soon + 16 * i);
-                __builtin_prefetch(a.order + soon + 16 * i);
+                if (ORDERED) __builtin_prefetch(a.order + soon + 16 * i);
             }
             Vector<T> in[N], sum[N];
             for (int n = 0; n < N; n++) in[n] = load(x + c * a.x.row_stride + n * L);
@@ -57,7 +57,7 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
             }
             for (; j < column_end && a.row_t[j] < stop; j++) {
                 const T* const out = g + a.row_t[j] * gs;
-                place[waiting] = a.order[j];
+                place[waiting] = ORDERED ? a.order[j] : j;
                 const Vector<T> w = splat(a.values[place[waiting]]);
                 if (a.dense) { // the next line of this row's values, for one of the next columns
                     __builtin_prefetch(a.values + place[waiting] + L);
@@ -84,19 +84,21 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
     put<T>(product, place, waiting, a.values_gradient, tile == 0);
 }
 
-template <class T, bool INPUT, int W, int N = W>
+template <class T, bool INPUT, bool ORDERED, int W, int N = W>
 inline void backward_any(const Backward<T>& a, int64_t begin, int64_t end, int64_t tile, int32_t* cursor) {
     const int64_t width = a.batch - tile * W * LANES<T>;
     if constexpr (N > 1) {
-        if (width <= (N - 1) * LANES<T>) return backward_any<T, INPUT, W, N - 1>(a, begin, end, tile, cursor);
+        if (width <= (N - 1) * LANES<T>) return backward_any<T, INPUT, ORDERED, W, N - 1>(a, begin, end, tile, cursor);
     }
-    width < N* LANES<T> ? backward_tile<T, W, N, INPUT, true>(a, begin, end, tile, cursor)
-                        : backward_tile<T, W, N, INPUT, false>(a, begin, end, tile, cursor);
+    width < N* LANES<T> ? backward_tile<T, W, N, INPUT, ORDERED, true>(a, begin, end, tile, cursor)
+                        : backward_tile<T, W, N, INPUT, ORDERED, false>(a, begin, end, tile, cursor);
 }
 
 // Without sums of the input's gradient in registers, there is room for more of the input.
 template <class T, bool INPUT>
 inline void backward(const Backward<T>& a, int64_t begin, int64_t end, int32_t* cursor) {
     constexpr int W = INPUT ? BACKWARD_VECTORS : VALUES_VECTORS;
-    for (int64_t tile = 0; tile * W * LANES<T> < a.batch; tile++) backward_any<T, INPUT, W>(a, begin, end, tile, cursor);
+    for (int64_t tile = 0; tile * W * LANES<T> < a.batch; tile++)
+        a.order ? backward_any<T, INPUT, true, W>(a, begin, end, tile, cursor)
+                : backward_any<T, INPUT, false, W>(a, begin, end, tile, cursor);
 }
