@@ -39,7 +39,7 @@ Tiles tiles_of(int64_t size, int64_t batch, int64_t nnz, int64_t rows, int64_t c
 
 // Whether a batch has so many tiles that values are put into the order in which the kernels take them: each tile would
 // look them up again, far apart in memory.
-constexpr int64_t MANY = 4;
+constexpr int64_t MANY = 8;
 bool many_tiles(int64_t batch, int64_t tile) { return batch > MANY * tile; }
 
 // The values of connections in the index's order, from their places, and back.

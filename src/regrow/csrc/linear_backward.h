@@ -3,11 +3,18 @@
 // One column's batch elements of x and of the input gradient stay in registers while the column's connections in a
 // block of rows pass: each loads one row of the output gradient, which serves both products.
 
-// Sums the products of `count` connections over the batch and puts them into their places in the gradient.
-template <class T>
+// Sums the products of `count` connections over the batch and puts them into their places in the gradient. ASCENDING:
+// the places are, and so follow one another where the last is as far from the first as it can be nearest.
+template <class T, bool ASCENDING>
 inline void put(Vector<T>* product, const int32_t* place, int count, T* gradient, bool first) {
-    T sum[LANES<T>] __attribute__((aligned(VECTOR_BYTES)));
-    store(sum, sums<T>(product));
+    constexpr int L = LANES<T>;
+    const Vector<T> all = sums<T>(product);
+    if (ASCENDING && count == L && place[L - 1] - place[0] == L - 1) {
+        T* const to = gradient + place[0];
+        return store_unaligned(to, first ? all : load_unaligned(to) + all);
+    }
+    T sum[L] __attribute__((aligned(VECTOR_BYTES)));
+    store(sum, all);
     asm("" : "+m"(sum)); // to memory once: taking the lanes apart is slower, and so is a scatter instruction
     if (first) {
         for (int i = 0; i < count; i++) gradient[place[i]] = sum[i];
@@ -72,7 +79,7 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
                 }
                 product[waiting] = p[0] + p[1];
                 if (++waiting == L) {
-                    put<T>(product, place, L, a.values_gradient, tile == 0);
+                    put<T, !ORDERED>(product, place, L, a.values_gradient, tile == 0);
                     waiting = 0;
                 }
             }
@@ -80,8 +87,9 @@ inline void backward_tile(const Backward<T>& args, int64_t begin, int64_t end, i
             if (INPUT)
                 for (int n = 0; n < N; n++) store(dx + c * a.input_gradient.row_stride + n * L, sum[n]);
         }
+        put<T, !ORDERED>(product, place, waiting, a.values_gradient, tile == 0); // the next block begins at a lower place
+        waiting = 0;
     }
-    put<T>(product, place, waiting, a.values_gradient, tile == 0);
 }
 
 template <class T, bool INPUT, bool ORDERED, int W, int N = W>

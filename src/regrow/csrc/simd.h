@@ -62,16 +62,32 @@ inline DoubleVector keep(DoubleVector v, int lanes) {
     return (DoubleVector)((Mask)v & (lane < int64_t(lanes)));
 }
 
-// Sums of neighbours: first those of a, then those of b.
-template <class V, int... I>
+// Sums of neighbours within each 128 bits, K lanes: there first those of a, then those of b. Shuffles that cross 128 bits
+// cost several times as much.
+template <int K, class V, int... I>
 inline V pairs(V a, V b, std::integer_sequence<int, I...>) {
-    return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
+    constexpr int L = sizeof...(I), HALF = K / 2;
+    return __builtin_shufflevector(a, b, (I % K / HALF * L + I / K * K + 2 * (I % HALF))...) +
+           __builtin_shufflevector(a, b, (I % K / HALF * L + I / K * K + 2 * (I % HALF) + 1)...);
+}
+
+// Sums of neighbouring 128 bits: first those of a, then those of b.
+template <int K, class V, int... I>
+inline V pairs_of_blocks(V a, V b, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(a, b, (I / K * 2 * K + I % K)...) +
+           __builtin_shufflevector(a, b, (I / K * 2 * K + I % K + K)...);
 }
 
 // Sums of each of as many vectors as a vector has lanes; `v` is used up.
 template <class T>
 inline Vector<T> sums(Vector<T>* v) {
-    for (int n = LANES<T>; n > 1; n /= 2)
-        for (int i = 0; i < n / 2; i++) v[i] = pairs(v[2 * i], v[2 * i + 1], std::make_integer_sequence<int, LANES<T>>{});
+    constexpr int L = LANES<T>, K = 16 / int(sizeof(T));
+    constexpr std::make_integer_sequence<int, L> LANE;
+    for (int n = L / 2; n >= L / K; n /= 2)
+        for (int i = 0; i < n; i++) v[i] = pairs<K>(v[2 * i], v[2 * i + 1], LANE);
+    if constexpr (L > K) {
+        for (int n = L / K / 2; n > 0; n /= 2)
+            for (int i = 0; i < n; i++) v[i] = pairs_of_blocks<K>(v[2 * i], v[2 * i + 1], LANE);
+    }
     return v[0];
 }
