@@ -145,6 +145,30 @@ METHODS: list[Row] = [
             "process_group": GROUPS,
         },
     ),
+    ("MEST", regrow.MEST, both, {**DYNAMIC, "gradient_weight": (-1.0, "a", NAN, INF, True)}),
+    (
+        "SoftMEST",
+        regrow.SoftMEST,
+        lambda w: {**both(w), "final_sparsity": 0.9, "update_every": 4},
+        {
+            **PERIODIC,
+            "final_sparsity": (None, *FRACTIONS, {"0.weight": 0.9}),
+            "gradient_weight": (-1.0, "a", NAN, INF, True),
+            "stop_fraction": (None, *MAYBE_FRACTIONS),
+            "schedule": (5, None, "halved-at-x", "halved-at-2", *FUNCTIONS),
+        },
+    ),
+    (
+        "TopKAST",
+        regrow.TopKAST,
+        lambda w: {**both(w), "final_sparsity": 0.9, "update_every": 4},
+        {
+            **PERIODIC,
+            "final_sparsity": (None, *FRACTIONS, {"0.weight": 0.9}),
+            "backward_ratio": (None, 0.5, *POSITIVE),
+            "penalty": (-1.0, "a", NAN, INF, True),
+        },
+    ),
     (
         "Pruning",
         regrow.Pruning,
@@ -197,6 +221,7 @@ METHODS: list[Row] = [
     ("drop_schedule", schedules.drop_schedule, lambda w: {}, {"schedule": (None, 5, "cosin", *FUNCTIONS)}),
     ("inverse_power", schedules.inverse_power, lambda w: {}, {"k": (None, "a", -1.0, NAN, INF, True)}),
     ("cosine_to", schedules.cosine_to, lambda w: {}, {"k": (None, *MAYBE_FRACTIONS)}),
+    ("halved_at", schedules.halved_at, lambda w: {}, {"k": (None, *MAYBE_FRACTIONS)}),
     ("uniform", distributions.uniform, shapes, SHAPES),
     ("er", distributions.er, shapes, SHAPES),
     ("erk", distributions.erk, shapes, SHAPES),

@@ -75,6 +75,8 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "snfs": (regrow.SNFS, {}),
     "pruning": (regrow.Pruning, {"final_sparsity": 0.9, "start_fraction": 0.0, "stop_fraction": 1.0}),
     "granet": (regrow.GraNet, {"final_sparsity": 0.9}),
+    "mest-soft": (regrow.SoftMEST, {"final_sparsity": 0.9}),
+    "top-kast": (regrow.TopKAST, {"final_sparsity": 0.9}),
 }
 
 

@@ -9,6 +9,7 @@ from regrow.inference.module import Deployed
 from regrow.measure import landscape
 from regrow.methods import (
     ITOP,
+    MEST,
     SET,
     SNFS,
     SNIP,
@@ -19,7 +20,9 @@ from regrow.methods import (
     RigL,
     SelfishRNN,
     SetITOP,
+    SoftMEST,
     Static,
+    TopKAST,
 )
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse
@@ -40,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BatchTiles",
     "ITOP",
+    "MEST",
     "NTASGD",
     "SET",
     "SNFS",
@@ -57,10 +61,12 @@ __all__ = [
     "RigL",
     "SelfishRNN",
     "SetITOP",
+    "SoftMEST",
     "SparseConv2d",
     "SparseLinear",
     "Static",
     "SupTickets",
+    "TopKAST",
     "compact",
     "costs",
     "compress",

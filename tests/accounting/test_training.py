@@ -24,8 +24,9 @@ METHODS = {
     "snfs": "snfs",
     "pruning": "pruning",
     "granet": "granet",
+    "top-kast": "top-kast",
 }
-"""The eight methods of the RigL paper's tables, and GraNet, with the kind of cost of each."""
+"""The eight methods of the RigL paper's tables, GraNet and Top-KAST, with the kind of cost of each."""
 
 
 @pytest.mark.parametrize(

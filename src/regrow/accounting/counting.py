@@ -111,6 +111,16 @@ class Costs:
             return {}
         return {name: kind.networks(count) * one for name, kind in kinds().items() if kind.cost is not None}
 
+    def trained(self, ratio: float) -> float:
+        """Return the FLOPs of a forward pass of one example with `ratio` times the connections of each layer, f_B.
+
+        At most all positions of a layer: those that are trained by a method that trains more than it connects.
+        """
+        more = require_positive("ratio", ratio) - 1
+        return sum(
+            min(y.flops_dense, y.flops_sparse + more * 2 * y.uses * y.connections) for y in self.layers
+        )
+
     def _multiple(self, record: MethodRecord) -> float | None:
         if record.is_narrow and self.small_dense is None:
             return None
@@ -122,6 +132,7 @@ class Costs:
             update_every=record.interval or self.update_every,
             multiplier=self.multiplier,
             levels=record.levels(1 - parameters["sparse"] / parameters["dense"]),
+            trained=self.trained(record.backward_ratio),
         )
 
     def training_flops(self, method: str, *, steps: int, batch_size: int) -> float:

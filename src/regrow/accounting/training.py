@@ -35,6 +35,7 @@ def training_multiple(
     update_every: int = 100,
     multiplier: float = 1.0,
     levels: list[float] | None = None,
+    trained: float | None = None,
 ) -> float:
     """Return the FLOPs of training as a multiple of those of dense training of the plain length.
 
@@ -50,9 +51,10 @@ def training_multiple(
         multiplier: length of the run as a multiple of dense training's; dT stays.
         levels: the levels over a run in which the network becomes sparser. Default, for ``pruning`` and ``granet``:
             `pruning_levels()`; GraNet's own are `granet_levels`, with an update every 1,000 steps.
+        trained: FLOPs of a forward pass with all weights that are trained, f_B, which ``top-kast`` alone is priced by.
 
     Raises:
-        RegrowValueError: an unknown kind of cost, or numbers that cannot be.
+        RegrowValueError: an unknown kind of cost, numbers that cannot be, or a cost without its `trained`.
 
     Example:
         >>> round(training_multiple("rigl", dense=8.2023e9, sparse=0.2254 * 8.2023e9, multiplier=5), 3)
@@ -66,12 +68,13 @@ def training_multiple(
     dense = require_positive("dense", dense)
     multiplier = require_positive("multiplier", multiplier)
     formula = BY_NAME[cost]
+    wider = require_positive("trained", trained) if formula.wider else None
     mean = dense if cost == DENSE else final
     if formula.gradual or levels is not None:
         run = pruning_levels() if levels is None else require_numbers("levels", levels, zero=True)
         forward = sparse if callable(sparse) else lambda level: dense - level * (dense - final)
         mean = sum(forward(level) for level in run) / len(run)
-    return multiplier * step(formula.gradient, mean, dense, every) / (3 * dense)
+    return multiplier * step(formula.gradient, mean, dense, every, wider) / (3 * dense)
 
 
 def ticket_multiples(

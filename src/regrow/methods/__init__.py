@@ -4,6 +4,7 @@ from regrow.methods.base import Method
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.granet import GraNet
 from regrow.methods.itop import ITOP, SetITOP
+from regrow.methods.mest import MEST, SoftMEST
 from regrow.methods.periodic import Periodic
 from regrow.methods.pruning import Pruning
 from regrow.methods.registry import MethodRecord, register
@@ -13,9 +14,11 @@ from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
 from regrow.methods.static import Static
+from regrow.methods.top_kast import TopKAST
 
 __all__ = [
     "ITOP",
+    "MEST",
     "SET",
     "SNFS",
     "SNIP",
@@ -28,6 +31,8 @@ __all__ = [
     "RigL",
     "SelfishRNN",
     "SetITOP",
+    "SoftMEST",
     "Static",
+    "TopKAST",
     "register",
 ]

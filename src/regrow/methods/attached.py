@@ -43,6 +43,10 @@ class Attached(ABC):
     """Where the published method starts, if it prunes from there to an argument `final_sparsity`."""
     storages: ClassVar[tuple[str, ...] | None] = None
     """Storages that the method runs on; None is all, but masks alone where `needs_gradient` is ``always``."""
+    storages_because: ClassVar[str] = ""
+    """Why it runs on those alone, for the message where another is refused: `it ...`."""
+    backward_ratio: float = 1.0
+    """Positions whose weights are trained, for each connection."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, skip_step: bool, process_group: Any) -> None:
         self.model = unwrapped(model)
@@ -257,6 +261,7 @@ class Attached(ABC):
             hook = hook_of(weight.parameter)
             if hook is not None:
                 hook.driver = weakref.ref(self)
+                hook.reach = None
                 hooks.append(hook)
         return hooks
 

@@ -100,11 +100,12 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attache
             )
         allowed = storages_of(type(method))
         if weight.storage not in allowed:
+            because = f", since {method.storages_because}" if method.storages_because else ""
             why = (
                 f"needs the dense gradient at every step, and `{weight.name}` is stored {weight.storage} so that it "
                 "never exists"
                 if method.needs_gradient == "always"
-                else f"runs on {' and '.join(allowed)} storage, and `{weight.name}` is stored {weight.storage}"
+                else f"runs on {' and '.join(allowed)} storage{because}, and `{weight.name}` is stored {weight.storage}"
             )
             raise RegrowValueError(
                 f"{type(method).__name__} {why}.\nUse regrow.sparsify(..., storage={allowed[0]!r})."

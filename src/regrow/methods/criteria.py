@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,19 @@ if TYPE_CHECKING:
 def magnitude(weight: SparseWeight) -> Tensor:
     """Drop score |w| of the active connections [nnz]: the smallest go (RigL, SET, SNFS)."""
     return weight.magnitudes()
+
+
+def magnitude_and_gradient(
+    weight: SparseWeight, gradient_weight: float, average: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Drop score |w| + lambda |dL/dw| of the active connections [nnz]: the smallest go (MEST).
+
+    The gradient is what the optimizer has in ``.grad``; of a weight without one, zero. `average` averages it over
+    processes, before its magnitude is taken.
+    """
+    score, gradient = weight.magnitudes(), weight.parameter.grad
+    taken = torch.zeros_like(score) if gradient is None else weight.take(gradient.detach()).to(score)
+    return score.add_(average(taken).abs(), alpha=gradient_weight)
 
 
 INITIAL = ("zeros", "normal", "uniform")

@@ -2,7 +2,7 @@
 
 A backward pass costs twice its forward pass, so a dense step costs 3 f_D, where f_D are the FLOPs of a dense forward
 pass and f_S those of the sparse one. A dense gradient of the weights costs f_D instead of f_S (RigL, arXiv 1911.11134,
-appendix H).
+appendix H); that of all weights that are trained, where these are more than the connections, f_B.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Formula:
     """When the dense gradient is computed."""
     gradual: bool = False
     """Whether the network becomes sparser over the run."""
+    wider: bool = False
+    """Whether more weights are trained than are connected."""
 
 
 BY_NAME = {
@@ -36,18 +38,27 @@ BY_NAME = {
     "granet": Formula(
         "mean over the steps t of (3 f(s_t) dT + 2 f(s_t) + f_D) / (dT + 1)", UPDATE, gradual=True
     ),
+    "top-kast": Formula("2 f_S + f_B", wider=True),
 }
 DENSE, SPARSE, SMALL_DENSE = "dense", "sparse", "small-dense"
 """Names of costs; the last is that of a narrower dense network, ``sparse`` with its own FLOPs for f_S."""
 
 
-def name_of(gradient: str, gradual: bool) -> str:
-    """Find the name of the formula for a method; with the dense gradient always, there is one for both."""
-    fitting = [name for name, formula in BY_NAME.items() if name != DENSE and formula.gradient == gradient]
+def name_of(gradient: str, gradual: bool, wider: bool = False) -> str:
+    """Find the name of the formula for a method.
+
+    With the dense gradient always, there is one for all; where more is trained than is connected, one otherwise.
+    """
+    wider = wider and gradient == NEVER
+    fitting = [
+        name
+        for name, formula in BY_NAME.items()
+        if name != DENSE and (formula.gradient, formula.wider) == (gradient, wider)
+    ]
     return next((name for name in fitting if BY_NAME[name].gradual == gradual), fitting[0])
 
 
-def step(gradient: str, forward: float, dense: float, every: int) -> float:
+def step(gradient: str, forward: float, dense: float, every: int, trained: float | None = None) -> float:
     """Compute the FLOPs of a training step.
 
     Args:
@@ -55,9 +66,12 @@ def step(gradient: str, forward: float, dense: float, every: int) -> float:
         forward: FLOPs of a forward pass, on the run's average.
         dense: of a dense one, f_D.
         every: steps between two updates, dT.
+        trained: of a forward pass with all weights that are trained, f_B, where these are more than the connections.
     """
     if gradient == ALWAYS:
         return 2 * forward + dense
+    if trained is not None:
+        return 2 * forward + trained
     if gradient == UPDATE:
         return (3 * forward * every + 2 * forward + dense) / (every + 1)
     return 3 * forward

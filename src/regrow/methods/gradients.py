@@ -70,5 +70,9 @@ def warn_where_emptied(
 def clean(weight: SparseWeight, hook: GradientHook | None) -> None:
     """Cut from a gradient what noise, centralisation or surgery have put where there is no connection."""
     gradient = weight.parameter.grad
-    if gradient is not None:
+    if gradient is None:
+        return
+    if hook is not None and hook.reach is not None:
+        gradient.detach().copy_(hook.restrict(weight, gradient.detach()))
+    else:
         weight.clean(gradient, edited=hook is None or hook.was_edited(gradient))

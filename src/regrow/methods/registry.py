@@ -87,6 +87,16 @@ class MethodRecord:
         found: float | None = getattr(self.cls, "initial_sparsity", None)
         return found
 
+    def starts_from(self, sparsity: float) -> float:
+        """Return the sparsity that the published method starts from on its way to `sparsity`."""
+        own: Callable[[float], float] | None = getattr(self.cls, "starts_from", None)
+        return (self.initial_sparsity or 0.0) if own is None else own(sparsity)
+
+    @property
+    def backward_ratio(self) -> float:
+        """Positions whose weights are trained, for each connection, by its own default."""
+        return float(getattr(self.cls, "backward_ratio", 1.0))
+
     @property
     def starts_at_random(self) -> bool:
         """Whether it starts from random connections at the sparsity asked for, without the dense network."""
@@ -220,7 +230,8 @@ def _cost_of(cls: Callable[..., Any]) -> str:
     """Find the formula that fits what a class says of itself."""
     needs = getattr(cls, "needs_gradient", formulas.NEVER)
     require_choice("needs_gradient", needs, formulas.GRADIENTS)
-    return formulas.name_of(needs, getattr(cls, "initial_sparsity", None) is not None)
+    wider = getattr(cls, "backward_ratio", 1.0) > 1
+    return formulas.name_of(needs, getattr(cls, "initial_sparsity", None) is not None, wider)
 
 
 def ways() -> dict[str, MethodRecord]:

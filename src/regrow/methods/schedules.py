@@ -41,13 +41,23 @@ def cosine_to(k: float) -> DropSchedule:
     return lambda progress: k + (1 - k) * cosine(progress)
 
 
+def halved_at(k: float) -> DropSchedule:
+    """Return f = 1 before the share k of T_end, 0.5 from there on (MEST's code, arXiv 2110.14032)."""
+    k = require_fraction("k", k, one=True)
+    return lambda progress: 1.0 if progress < k else 0.5
+
+
 def cubic(progress: float) -> float:
     """Return the share of the way to the final sparsity, 1 - (1 - p)^3 (Zhu and Gupta, arXiv 1710.01878)."""
     return 1.0 - (1.0 - progress) ** 3
 
 
 SCHEDULES: dict[str, DropSchedule] = {"cosine": cosine, "linear": linear, "constant": constant}
-FAMILIES = {"inverse-power-": (inverse_power, "inverse-power-3"), "cosine-to-": (cosine_to, "cosine-to-0.01")}
+FAMILIES = {
+    "inverse-power-": (inverse_power, "inverse-power-3"),
+    "cosine-to-": (cosine_to, "cosine-to-0.01"),
+    "halved-at-": (halved_at, "halved-at-0.75"),
+}
 """Prefixes of names that end in a number k: the function of k, and an example."""
 
 
@@ -76,8 +86,8 @@ def drop_schedule(schedule: str | DropSchedule) -> DropSchedule:
                 raise RegrowValueError(f"`schedule` {schedule!r}: {error}") from error
     if schedule not in SCHEDULES:
         raise RegrowValueError(
-            f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k, cosine-to-k or a function of "
-            f"t / T_end, got {schedule!r}{closest(schedule, SCHEDULES)}"
+            f"`schedule` must be one of {', '.join(SCHEDULES)}, inverse-power-k, cosine-to-k, halved-at-k or a "
+            f"function of t / T_end, got {schedule!r}{closest(schedule, SCHEDULES)}"
         )
     return SCHEDULES[schedule]
 

@@ -83,6 +83,8 @@ class GradientHook:
         """The dense gradient of the step so far, in the storage's own form."""
         self.overwritten: tuple[Tensor, bool] | None = None
         """Where a state dict has been loaded: the connections before, and whether there was a gradient of theirs."""
+        self.reach: Tensor | None = None
+        """Positions whose gradient is kept, connections among them, where the driver trains more than those."""
 
     @property
     def weight(self) -> SparseWeight | None:
@@ -162,7 +164,13 @@ class GradientHook:
             )  # first: what a thread accumulates from here on shows in `accumulated`
             running.continues = self.stash is not None and self._is_under_way(weight.parameter.grad)
             running.gradient = weight.note(gradient, running.left)
-        return weight.restrict(gradient)
+        return self.restrict(weight, gradient)
+
+    def restrict(self, weight: SparseWeight, gradient: Tensor) -> Tensor:
+        """Return `gradient` with zeros where it is not kept."""
+        if self.reach is None or self.driving is None:
+            return weight.restrict(gradient)
+        return gradient.where(self.reach.to(gradient.device), 0)
 
     def _restrict_alone(self, gradient: Tensor) -> Tensor | None:
         """Restrict a gradient whose module is gone: a layer that `prepare_qat` made has the parameter, say."""

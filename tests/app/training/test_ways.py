@@ -21,6 +21,8 @@ NAMED = "sparsify={distribution: {layers.0: 0.9, layers.2: 0.3}}"
         (["method=granet", ERK, "initial_sparsity=0"], 0.0),
         (["method=pruning", ERK], 0.0),
         (["method=pruning", ERK, "initial_sparsity=0.5"], 0.5),
+        (["method=mest-soft", ERK], 0.75),
+        (["method=top-kast", ERK], 0.0),
     ],
 )
 def test_from_the_initial_to_the_recipe_s_sparsity(tmp_path, capsys, keys, start):

@@ -14,10 +14,10 @@ from regrow.tickets import kinds
 _STARTS = [
     f"{start:g} for {name}"
     for start, name in sorted(
-        (r.initial_sparsity, n) for n, r in methods().items() if r.initial_sparsity is not None
+        (r.starts_from(0.9), n) for n, r in methods().items() if r.initial_sparsity is not None
     )
 ]
-"""Where each method starts that prunes."""
+"""Where each method starts that prunes to 90%."""
 
 OWN = "own"
 """The value of `validation` for data that have a part of their own for that."""
@@ -87,7 +87,8 @@ class Recipe(BaseModel):
         None,
         ge=0,
         lt=1,
-        description=f"what a method that prunes in training starts from: by default {', '.join(_STARTS)}",
+        description="what a method that prunes in training starts from: by default, on the way to 90%, "
+        + ", ".join(_STARTS),
     )
     samples: dict[str, Any] = Field(
         {},

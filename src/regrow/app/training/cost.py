@@ -21,7 +21,8 @@ def measure(
     """Count FLOPs for one example: of a test, of the same network dense, and of the run's average training step.
 
     A backward pass costs twice its forward pass; a dense gradient of the weights costs what it costs in the dense
-    network (RigL, arXiv 1911.11134, appendix H), at every step or at each update step, as the method needs it.
+    network (RigL, arXiv 1911.11134, appendix H), at every step or at each update step, as the method needs it, and the
+    gradient of more weights than the connections what it costs in a network of so many.
 
     Args:
         model: as it is at the end of the run.
@@ -57,7 +58,13 @@ def measure(
         if gradient == UPDATE:
             extra += (dense - now) * share
     forward += now * end
-    total = 2 * forward + steps * dense if gradient == ALWAYS else 3 * forward + extra
+    ratio = getattr(method, "backward_ratio", 1.0)
+    if gradient == ALWAYS:
+        total = 2 * forward + steps * dense
+    elif ratio > 1:
+        total = 2 * forward + steps * float(costs.trained(ratio))  # of a network that keeps its density
+    else:
+        total = 3 * forward + extra
     connections = float(costs.parameters["sparse"])
     return {
         "dense": dense,

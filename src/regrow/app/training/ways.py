@@ -57,7 +57,7 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
         return _sparsify(
             recipe,
             build(),
-            distribution=initial_sparsities(recipe, record.initial_sparsity, build),
+            distribution=initial_sparsities(recipe, record, build),
             **further,
         )
     if record.is_topology:
@@ -114,20 +114,26 @@ def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
     return {row.name: 1 - row.density for row in rows if row.storage != "dense"}
 
 
-def initial_sparsities(recipe: Recipe, published: float, build: Build) -> dict[str, float]:
+def initial_sparsities(recipe: Recipe, record: MethodRecord, build: Build) -> dict[str, float]:
     """Return what each layer starts with where a method prunes on the way to `final_sparsities`.
 
-    The recipe's distribution at its `initial_sparsity`, or at the `published` one where it has none; a layer that this
+    The recipe's distribution at its `initial_sparsity`, or at the published one where it has none; a layer that this
     leaves dense has a mask of ones.
     """
-    start = published if recipe.initial_sparsity is None else recipe.initial_sparsity
+    own = recipe.initial_sparsity
     final = final_sparsities(recipe, build)
-    if start > recipe.sparsify.get("sparsity", 1.0):
+    if "sparsity" not in recipe.sparsify:  # a distribution that names every layer's
+        return {
+            name: min(record.starts_from(end) if own is None else own, end) for name, end in final.items()
+        }
+    end = recipe.sparsify["sparsity"]
+    start = record.starts_from(end) if own is None else own
+    if start > end:
         raise RegrowValueError(
-            f"`initial_sparsity` {start} of {recipe.method.name} is above `sparsify.sparsity` "
-            f"{recipe.sparsify['sparsity']}, where it is to end\nGive a lower `initial_sparsity`."
+            f"`initial_sparsity` {start} of {recipe.method.name} is above `sparsify.sparsity` {end}, where it is to "
+            "end\nGive a lower `initial_sparsity`."
         )
-    if not start or "sparsity" not in recipe.sparsify:  # a distribution that names every layer's
-        return {name: min(start, sparsity) for name, sparsity in final.items()}
+    if not start:
+        return dict.fromkeys(final, 0.0)
     rows = regrow.summary(_sparsify(recipe, build(), **{**recipe.sparsify, "sparsity": start})).rows
     return {row.name: 1 - row.density for row in rows if row.name in final}
