@@ -52,7 +52,8 @@ def test_overrides(tiny):
     assert recipe.optimizer.options == {"lr": 0.05, "momentum": 0.9}
     assert recipe.sparsify == {"sparsity": 0.95, "exclude": ["layers.4"], "seed": 3}
     assert recipe.method.options["seed"] == 3
-    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4, "width": 1.0}
+    plain = {"width": 1.0, "rank": None, "rest": True}
+    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4, **plain}
     assert recipe.schedule == Part(name="cosine", warmup_steps=5)
 
 
