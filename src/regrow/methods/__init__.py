@@ -4,10 +4,12 @@ from regrow.methods.base import Method
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.granet import GraNet
 from regrow.methods.itop import ITOP, SetITOP
+from regrow.methods.partially_masked import PartiallyMasked
 from regrow.methods.periodic import Periodic
 from regrow.methods.pruning import Pruning
 from regrow.methods.registry import MethodRecord, register
 from regrow.methods.rigl import RigL
+from regrow.methods.rst import RST
 from regrow.methods.selfish import SelfishRNN
 from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
@@ -16,6 +18,7 @@ from regrow.methods.static import Static
 
 __all__ = [
     "ITOP",
+    "RST",
     "SET",
     "SNFS",
     "SNIP",
@@ -23,6 +26,7 @@ __all__ = [
     "GraNet",
     "Method",
     "MethodRecord",
+    "PartiallyMasked",
     "Periodic",
     "Pruning",
     "RigL",
