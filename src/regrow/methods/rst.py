@@ -180,7 +180,7 @@ class RST(Periodic):
         if step >= self.end:
             return 0.0
         grown = step % self.update_every // self.penalty_every + 1
-        return self.penalty * min(1.0, grown / self._increments) ** self.penalty_power
+        return float(self.penalty * min(1.0, grown / self._increments) ** self.penalty_power)
 
     def _begin(self) -> None:
         before = self._ran

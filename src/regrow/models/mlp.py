@@ -29,7 +29,7 @@ class MLP(nn.Module):
             wide = (inputs, outputs)
             hidden = nn.Linear(*wide) if rank is None else LowRankLinear(*wide, rank, rest=rest)
             modules += [hidden, nn.ReLU()]
-        self.layers = nn.Sequential(*modules, nn.Linear(*sizes[-2:]))
+        self.layers = nn.Sequential(*modules, nn.Linear(sizes[-2], sizes[-1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits [N, classes] of `x`, [N, ...] with as many values an example as the network has inputs."""

@@ -44,7 +44,7 @@ def step(
     if any(later < earlier for earlier, later in pairwise(steps)):
         raise RegrowValueError(f"`schedule.milestones` must be ascending steps, got {said(milestones)}")
     require_count("schedule.total_steps", total_steps)
-    if isinstance(factor, Sequence) and not isinstance(factor, str):
+    if isinstance(factor, Sequence):
         factors = (1.0, *require_numbers("schedule.factor", factor, count=len(steps)))
         return _warm_up(lambda now: factors[sum(now >= at for at in steps)], warmup_steps)
     factor = require_positive("schedule.factor", factor)
