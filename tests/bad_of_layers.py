@@ -230,6 +230,7 @@ LAYERS: list[Row] = [
         lambda w: {},
         {"inputs": COUNTS, "hidden": (None, 5, "ab", (0,), ("a",)), "classes": COUNTS, "width": POSITIVE},
     ),
+    ("mlp of low rank", models.mlp, lambda w: {"rank": 3}, {"rank": COUNTS, "rest": FLAGS}),
     (
         "small_dense",
         models.small_dense,

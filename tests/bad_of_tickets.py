@@ -103,6 +103,14 @@ TICKETS: list[Row] = [
             "divide": (None, *WORDS),
         },
     ),
+    ("core_of", tickets.core_of, lambda w: {"method": None}, {"method": (None, 5, regrow.PartiallyMasked)}),
+    ("core_of RigL", lambda w, method: tickets.core_of(w.method), lambda w: {"w": w}, {"method": (0,)}),
+    (
+        "narrower",
+        tickets.narrower,
+        lambda w: {"model": w.dense, "narrow": w.dense},
+        {"model": MODELS, "narrow": (nn.Linear(6, 8), *MODELS)},
+    ),
     (
         "prune_back",
         tickets.prune_back,

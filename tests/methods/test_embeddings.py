@@ -90,7 +90,7 @@ def test_every_method_trains_them(record: Any, tied: bool) -> None:
     for weight in sparse_weights(model):
         assert not weight.parameter.detach()[~weight.mask()].any()
     moved = not torch.equal(regrow.masks(model)["encoder.weight"], before["encoder.weight"])
-    assert moved == (record.name != "static")
+    assert moved == (record.name not in ("static", "partially-masked"))  # which moves at the very end
     assert (model.decoder.weight is model.encoder.weight) == tied
     driver.detach()
 

@@ -97,3 +97,13 @@ def test_optimizer_state_in_containers_moves_along() -> None:
     for masked, packed in zip(sparse_weights(models[0]), sparse_weights(models[1]), strict=True):
         assert packed.storage == "compressed"
         assert torch.allclose(masked.to_dense(), packed.to_dense(), atol=1e-12)
+
+
+def test_hooks_of_regrow_s_own_are_no_obstacle() -> None:
+    model = regrow.sparsify(mlp(), 0.5, storage="masked")
+    x = torch.randn(2, 20, dtype=torch.float64)
+    given = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    expected = torch.func.functional_call(model, given, x)  # which has hooked the layers
+    regrow.compress(model)
+    assert {w.storage for w in sparse_weights(model)} == {"compressed"}
+    torch.testing.assert_close(model(x), expected)

@@ -5,10 +5,12 @@ from regrow.methods.dynamic import Dynamic
 from regrow.methods.granet import GraNet
 from regrow.methods.itop import ITOP, SetITOP
 from regrow.methods.mest import MEST, SoftMEST
+from regrow.methods.partially_masked import PartiallyMasked
 from regrow.methods.periodic import Periodic
 from regrow.methods.pruning import Pruning
 from regrow.methods.registry import MethodRecord, register
 from regrow.methods.rigl import RigL
+from regrow.methods.rst import RST
 from regrow.methods.selfish import SelfishRNN
 from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
@@ -19,6 +21,7 @@ from regrow.methods.top_kast import TopKAST
 __all__ = [
     "ITOP",
     "MEST",
+    "RST",
     "SET",
     "SNFS",
     "SNIP",
@@ -26,6 +29,7 @@ __all__ = [
     "GraNet",
     "Method",
     "MethodRecord",
+    "PartiallyMasked",
     "Periodic",
     "Pruning",
     "RigL",

@@ -5,6 +5,7 @@ from regrow.nn.base import SparseModule
 from regrow.nn.conv import SparseConv2d
 from regrow.nn.dense import TiledConv2d
 from regrow.nn.linear import SparseLinear
+from regrow.nn.low_rank import LowRankLinear
 from regrow.nn.norm import FusedBatchNorm2d
 from regrow.nn.owner import CompressedModule
 from regrow.nn.recurrent import SparseGRU, SparseLSTM, SparseRNN
@@ -14,6 +15,7 @@ __all__ = [
     "BatchTiles",
     "CompressedModule",
     "FusedBatchNorm2d",
+    "LowRankLinear",
     "SparseConv2d",
     "SparseGRU",
     "SparseLSTM",

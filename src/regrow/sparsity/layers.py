@@ -15,7 +15,7 @@ from regrow._torch import ConvNd, computed_by_hook, is_weight_norm, recurrent_we
 from regrow.errors import RegrowValueError, warn
 from regrow.sparsity import uses
 from regrow.weights import views
-from regrow.weights.forward import before_forward
+from regrow.weights.forward import after_forward, before_forward
 from regrow.weights.storages import STORAGES, dense_class_of
 
 GAIN = "a gain of weight_norm, not the weight"
@@ -256,8 +256,8 @@ def why_not_stored(storage: str, layer: Layer, model: nn.Module, beside: Mapping
     reader = next((m for m in model.modules() if module in m.children() and reads_weights(m)), None)
     if reader is not None:
         return f"{type(reader).__name__} reads its weight directly"
-    own = [hook for hook in module._forward_pre_hooks.values() if hook is not before_forward]
-    if module._forward_hooks or own or module._backward_hooks:
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    if module._backward_hooks or any(hook not in (before_forward, after_forward) for hook in hooks):
         return "it has hooks, which a replaced module would lose"
     return None
 

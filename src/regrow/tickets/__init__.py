@@ -2,6 +2,7 @@
 
 from regrow.tickets.average import prune_back, superpose
 from regrow.tickets.copying import copied
+from regrow.tickets.cores import core_of, narrow_core, narrower
 from regrow.tickets.ensemble import Ensemble
 from regrow.tickets.free import FreeTickets
 from regrow.tickets.metrics import (
@@ -36,11 +37,14 @@ __all__ = [
     "accuracy",
     "calendar",
     "copied",
+    "core_of",
     "disagreement",
     "expected_calibration_error",
     "kind_of",
     "kinds",
     "kl_diversity",
+    "narrow_core",
+    "narrower",
     "negative_log_likelihood",
     "overlap",
     "probabilities",

@@ -52,7 +52,8 @@ def test_overrides(tiny):
     assert recipe.optimizer.options == {"lr": 0.05, "momentum": 0.9}
     assert recipe.sparsify == {"sparsity": 0.95, "exclude": ["layers.4"], "seed": 3}
     assert recipe.method.options["seed"] == 3
-    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4, "width": 1.0}
+    plain = {"width": 1.0, "rank": None, "rest": True}
+    assert recipe.model.options == {"inputs": 64, "hidden": [8], "classes": 4, **plain}
     assert recipe.schedule == Part(name="cosine", warmup_steps=5)
 
 
@@ -307,6 +308,10 @@ def test_rates():
     assert [round(warm(t), 6) for t in (0, 1, 2, 7, 12)] == [0.5, 1, 1, 0.5, 0]
     stairs = step(10, milestones=[3, 6], factor=0.5, warmup_steps=1)
     assert [stairs(t) for t in (0, 2, 3, 5, 6, 9)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+    phases = step(10, milestones=[0, 3, 6], factor=[0.02, 1, 0.1])
+    assert [phases(t) for t in (0, 2, 3, 5, 6, 9)] == [0.02, 0.02, 1, 1, 0.1, 0.1]
+    with pytest.raises(RegrowValueError, match=r"`schedule.factor` must be 2 positive numbers, got \[0.1\]"):
+        step(10, milestones=[3, 6], factor=[0.1])
     with pytest.raises(
         RegrowValueError, match=r"`schedule.milestones` must be a whole number of at least 0, got 0.5"
     ):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 
-from regrow.arguments import require_count, require_positive, require_sequence, said
+from regrow.arguments import require_count, require_numbers, require_positive, require_sequence, said
 from regrow.errors import RegrowValueError
 
 Rate = Callable[[int], float]
@@ -29,14 +29,25 @@ def cosine(total_steps: int, *, warmup_steps: int = 0) -> Rate:
     return _warm_up(lambda step: (1 + math.cos(math.pi * (step - warmup_steps) / length)) / 2, warmup_steps)
 
 
-def step(total_steps: int, *, milestones: Sequence[int], factor: float = 0.1, warmup_steps: int = 0) -> Rate:
-    """Return `factor` to the power of how many `milestones` (in steps) have passed."""
+def step(
+    total_steps: int,
+    *,
+    milestones: Sequence[int],
+    factor: float | Sequence[float] = 0.1,
+    warmup_steps: int = 0,
+) -> Rate:
+    """Return `factor` to the power of how many `milestones` (in steps) have passed; of a list, what stands at the last
+    of them, and 1 before the first.
+    """
     listed = require_sequence("schedule.milestones", milestones, "a list of steps")
     steps = [require_count("schedule.milestones", at, least=0) for at in listed]
     if any(later < earlier for earlier, later in pairwise(steps)):
         raise RegrowValueError(f"`schedule.milestones` must be ascending steps, got {said(milestones)}")
-    factor = require_positive("schedule.factor", factor)
     require_count("schedule.total_steps", total_steps)
+    if isinstance(factor, Sequence):
+        factors = (1.0, *require_numbers("schedule.factor", factor, count=len(steps)))
+        return _warm_up(lambda now: factors[sum(now >= at for at in steps)], warmup_steps)
+    factor = require_positive("schedule.factor", factor)
     return _warm_up(lambda now: factor ** sum(now >= at for at in steps), warmup_steps)
 
 

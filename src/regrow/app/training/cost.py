@@ -58,6 +58,10 @@ def measure(
         if gradient == UPDATE:
             extra += (dense - now) * share
     forward += now * end
+    if hasattr(method, "core_steps"):  # in which a part of the network runs alone
+        core = test + _beyond(layers, method)
+        forward += method.core_steps(steps) * (core - now)
+        seen.append(core)
     ratio = getattr(method, "backward_ratio", 1.0)
     if gradient == ALWAYS:
         total = 2 * forward + steps * dense
@@ -74,6 +78,14 @@ def measure(
         "training": total / steps,
         "connections": connections,
     }
+
+
+def _beyond(layers: Mapping[str, Any], method: Any) -> float:
+    """Compute the FLOPs of a forward pass of the core of `method` beyond those of the network at the end."""
+    sizes = {name.removesuffix(".weight"): size for name, size in method.core_sizes.items()}
+    return float(
+        sum(2 * y.uses * (sizes[name] - y.connections) for name, y in layers.items() if name in sizes)
+    )
 
 
 def _searched(costs: Costs, method: object) -> float:
