@@ -14,12 +14,14 @@ from regrow.methods import (
     SNIP,
     Dynamic,
     GraNet,
+    GraSP,
     Method,
     Pruning,
     RigL,
     SelfishRNN,
     SetITOP,
     Static,
+    SynFlow,
 )
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse
@@ -51,6 +53,7 @@ __all__ = [
     "Ensemble",
     "FreeTickets",
     "GraNet",
+    "GraSP",
     "Method",
     "Pruning",
     "RegrowError",
@@ -61,6 +64,7 @@ __all__ = [
     "SparseLinear",
     "Static",
     "SupTickets",
+    "SynFlow",
     "compact",
     "costs",
     "compress",

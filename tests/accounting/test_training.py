@@ -18,6 +18,8 @@ METHODS = {
     "dense": "dense",
     "static": "sparse",
     "snip": "sparse",
+    "grasp": "sparse",
+    "synflow": "sparse",
     "small-dense": "small-dense",
     "set": "sparse",
     "rigl": "rigl",

@@ -3,6 +3,7 @@
 from regrow.methods.base import Method
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.granet import GraNet
+from regrow.methods.grasp import GraSP
 from regrow.methods.itop import ITOP, SetITOP
 from regrow.methods.periodic import Periodic
 from regrow.methods.pruning import Pruning
@@ -13,6 +14,7 @@ from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
 from regrow.methods.static import Static
+from regrow.methods.synflow import SynFlow
 
 __all__ = [
     "ITOP",
@@ -21,6 +23,7 @@ __all__ = [
     "SNIP",
     "Dynamic",
     "GraNet",
+    "GraSP",
     "Method",
     "MethodRecord",
     "Periodic",
@@ -29,5 +32,6 @@ __all__ = [
     "SelfishRNN",
     "SetITOP",
     "Static",
+    "SynFlow",
     "register",
 ]

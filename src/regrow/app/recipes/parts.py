@@ -51,7 +51,16 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
 SUPPLIED = {
     "model": {"self"},
     "data": {"self"},
-    "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
+    "method": {
+        "model",
+        "optimizer",
+        "total_steps",
+        "process_group",
+        "final_sparsity",
+        "loss_fn",
+        "batch",
+        "example",
+    },
     "optimizer": {"params"},
     "schedule": {"total_steps"},
     "tickets": {"total", "epoch"},

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.recipes import Recipe, find, method_of
+from regrow.app.recipes import Part, Recipe, find, method_of
 from regrow.app.training.batches import Batches
 from regrow.errors import RegrowValueError
 from regrow.methods.formulas import ALWAYS
-from regrow.methods.registry import EXAMPLES, MethodRecord
+from regrow.methods.registry import EXAMPLES, MethodRecord, parameters_of
 from regrow.models import small_dense
 from regrow.ops import backends
 from regrow.sparsity.layers import find_layers
@@ -61,10 +61,15 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
             **further,
         )
     if record.is_topology:
-        inputs, targets = (tensor.cpu() for tensor in batches.train(0))
-        init = record.cls(batches.task.loss, (inputs, targets), **recipe.method.options)
-        return _sparsify(recipe, build(), **{**how, "init": init})
+        return _sparsify(recipe, build(), **{**how, "init": topology(name, batches, recipe.method.options)})
     return _sparsify(recipe, build(), **how)
+
+
+def topology(name: str, batches: Batches, options: Mapping[str, Any]) -> Any:
+    """Make the initial topology of a method, of what it takes of the first batch."""
+    cls, (inputs, targets) = method_of(Part(name=name)).cls, (tensor.cpu() for tensor in batches.train(0))
+    given = {"loss_fn": batches.task.loss, "batch": (inputs, targets), "example": inputs[:1]}
+    return cls(**{n: given[n] for n in parameters_of(cls) if n in given}, **options)
 
 
 def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
