@@ -283,7 +283,10 @@ class Pair(nn.Module):
 @pytest.mark.parametrize(
     ("build", "text"),
     [
-        (lambda: no_gain(mlp()), r"cannot score \['0.weight', '3.weight'\], through which no signal flows: .*zero"),
+        (
+            lambda: no_gain(mlp()),
+            r"cannot score \['0.weight', '3.weight'\], through which no signal flows: .*zero",
+        ),
         (Pair, r"cannot score \['unused.weight'\], which its output does not depend on"),
         (lambda: nn.LSTM(12, 4), "`example` is needed: the first layer is LSTM"),
     ],

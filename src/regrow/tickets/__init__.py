@@ -2,6 +2,7 @@
 
 from regrow.tickets.average import prune_back, superpose
 from regrow.tickets.copying import copied
+from regrow.tickets.early import EarlyTicket
 from regrow.tickets.ensemble import Ensemble
 from regrow.tickets.free import FreeTickets
 from regrow.tickets.metrics import (
@@ -15,20 +16,27 @@ from regrow.tickets.metrics import (
 )
 from regrow.tickets.norms import reestimate
 from regrow.tickets.phases import Phases
+from regrow.tickets.prune import pruned, rewound
 from regrow.tickets.rates import steps, triangular
-from regrow.tickets.records import DST, EDST, SUP
+from regrow.tickets.records import DST, EDST, LOTTERY, SUP
 from regrow.tickets.registry import Cost, Plan, TicketKind, TicketMaker, Training, kind_of, kinds, register
+from regrow.tickets.rounds import Round, lottery, sparsities
+from regrow.tickets.scores import Gradient
 from regrow.tickets.sup import SupTickets, calendar
 
 __all__ = [
     "DST",
     "EDST",
+    "LOTTERY",
     "SUP",
     "Cost",
+    "EarlyTicket",
     "Ensemble",
     "FreeTickets",
+    "Gradient",
     "Phases",
     "Plan",
+    "Round",
     "SupTickets",
     "TicketKind",
     "TicketMaker",
@@ -41,12 +49,16 @@ __all__ = [
     "kind_of",
     "kinds",
     "kl_diversity",
+    "lottery",
     "negative_log_likelihood",
     "overlap",
     "probabilities",
     "prune_back",
+    "pruned",
     "reestimate",
     "register",
+    "rewound",
+    "sparsities",
     "steps",
     "superpose",
     "triangular",
