@@ -204,7 +204,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
             "tickets=supp",
             r"`tickets` must be one of sup, edst, dst, lottery, got 'supp', did you mean `sup`\?",
         ),
-        ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, got 'own:tickets'"),
+        ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, lottery, got 'own:tickets'"),
         (
             "tickets={name: sup, cycle_step: 3}",
             r"`tickets.cycle_step` is not an .* sup, did you mean `tickets.cycle_steps`\?\nAllowed are: `share`",
