@@ -226,6 +226,19 @@ METHODS: list[Row] = [
         {"loss_fn": FUNCTIONS, "batch": (None, 5)},
     ),
     (
+        "GraSP",
+        regrow.GraSP,
+        lambda w: {"loss_fn": loss_fn, "batch": (w.x, w.y)},
+        {
+            "loss_fn": FUNCTIONS,
+            "batch": (None, 5),
+            "temperature": POSITIVE,
+            "mode": WORDS,
+            "per_layer": FLAGS,
+        },
+    ),
+    ("SynFlow", regrow.SynFlow, lambda w: {}, {"example": (5, "a", [[1.0]]), "rounds": COUNTS}),
+    (
         "explore",
         lambda w, fraction: w.method.explore(fraction),
         lambda w: {"w": w},

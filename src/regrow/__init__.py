@@ -16,6 +16,7 @@ from regrow.methods import (
     SNIP,
     Dynamic,
     GraNet,
+    GraSP,
     Method,
     PartiallyMasked,
     Pruning,
@@ -25,6 +26,7 @@ from regrow.methods import (
     SoftMEST,
     Static,
     TopKAST,
+    SynFlow,
 )
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse
@@ -58,6 +60,7 @@ __all__ = [
     "Ensemble",
     "FreeTickets",
     "GraNet",
+    "GraSP",
     "Method",
     "PartiallyMasked",
     "Pruning",
@@ -71,6 +74,7 @@ __all__ = [
     "Static",
     "SupTickets",
     "TopKAST",
+    "SynFlow",
     "compact",
     "costs",
     "compress",

@@ -19,7 +19,7 @@ STATE_DICT = 1
 OPTIMIZER = 1
 """Of a method's entries in ``param_groups[0]`` and ``state``, under ``regrow_format``."""
 TICKETS = 1
-"""Of the state of `SupTickets` and `FreeTickets`, under ``format``."""
+"""Of the state of `SupTickets`, `FreeTickets` and `EarlyTicket`, under ``format``."""
 CHECKPOINT = 1
 """Of ``checkpoint.pt`` in a run folder, under ``format``."""
 SUMMARY = 1

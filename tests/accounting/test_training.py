@@ -18,6 +18,8 @@ METHODS = {
     "dense": "dense",
     "static": "sparse",
     "snip": "sparse",
+    "grasp": "sparse",
+    "synflow": "sparse",
     "small-dense": "small-dense",
     "set": "sparse",
     "rigl": "rigl",
@@ -46,12 +48,19 @@ def test_by_hand(cost, multiple):
 
 def test_tickets_by_hand():
     # sup: 3 forward passes over the training set beside 250 epochs of 3; edst: 150 + 3 x 100 epochs; dst: 3 runs
+    # lottery: a dense run and three tickets, each of 0.2^(1/3) of the FLOPs of the one before
     assert ticket_multiples(0.2, 3) == pytest.approx(
-        {"sup": 0.2 * (1 + 3 / 750), "edst": 0.2 * 450 / 250, "dst": 0.6}
+        {
+            "sup": 0.2 * (1 + 3 / 750),
+            "edst": 0.2 * 450 / 250,
+            "dst": 0.6,
+            "lottery": 1 + 0.2 ** (1 / 3) + 0.2 ** (2 / 3) + 0.2,
+        }
     )
-    assert ticket_multiples(0.2, 3).keys() == {"sup", "edst", "dst"}
+    assert ticket_multiples(0.2, 3).keys() == {"sup", "edst", "dst", "lottery"}
     own = ticket_multiples(0.5, 2, epochs=10, exploration=4, refinement=3, multiplier=2)
-    assert own == pytest.approx({"sup": 0.5 * (2 + 2 / 30), "edst": 2 * 0.5 * 10 / 10, "dst": 2.0})
+    multiples = {"sup": 0.5 * (2 + 2 / 30), "edst": 2 * 0.5 * 10 / 10, "dst": 2.0}
+    assert own == pytest.approx(multiples | {"lottery": 2 * (1 + 0.5**0.5 + 0.5)})
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_a_kind_of_the_user_s_has_everything(tmp_path, capsys, monkeypatch):
         ),
         ({"make": None}, "`plan` must take `tickets`, how many runs there are, where `make` is None"),
         ({"alternatives": {"every": 3}}, "`alternatives` must be options of `plan`, got every"),
-        ({"result": "one"}, "`result` must be one of superposed, ensemble, got 'one'"),
+        ({"result": "one"}, "`result` must be one of superposed, ensemble, last, got 'one'"),
     ],
 )
 def test_a_record_that_cannot_be(arguments, text):

@@ -90,7 +90,8 @@ def ticket_multiples(
 
     As FreeTickets counts them (arXiv 2106.14568): dense gradients at updates are left out. Sup-tickets (arXiv
     2205.15322) train as long as one network, and pass once over the training set for the batch norms of each
-    superposition; EDST explores, then refines each ticket; DST trains as many networks. A test of an ensemble costs
+    superposition; EDST explores, then refines each ticket; DST trains as many networks; a ticket loop trains the dense
+    network, then each ticket, whose FLOPs fall to the last one's by one factor. A test of an ensemble costs
     `tickets` times one of a network.
 
     Args:
@@ -106,7 +107,7 @@ def ticket_multiples(
 
     Example:
         >>> {name: round(cost, 3) for name, cost in ticket_multiples(0.33956, 3).items()}
-        {'sup': 0.341, 'edst': 0.611, 'dst': 1.019}
+        {'sup': 0.341, 'edst': 0.611, 'dst': 1.019, 'lottery': 2.524}
     """
     count, epochs = require_count("tickets", tickets), require_count("epochs", epochs)
     refinement = require_count("refinement", refinement)

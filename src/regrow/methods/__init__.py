@@ -3,6 +3,7 @@
 from regrow.methods.base import Method
 from regrow.methods.dynamic import Dynamic
 from regrow.methods.granet import GraNet
+from regrow.methods.grasp import GraSP
 from regrow.methods.itop import ITOP, SetITOP
 from regrow.methods.mest import MEST, SoftMEST
 from regrow.methods.partially_masked import PartiallyMasked
@@ -17,6 +18,7 @@ from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
 from regrow.methods.static import Static
 from regrow.methods.top_kast import TopKAST
+from regrow.methods.synflow import SynFlow
 
 __all__ = [
     "ITOP",
@@ -27,6 +29,7 @@ __all__ = [
     "SNIP",
     "Dynamic",
     "GraNet",
+    "GraSP",
     "Method",
     "MethodRecord",
     "PartiallyMasked",
@@ -38,5 +41,6 @@ __all__ = [
     "SoftMEST",
     "Static",
     "TopKAST",
+    "SynFlow",
     "register",
 ]

@@ -80,10 +80,11 @@ def sparsify(
         exclude: globs or a predicate that take away from the default. Not together with `include`.
         init: which connections a layer starts with: ``"random"``; ``"magnitude"``, the largest (for a trained
             network); ``{weight name: boolean mask}``, or positions of the connections in the flattened weight, int64
-            [n] and ascending, in place of a mask (leave `sparsity` out); or a one-shot criterion such as
-            `regrow.SNIP`, a function ``(model, {weight name: shape}) -> {weight name: scores}`` whose best are kept,
-            layer by layer unless it has an attribute ``per_layer`` that is False. None is ``"random"``, with a warning
-            where the network looks trained.
+            [n] and ascending, in place of a mask (leave `sparsity` out); or a criterion such as `regrow.SNIP`,
+            `regrow.GraSP` or `regrow.SynFlow`, a function ``(model, {weight name: shape}) -> {weight name: scores}``
+            whose best are kept, layer by layer unless it has an attribute ``per_layer`` that is False (with an
+            attribute ``iterative`` that is True it also gets ``count``, how many connections there are to be in all).
+            None is ``"random"``, with a warning where the network looks trained.
         rescale: scale the initial weights up to the sparse fan-in, by ``1 / sqrt(density)``; RigL does not. None is
             False, with a warning where so little of the signal is left that the loss would stay flat at first.
         storage: ``"masked"``, ``"compressed"``, or ``"auto"``: compressed where that is faster on the device that

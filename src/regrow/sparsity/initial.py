@@ -26,7 +26,7 @@ from regrow.sparsity.meta import is_on_meta
 from regrow.sparsity.selecting import Selector, choose, in_distribution
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
-"""A one-shot initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
+"""Scores for an initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
 NAMES = ("random", "magnitude")
 
 
@@ -56,7 +56,7 @@ def initial_topology(
         count = distributions.connections(
             (sum(map(math.prod, shapes.values())),), require_fraction("sparsity", sparsity)
         )
-        best = _best_of_all(_scores(model, chosen, shapes, init), count)
+        best = _best_of_all(_scores(model, chosen, shapes, init, count), count)
         return {name: len(p) / math.prod(shapes[name]) for name, p in best.items()}, best
     sparsities = _sparsities(chosen, shapes, sparsity, distribution, (distributions.GLOBAL,))
     counts = {name: distributions.connections(shapes[name], s) for name, s in sparsities.items()}
@@ -150,7 +150,7 @@ def _initial(
     shares = {name: _shares(name, count, gates[name]) for name, count in counts.items()}
     if init == "random":
         return {layer.weight_name: _random(layer, shares[layer.weight_name], seed) for layer in chosen}
-    scores = _scores(model, chosen, shapes, init)
+    scores = _scores(model, chosen, shapes, init, sum(counts.values()))
     if getattr(init, "per_layer", True):
         return {name: _best_of_each(scores[name], own) for name, own in shares.items()}
     return _best_of_all(scores, sum(counts.values()))
@@ -184,9 +184,13 @@ def _best_of_each(scores: Tensor, shares: list[int]) -> Tensor:
 
 
 def _scores(
-    model: nn.Module, chosen: list[Layer], shapes: dict[str, tuple[int, ...]], init: str | Criterion
+    model: nn.Module,
+    chosen: list[Layer],
+    shapes: dict[str, tuple[int, ...]],
+    init: str | Criterion,
+    count: int,
 ) -> dict[str, Tensor]:
-    """Score each chosen weight, in the order of `shapes`."""
+    """Score each chosen weight, in the order of `shapes`, of which `count` connections are to be kept."""
     if init == "random":
         raise RegrowValueError(
             "`distribution` 'global' keeps the best connections of all layers together, but `init` is 'random', which "
@@ -202,7 +206,11 @@ def _scores(
         scores: Mapping[str, Tensor] = {layer.weight_name: layer.parameter.detach().abs() for layer in chosen}
     else:
         assert not isinstance(init, str)
-        scores = require_mapping("init", init(model, shapes), "a function that gives {weight name: scores}")
+        score: Callable[..., object] = init
+        further = {"count": count} if getattr(init, "iterative", False) else {}
+        scores = require_mapping(
+            "init", score(model, shapes, **further), "a function that gives {weight name: scores}"
+        )
         for name, own in scores.items():
             require_tensor(f"init[{name!r}]", own)
     _check_shapes("init", scores, shapes)

@@ -3,6 +3,7 @@
 from regrow.tickets.average import prune_back, superpose
 from regrow.tickets.copying import copied
 from regrow.tickets.cores import core_of, narrow_core, narrower
+from regrow.tickets.early import EarlyTicket
 from regrow.tickets.ensemble import Ensemble
 from regrow.tickets.free import FreeTickets
 from regrow.tickets.metrics import (
@@ -16,20 +17,27 @@ from regrow.tickets.metrics import (
 )
 from regrow.tickets.norms import reestimate
 from regrow.tickets.phases import Phases
+from regrow.tickets.prune import pruned, rewound
 from regrow.tickets.rates import steps, triangular
-from regrow.tickets.records import DST, EDST, SUP
+from regrow.tickets.records import DST, EDST, LOTTERY, SUP
 from regrow.tickets.registry import Cost, Plan, TicketKind, TicketMaker, Training, kind_of, kinds, register
+from regrow.tickets.rounds import Round, lottery, sparsities
+from regrow.tickets.scores import Gradient
 from regrow.tickets.sup import SupTickets, calendar
 
 __all__ = [
     "DST",
     "EDST",
+    "LOTTERY",
     "SUP",
     "Cost",
+    "EarlyTicket",
     "Ensemble",
     "FreeTickets",
+    "Gradient",
     "Phases",
     "Plan",
+    "Round",
     "SupTickets",
     "TicketKind",
     "TicketMaker",
@@ -45,12 +53,16 @@ __all__ = [
     "kl_diversity",
     "narrow_core",
     "narrower",
+    "lottery",
     "negative_log_likelihood",
     "overlap",
     "probabilities",
     "prune_back",
+    "pruned",
     "reestimate",
     "register",
+    "rewound",
+    "sparsities",
     "steps",
     "superpose",
     "triangular",

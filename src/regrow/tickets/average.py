@@ -22,15 +22,13 @@ from regrow.arguments import (
     require_numbers,
 )
 from regrow.errors import RegrowValueError
-from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.tickets.copying import copied
+from regrow.tickets.keeping import Budget, best
 from regrow.weights.views import named_weights, unwrapped
 
 DIVIDE = ("tickets", "holders")
 SCOPES = ("global", "layer")
-Budget = int | dict[str, int]
-"""Connections to keep: of all sparse weights together, or of each."""
 
 
 @dataclass(frozen=True)
@@ -223,25 +221,7 @@ def union(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _largest(sparse: Mapping[str, Connections], budget: Budget) -> dict[str, Tensor]:
     """Return which connections of each weight `budget` keeps: indices, ascending."""
-    sizes = {name: len(own.values) for name, own in sparse.items()}
-    if not isinstance(budget, int):
-        for name, count in budget.items():
-            _check_reachable(f"connections[{name!r}]", count, sizes[name])
-        return {name: top(own.values.abs(), budget[name], f"`{name}`") for name, own in sparse.items()}
-    _check_reachable("connections", budget, sum(sizes.values()))
-    chosen = top(torch.cat([own.values.abs() for own in sparse.values()]), budget, "an averaged weight")
-    kept, start = {}, 0
-    for name, size in sizes.items():
-        first, last = torch.searchsorted(chosen, torch.tensor([start, start + size], device=chosen.device))
-        kept[name], start = chosen[first:last] - start, start + size
-    return kept
-
-
-def _check_reachable(argument: str, count: int, available: int) -> None:
-    if not 0 <= count <= available:
-        raise RegrowValueError(
-            f"`{argument}` must be in [0, {available}], the connections there are, got {count}"
-        )
+    return best({name: own.values.abs() for name, own in sparse.items()}, budget, "an averaged weight")
 
 
 def _budget(

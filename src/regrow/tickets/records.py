@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from regrow.tickets import ensembles, superposing
+from regrow.tickets import ensembles, rounds, superposing
 from regrow.tickets.registry import Cost, register
 
 SUP = register(
@@ -52,4 +52,20 @@ DST = register(
     result="ensemble",
     made="of an ensemble of {0} independent runs",
     cost=Cost("f_S/f_D M", lambda run: run.multiplier * run.forward * run.tickets),
+)
+
+LOTTERY = register(
+    "lottery",
+    rounds.plan,
+    None,
+    result="last",
+    made="of the last of {0} tickets, each pruned out of the network before, the first out of a dense one",
+    cost=Cost(
+        "1 + the sum over tickets m of (f_S/f_D)^(m/M)",
+        lambda run: (
+            run.multiplier * (1 + sum(run.forward ** (m / run.tickets) for m in range(1, run.tickets + 1)))
+        ),
+        "dense training in full, then each ticket, whose FLOPs fall by one factor in each round",
+    ),
+    method="static",
 )

@@ -13,7 +13,7 @@ from regrow.arguments import require_choice, require_count, require_function, re
 from regrow.errors import RegrowValueError
 from regrow.methods import Method
 
-RESULTS = ("superposed", "ensemble")
+RESULTS = ("superposed", "ensemble", "last")
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,17 @@ class TicketKind:
     cost: Cost | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
     schedule: str | None = None
+    method: str | None = None
 
     @property
     def independent(self) -> bool:
-        """Whether each ticket is a whole run of its own."""
+        """Whether the tickets are whole runs of their own."""
         return self.make is None
+
+    @property
+    def prunes(self) -> bool:
+        """Whether they follow one another: each is pruned out of the network of the run before, the first dense."""
+        return self.independent and self.result == "last"
 
     @property
     def options(self) -> set[str]:
@@ -122,8 +128,8 @@ class TicketKind:
         return set(inspect.signature(self.plan).parameters) - {"total", "epoch"}
 
     def runs(self, options: Mapping[str, Any]) -> int:
-        """Return how many whole runs a run with these options makes."""
-        return int(options["tickets"]) if self.independent else 1
+        """Return how many whole runs a run with these options makes: those of tickets, and of what they come from."""
+        return int(options["tickets"]) + self.prunes if self.independent else 1
 
     def networks(self, tickets: int) -> int:
         """Return how many networks a test of so many tickets runs."""
@@ -162,6 +168,7 @@ def register(
     cost: Cost | None = None,
     method_options: Mapping[str, Any] | None = None,
     schedule: str | None = None,
+    method: str | None = None,
 ) -> TicketKind:
     """Make a kind of tickets known to recipes, `regrow train`, `compare`, `flops` and the pictures.
 
@@ -171,7 +178,8 @@ def register(
             its further arguments are the options that a recipe may give.
         make: makes, of the method and the plan, what makes the tickets. None where each ticket is a whole run of its
             own: as many as the option ``tickets`` says.
-        result: ``"superposed"``, one network, or ``"ensemble"``, whose test runs each ticket.
+        result: ``"superposed"``, one network; ``"ensemble"``, whose test runs each ticket; or ``"last"``, the last of
+            whole runs, each pruned out of the one before.
         made: what a summary says, with {0} for the number of tickets: ``"of {0} tickets, superposed"``.
         windows: what the windows are called in a picture.
         alternatives: the options of which one is given, with the value that holds where none is, and None for others.
@@ -179,6 +187,7 @@ def register(
         cost: what training costs. None is not counted.
         method_options: of a method that drops and grows, in a comparison whose recipe does not say otherwise.
         schedule: the learning-rate schedule before the first window, likewise.
+        method: of a comparison that names the kind alone; None is the recipe's where it drops and grows, else RigL.
 
     Returns:
         The record.
@@ -219,6 +228,7 @@ def register(
         cost,
         method_options or {},
         schedule,
+        method,
     )
     return _kinds[name]
 

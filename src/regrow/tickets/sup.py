@@ -25,8 +25,9 @@ from regrow.arguments import (
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import Method
 from regrow.sparsity.distributions import whole_share
-from regrow.tickets.average import DIVIDE, SCOPES, Average, Budget, blend
+from regrow.tickets.average import DIVIDE, SCOPES, Average, blend
 from regrow.tickets.copying import copied, is_finite
+from regrow.tickets.keeping import Budget
 from regrow.tickets.norms import batch_norms, reestimate
 from regrow.tickets.phases import Phases
 from regrow.tickets.rates import triangular

@@ -123,13 +123,15 @@ def test_tickets(capsys):
     found = document(capsys, *wrn, "--sparsity", "0.8", "--tickets", "3")
     training, one = found["training_multiple"], found["flops"]["inference_multiple"]
     assert [round(training[name], 3) for name in ("sup", "edst", "dst")] == [0.341, 0.611, 1.019]
-    assert found["test_multiple"] == pytest.approx({"sup": one, "edst": 3 * one, "dst": 3 * one})
+    assert found["test_multiple"] == pytest.approx(
+        {"sup": one, "edst": 3 * one, "dst": 3 * one, "lottery": one}
+    )
     more = document(capsys, *wrn, "--sparsity", "0.9", "--tickets", "7")
     assert round(more["training_multiple"]["edst"], 3) == 0.573
     assert "sup" not in document(capsys, *wrn)["training_multiple"]
     text = cli(capsys, "flops", *wrn, "--sparsity", "0.8", "--tickets", "3").out
     assert "edst 0.6112  dst 1.0187" in text
-    assert "test of these, multiples of dense: sup 0.3397  edst 1.0192  dst 1.0192" in text
+    assert "test of these, multiples of dense: sup 0.3397  edst 1.0192  dst 1.0192  lottery 0.3397" in text
 
 
 def test_mobilenet_keeps_dense_what_the_paper_does(capsys):

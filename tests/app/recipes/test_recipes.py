@@ -201,8 +201,11 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("precision=float16", r"`precision`: input should be 'float32' or 'bfloat16', got 'float16'"),
         ("compile=2", r"`compile`: input should be a valid boolean, got 2"),
         ("method=3", r"`method`: .*got 3\nA name, or a mapping with `name` and options"),
-        ("tickets=supp", r"`tickets` must be one of sup, edst, dst, got 'supp', did you mean `sup`\?"),
-        ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, got 'own:tickets'"),
+        (
+            "tickets=supp",
+            r"`tickets` must be one of sup, edst, dst, lottery, got 'supp', did you mean `sup`\?",
+        ),
+        ("tickets=own:tickets", r"`tickets` must be one of sup, edst, dst, lottery, got 'own:tickets'"),
         (
             "tickets={name: sup, cycle_step: 3}",
             r"`tickets.cycle_step` is not an .* sup, did you mean `tickets.cycle_steps`\?\nAllowed are: `share`",

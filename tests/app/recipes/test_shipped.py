@@ -69,6 +69,8 @@ SMALL = {
     "awd-lstm-wikitext2": [*WORDS, "model.embedding=20", "model.hidden=32", "model.last=24", "batch_size=6"],
 }
 """What makes two steps of each quick."""
+RESTING = {"fashion-lottery": 4, "fashion-one-shot": 2}
+"""Recipes whose connections do not move, with the steps that all their runs have where one has two."""
 
 SUP_CIFAR10 = [
     ["sup-vgg16-cifar10"],
@@ -151,7 +153,7 @@ def folders(tmp_path_factory):
 
 def test_every_recipe_is_here():
     names = {name for name in shipped() if load(name).data.name in DATA}
-    assert names == set(SMALL)
+    assert names == set(SMALL) | set(RESTING)
 
 
 DATA = ("idx", "fashion-mnist", "cifar10", "cifar100", "image-folder", "python-source", *TEXTS)
@@ -192,6 +194,21 @@ def two_steps(name, keys, folders, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_two_steps(name, folders, tmp_path, monkeypatch):
     two_steps(name, [], folders, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted(RESTING))
+def test_two_steps_where_connections_rest(name, folders, tmp_path):
+    keys = [f"data.folder={folders('fashion-mnist')}", "steps=2", "device=cpu", "threads=1"]
+    recipe = load(name, [*keys, f"out={tmp_path / 'run'}"])
+    threads = torch.get_num_threads()
+    try:
+        setup = build(recipe)
+        with RunFolder.create("", recipe.out, name, {}) as folder:
+            result = train(setup, folder, lambda status, tested=False: None)
+    finally:
+        torch.set_num_threads(threads)
+    assert (result["steps"], result["moved"]) == (RESTING[name], 0)
+    assert result["sparsity"] == pytest.approx(recipe.sparsify["sparsity"], abs=1e-4)
 
 
 @pytest.mark.parametrize(("name", "keys"), VARIANTS)

@@ -56,12 +56,13 @@ def test_where_there_is_no_map(tmp_path, capsys, keys):
     assert mean_connections(tmp_path / "run") == {}
 
 
-@pytest.mark.parametrize("kind", ["sup", "edst", "dst"])
+@pytest.mark.parametrize("kind", ["sup", "edst", "dst", "lottery"])
 def test_pictures_of_tickets(tmp_path, capsys, kind):
     keys = {
         "sup": ["tickets={name: sup, share: 0.4, cycle_steps: 8}"],
         "edst": ["tickets=edst", "validation=0.1"],
         "dst": ["tickets={name: dst, tickets: 2}", "steps=20"],
+        "lottery": ["tickets={name: lottery, tickets: 2}", "steps=10"],
     }
     run = tmp_path / "run"
     ended = cli(capsys, "train", write_recipe(tmp_path), f"out={run}", *keys[kind])

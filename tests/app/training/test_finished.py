@@ -23,6 +23,7 @@ KINDS = {
     "sup": ["tickets={name: sup, share: 0.5, cycle_steps: 10}"],
     "edst": ["tickets={name: edst, start: 0.5, tickets: 2}", "validation=0.1", "evaluate_every=5"],
     "dst": ["tickets={name: dst, tickets: 2}"],
+    "lottery": ["tickets={name: lottery, tickets: 1}", "method=static", "steps=20"],
 }
 
 
@@ -48,7 +49,7 @@ def test_the_network_that_was_tested(runs, kind):
     inputs, targets = prepared(run.data, run.data.test_inputs), run.data.test_targets
     predicted, _ = probabilities(network, [(inputs, targets)])
     assert accuracy(predicted, targets) == pytest.approx(run.summary["accuracy"])
-    made = {"plain": 0, "dense": 0, "whole": 0, "sup": 4, "edst": 2, "dst": 2}[kind]
+    made = {"plain": 0, "dense": 0, "whole": 0, "sup": 4, "edst": 2, "dst": 2, "lottery": 1}[kind]
     assert len(run.tickets()) == made
     assert isinstance(network, regrow.Ensemble) == (kind in ("edst", "dst"))
 

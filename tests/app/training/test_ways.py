@@ -76,3 +76,12 @@ def test_sparse_layers_do_the_relu_behind_them(tmp_path, capsys):
     assert [layers[i].activation for i in (0, 2)] == ["relu", "relu"]
     assert cli(capsys, "train", recipe, f"out={run}", *keys).code == 0
     assert json.loads((run / "summary.json").read_text())["time_is"] == "real sparsity"
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+def test_a_topology_of_the_first_batch_has_the_connections_of_a_random_one(tmp_path, method):
+    recipe = str(write_recipe(tmp_path))
+    scored = build(load(recipe, [ERK, f"method={method}"])).model
+    fixed = build(load(recipe, [ERK, "method=static"])).model
+    assert regrow.summary(scored).connections == regrow.summary(fixed).connections
+    assert regrow.masks(scored).keys() == regrow.masks(fixed).keys()

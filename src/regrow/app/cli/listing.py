@@ -13,12 +13,15 @@ from regrow.data import datasets
 from regrow.methods.registry import records
 from regrow.tickets import kinds
 
+RESULTS = {"superposed": "superposed", "ensemble": "ensembles", "last": "pruned in rounds"}
+"""What the tickets of a kind come to, in words."""
+
 
 def of_tickets() -> str:
     """Name the kinds of tickets with what each comes to, in words."""
     named: dict[str, list[str]] = {}
     for kind in kinds().values():
-        named.setdefault({"ensemble": "ensembles"}.get(kind.result, kind.result), []).append(kind.name)
+        named.setdefault(RESULTS[kind.result], []).append(kind.name)
     return ", ".join(f"{either(names)} ({result})" for result, names in named.items())
 
 

@@ -30,12 +30,14 @@ def way_of(name: str, own: Part) -> Way:
     """Return what `name` stands for.
 
     A registered method or a ``package.module:function`` is itself. A kind of tickets, a dash and ``set`` are SET with
-    such tickets; a kind alone is with the recipe's `own` method, or with RigL where that does not drop and grow.
+    such tickets; a kind alone is with the method that its record names, or with the recipe's `own`, or with RigL where
+    that does not drop and grow.
     """
     kind, dash, method = name.partition("-")
     if name in records() or kind not in kinds() or (dash and not method):
         return Way(name)
-    return Way(method or (own.name if is_dynamic(own.name) else DEFAULT), kind)
+    alone = kinds()[kind].method or (own.name if is_dynamic(own.name) else DEFAULT)
+    return Way(method or alone, kind)
 
 
 def is_dynamic(method: str) -> bool:

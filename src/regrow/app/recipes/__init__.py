@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from regrow.app.recipes.code import same_code
+from regrow.app.recipes.imports import import_file
 from regrow.app.recipes.loading import as_yaml, comment, kept, load, read, shipped
-from regrow.app.recipes.parts import find, import_file, method_of, resolve
+from regrow.app.recipes.parts import find, method_of, resolve
 from regrow.app.recipes.rates import Rate
 from regrow.app.recipes.schema import OWN, Part, Recipe
 

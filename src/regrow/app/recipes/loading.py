@@ -12,7 +12,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from regrow.app.recipes.code import tell_code
-from regrow.app.recipes.parts import PARTS, choices, import_files, meant, resolve
+from regrow.app.recipes.imports import import_files
+from regrow.app.recipes.parts import PARTS, choices, meant, resolve
 from regrow.app.recipes.schema import Part, Recipe
 from regrow.errors import RegrowValueError, closest
 from regrow.tickets import kinds
@@ -79,6 +80,8 @@ def load(name: str, overrides: Iterable[str] = (), imports: Sequence[str] = ()) 
     if LENGTHS & set(given):
         for other in LENGTHS - set(given):
             raw.pop(other, None)  # the length asked for replaces the recipe's, whatever its unit
+    if isinstance(raw.get("start"), str):
+        raw["start"] = str(Path(raw["start"]).expanduser().resolve())
     _settle_sparsity(raw, given)
     recipe = _validate(raw, name)
     typed = {_name_of(raw.get(key)) for key in PARTS if _name_of(raw.get(key)) != of_file[key]}

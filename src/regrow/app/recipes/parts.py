@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 import yaml
 
 import regrow
+from regrow.app.recipes.imports import import_files, import_name
 from regrow.app.recipes.rates import RATES
 from regrow.app.recipes.schema import Part, Recipe
+from regrow.arguments import require_choice
 from regrow.data import Augment, Samples, datasets
 from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods.formulas import ALWAYS
-from regrow.methods.registry import DEFAULT, EXAMPLES, MethodRecord, parameters_of, record_of, ways
+from regrow.methods.registry import (
+    DEFAULT,
+    EXAMPLES,
+    MethodRecord,
+    parameters_of,
+    record_of,
+    records,
+    ways,
+)
 from regrow.models import models
 from regrow.optim import NTASGD, SNTASGD
-from regrow.tickets import kind_of, kinds
+from regrow.tickets import EarlyTicket, kind_of, kinds
+from regrow.tickets.scores import GRADIENT, SCORES
 from regrow.weights.storages import STORAGES
 
 
@@ -51,7 +57,16 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
 SUPPLIED = {
     "model": {"self"},
     "data": {"self"},
-    "method": {"model", "optimizer", "total_steps", "process_group", "final_sparsity", "loss_fn", "batch"},
+    "method": {
+        "model",
+        "optimizer",
+        "total_steps",
+        "process_group",
+        "final_sparsity",
+        "loss_fn",
+        "batch",
+        "example",
+    },
     "optimizer": {"params"},
     "schedule": {"total_steps"},
     "tickets": {"total", "epoch"},
@@ -68,7 +83,7 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     """
     known, own = choices(key), key != "tickets"
     if own and ":" in part.name:
-        return _import(key, part.name)
+        return import_name(key, part.name)
     if part.name not in known:
         near, hint = nearest(part.name, known), ""
         if near is not None:  # in words that do as they stand
@@ -112,13 +127,17 @@ def resolve(recipe: Recipe) -> Recipe:
     _check_averaging(recipe)
     augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
     samples = _check(recipe, "samples", "samples", Samples, recipe.samples) if recipe.samples else {}
+    early = {}
+    if recipe.early:
+        early = _check(recipe, "early", "early", EarlyTicket, recipe.early, {"model", "include", "exclude"})
     checked = _check(recipe, "sparsify", "sparsify", regrow.sparsify, recipe.sparsify, {"model"})
     given = {name: _names(checked[name]) for name in recipe.sparsify}
     _check_sparsity(recipe, given)
     _check_storage(recipe, given)
     if given:
         given["seed"] = given.get("seed", recipe.seed)
-    return recipe.model_copy(update={**parts, "augment": augment, "samples": samples, "sparsify": given})
+    changed = {"augment": augment, "samples": samples, "early": early, "sparsify": given}
+    return recipe.model_copy(update={**parts, **changed})
 
 
 def _names(value: Any) -> Any:
@@ -169,12 +188,28 @@ def _check_tickets(recipe: Recipe) -> None:
             f"`validation` is missing: tickets {name} are the best checkpoints of their windows, and the test set must "
             f"choose nothing\nAdd `validation: 0.1`; in a comparison, `{name}.validation=0.1` is for {name} alone."
         )
-    if not kind.independent and record.is_dense:
-        others = " or ".join(other.name for other in kinds().values() if other.independent)
+    if (kind.prunes or not kind.independent) and record.is_dense:
+        others = " or ".join(
+            other.name for other in kinds().values() if other.result == "ensemble" and other.independent
+        )
         raise RegrowValueError(
             f"`tickets` {name} needs a sparse network, and method {method} has none\n"
             f"Take another method, or tickets: {others}, which are an ensemble of any networks."
         )
+    if kind.prunes and (record.kind != "method" or record.initial_sparsity is not None or recipe.never_dense):
+        why = "`never_dense` makes none" if recipe.never_dense else f"method {method} starts from another"
+        raise RegrowValueError(
+            f"`tickets` {name} are pruned out of a dense network, and {why}\n"
+            f"Take method static, which trains each ticket, or one such as {EXAMPLES}."
+        )
+    if kind.prunes and isinstance(recipe.sparsify.get("distribution"), Mapping):
+        raise RegrowValueError(
+            f"`sparsify.distribution` gives each layer its own sparsity, which says nothing of the rounds of tickets "
+            f"{name}\nGive `sparsify.distribution=global`, or uniform or erk, and `sparsify.sparsity=0.9`."
+        )
+    if (score := recipe.tickets.options.get("score")) is not None:
+        scored = [*SCORES, GRADIENT, *(n for n, other in records().items() if other.is_topology)]
+        require_choice("tickets.score", score, scored)
     if inspect.isclass(record.cls) and recipe.tickets.options.get("explore") and not record.explores:
         raise RegrowValueError(
             f"`tickets.explore` needs a method that drops and grows, such as {EXAMPLES}, and {method} does not\n"
@@ -303,71 +338,3 @@ def meant(word: str, raw: Mapping[str, Any], exact: bool = False) -> str:
         return ""
     full = inner[near] if near == word or near not in Recipe.model_fields else [near]
     return ", did you mean " + " or ".join(f"`{one}`" for one in full) + "?"
-
-
-def import_files(recipe: Recipe) -> None:
-    """Run the files that `recipe` imports, each once.
-
-    Raises:
-        RegrowValueError: see `import_file`.
-    """
-    for file in recipe.imports:
-        import_file(Path(file))
-
-
-def import_file(path: Path) -> ModuleType:
-    """Run a user's Python file once, as the module of its stem; what it registers is then known by name.
-
-    Raises:
-        RegrowValueError: for a file that is not there, or whose name another module has already.
-    """
-    path = path.expanduser().resolve()
-    if not path.is_file():
-        raise RegrowValueError(f"`--import` {path}: no such file\nFiles that a recipe imports lie beside it.")
-    loaded = sys.modules.get(path.stem)
-    if loaded is not None:
-        if getattr(loaded, "__file__", None) == str(path):
-            return loaded
-        raise RegrowValueError(
-            f"`--import` {path}: a module `{path.stem}` is there already, from {getattr(loaded, '__file__', 'Python')}"
-            "\nGive the file another name."
-        )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise RegrowValueError(f"`--import` {path} is no Python file\nIts name must end in .py.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException as error:
-        del sys.modules[path.stem]
-        if isinstance(error, SyntaxError | UnicodeDecodeError):
-            raise RegrowValueError(f"`--import` {path} is no Python: {error}\nGive a Python file.") from error
-        raise
-    return module
-
-
-def _import(key: str, name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    if not all(word.isidentifier() for word in [*module_name.split("."), attribute]):
-        raise RegrowValueError(
-            f"`{key}` {name[:100]!r} must be package.module:function\nWrite names of Python with dots between them."
-        )
-    if "" not in sys.path:  # as `python -m` has it, so that a module beside the recipe is found
-        sys.path.insert(0, "")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except ModuleNotFoundError as error:
-        if error.name is None or not module_name.startswith(error.name):
-            raise  # the user's module was found, and misses one of its own
-        raise RegrowValueError(
-            f"`{key}` {name}: there is no module `{error.name}` in this folder or installed"
-        ) from error
-    except AttributeError as error:
-        has = [n for n in vars(sys.modules[module_name]) if not n.startswith("_")]
-        raise RegrowValueError(
-            f"`{key}` {name}: module `{module_name}` has no `{attribute}`{closest(attribute, has)}"
-        ) from error
-    if not callable(function):
-        raise RegrowValueError(f"`{key}` {name} must be a function or a class, got {function!r}")
-    return function  # type: ignore[no-any-return]

@@ -125,6 +125,22 @@ class Recipe(BaseModel):
     )
     epochs: int | None = Field(None, gt=0, description="length of the run, or `steps`")
     steps: int | None = Field(None, gt=0, description="length of the run in optimizer steps")
+    start: str | None = Field(
+        None,
+        description="the file of a network, such as a run's model.safetensors, with whose weights and connections the "
+        "run begins in place of new ones",
+    )
+    first_step: int = Field(
+        0, ge=0, description="the step at which the run begins, with that step's learning rate and batch"
+    )
+    last_step: int | None = Field(
+        None, gt=0, description="the step before which the run ends; default: its length"
+    )
+    early: dict[str, Any] = Field(
+        {},
+        description="end the run as soon as the mask that pruning would give has settled, looked at after each epoch: "
+        "sparsity, distance, masks, score, distribution",
+    )
     seed: int = Field(0, ge=0, description="of initial weights, topology and order of data")
     device: str = Field("auto", description="a torch device; auto: cuda where there is one, else cpu")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is torch.autocast")
@@ -183,6 +199,27 @@ class Recipe(BaseModel):
                 )
         if self.keep == "best" and self.tickets is not None:
             raise ValueError("`keep: best` is not for `tickets`, which say themselves what they keep")
+        return self
+
+    @model_validator(mode="after")
+    def _ends_after_it_begins(self) -> Recipe:
+        if self.last_step is not None and self.last_step <= self.first_step:
+            raise ValueError(
+                f"`last_step` must be above `first_step`, got {self.last_step} and {self.first_step}"
+            )
+        if self.never_dense and self.start is not None:
+            raise ValueError(
+                "`never_dense` makes a new network from its connections, and `start` begins with another\n"
+                "Leave one of them out."
+            )
+        if self.early and (self.keep == "best" or self.tickets is not None):
+            raise ValueError(
+                "`early` ends a run at its last weights, and is not for `keep: best` or `tickets`\nLeave `early` out."
+            )
+        if self.tickets is not None and (self.start, self.first_step, self.last_step) != (None, 0, None):
+            raise ValueError(
+                "`start`, `first_step` and `last_step` are not for `tickets`\nLeave them out, or `tickets`."
+            )
         return self
 
     @property

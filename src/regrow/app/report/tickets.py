@@ -168,8 +168,10 @@ def _zoom(axes: Axes, wanted: Sequence[float], others: Sequence[float], best: Me
 
 
 def _members(summary: dict[str, Any], title: str) -> Figure:
-    """Draw how good each member is, their mean and the ensemble."""
+    """Draw how good each run is, their mean and what they come to."""
     known = summary["tickets"]
+    kind = kind_of(known["kind"])
+    runs = "tickets, each pruned out of the one before" if kind.prunes else "independent runs"
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     figure.suptitle(title, fontweight="bold")
     axes = figure.subplots()
@@ -181,12 +183,12 @@ def _members(summary: dict[str, Any], title: str) -> Figure:
     )
     for value, colour, dotted, width, label in (
         (known["mean"][best.name], style.ORANGE, ":", 1.4, "mean of the runs"),
-        (summary[best.name], style.GREEN, "-", 1.8, "ensemble"),
+        (summary[best.name], style.GREEN, "-", 1.8, "last ticket" if kind.prunes else kind.result),
     ):
         label = f"{label}, {best.text(value)}"
         axes.axhline(best.shown(value), color=colour, linestyle=dotted, linewidth=width, label=label)
     axes.set(
-        title=f"{style.capital(best.name)} of independent runs",
+        title=f"{style.capital(best.name)} of {runs}",
         ylabel=f"{summary['tested_on']} examples, {best.unit or best.name}",
     )
     axes.set_xticks(places, [f"run {place}" for place in places])

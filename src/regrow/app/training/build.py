@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from regrow.app.tasks import Carried, Model, Task, require_state
 from regrow.app.training import ways
 from regrow.app.training.batches import Batches
 from regrow.app.training.checkpoint import require_topology, restoring
+from regrow.app.training.folder import RunFolder
 from regrow.app.training.groups import parameter_groups
 from regrow.app.training.keep import Keeper, keeper
 from regrow.data import Samples, Tensors, Text, check_dataset
@@ -49,6 +51,7 @@ class Setup:
     rate: Rate
     device: torch.device
     total_steps: int
+    """The step before which the run ends: its length, unless `last_step` is given."""
     steps_per_epoch: int
     checkpoint: dict[str, Any] | None
     """What the run continues from."""
@@ -76,8 +79,9 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     _check_samples(recipe, data)
     steps_per_epoch = batches.steps_per_epoch
     total = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
+    end = _last_step(recipe, total)
     plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
-    build_network = partial(_network, recipe, data, batches)
+    build_network = partial(dense_network, recipe, data, batches)
     model = ways.network(recipe, batches, build_network).to(device)
     if any(not weight.is_dense for weight in sparse_weights(model)):
         regrow.fuse(model)
@@ -93,7 +97,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     passes = [task.carrying(model, compiled=recipe.compile) for _ in range(recipe.accumulate)]
     if checkpoint:
         _restore_states(passes, checkpoint, batches)
-    method_steps = total if plan is None else plan.method_steps
+    method_steps = end - recipe.first_step if plan is None else plan.method_steps
     method = _method(recipe, model, optimizer, method_steps, build_network)
     kept = keeper(recipe, batches, model, method, plan)
     if checkpoint:
@@ -112,7 +116,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         passes=passes,
         rate=_rate(recipe, plan, total),
         device=device,
-        total_steps=total,
+        total_steps=end,
         steps_per_epoch=steps_per_epoch,
         checkpoint=checkpoint,
     )
@@ -124,7 +128,8 @@ def calendar(setup: Setup) -> str:
     if plan is None or part is None:
         return ""
     if kind_of(part.name).independent:
-        return f"tickets {part.name}: {plan.count} runs of {plan.length:,} steps\n"
+        dense = "a dense run and then " if kind_of(part.name).prunes else ""
+        return f"tickets {part.name}: {dense}{plan.count} runs of {plan.length:,} steps\n"
     return (
         f"tickets {part.name}: {plan.count} windows of {plan.length:,} steps after the first {plan.start:,} of "
         f"{setup.total_steps:,}\n"
@@ -144,9 +149,13 @@ def _rate(recipe: Recipe, plan: Plan | None, total: int) -> Rate:
     return rate
 
 
-def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
-    """Return the recipe's network, dense, with the same initial weights at each call; `options` change some of its
-    own.
+def dense_network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) -> nn.Module:
+    """Return the recipe's network as its runs begin with it, the same at each call: new, or what is in `start`.
+
+    Args:
+        recipe: resolved.
+        data, batches: of the run, whose examples it must take.
+        options: of the model, in the place of the recipe's own.
     """
     seed_everything(recipe.seed)
     with torch.device("meta") if recipe.never_dense else nullcontext():
@@ -155,14 +164,34 @@ def _network(recipe: Recipe, data: Tensors, batches: Batches, **options: Any) ->
         raise RegrowValueError(f"`model` {recipe.model.name} returned {model!r}, no torch module")
     if recipe.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if recipe.start is not None:
+        file = Path(recipe.start)
+        if not file.is_file():
+            raise RegrowValueError(f"`start` {file}: no such file\nGive a run's model.safetensors.")
+        RunFolder(file.parent).load_model(file.name, model)
     _check_shapes(model, data, batches, recipe)
     return model
+
+
+def _last_step(recipe: Recipe, total: int) -> int:
+    """Return the step before which a run ends whose schedule has `total` steps.
+
+    Raises:
+        RegrowValueError: steps that are not within them.
+    """
+    last = total if recipe.last_step is None else recipe.last_step
+    for key, step, most in (("last_step", last, total), ("first_step", recipe.first_step, last - 1)):
+        if step > most:
+            raise RegrowValueError(
+                f"`{key}` must be at most {most:,} in a run of {total:,} steps, got {step:,}"
+            )
+    return last
 
 
 def _method(recipe: Recipe, model: nn.Module, optimizer: Any, total: int, network: ways.Build) -> Any:
     """Attach what drives the network; None for a dense one."""
     record = method_of(recipe.method)
-    if record.driver is None:
+    if record.driver is None or ways.prunes(recipe):
         return None
     if record.is_topology:
         return record.driver(model, optimizer, total_steps=total)

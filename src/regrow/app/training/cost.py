@@ -16,7 +16,12 @@ from regrow.methods.registry import record_of
 
 
 def measure(
-    model: nn.Module, example: Tensor, method: object, records: Sequence[Mapping[str, Any]], steps: int
+    model: nn.Module,
+    example: Tensor,
+    method: object,
+    records: Sequence[Mapping[str, Any]],
+    steps: int,
+    first: int = 0,
 ) -> dict[str, float] | None:
     """Count FLOPs for one example: of a test, of the same network dense, and of the run's average training step.
 
@@ -29,7 +34,8 @@ def measure(
         example: one or more inputs of it.
         method: what drove it, or None.
         records: of ``metrics.jsonl``; those of kind ``update`` say what moved in which layer.
-        steps: of the whole run.
+        steps: of the run.
+        first: the step at which it began.
 
     Returns:
         ``dense``, ``test``, ``training``; the ``least`` and the ``most`` of a forward pass during the run; and the
@@ -45,7 +51,7 @@ def measure(
     gradient = record_of(type(method)).gradient
     # from the end to the beginning: only the topology at the end is at hand
     share = _searched(costs, method)
-    forward, now, end, extra, seen = 0.0, test, steps, 0.0, [test]
+    forward, now, end, extra, seen = 0.0, test, first + steps, 0.0, [test]
     for update in reversed(updates):
         after = update["step"] + 1  # the first step that sees the new topology
         forward += now * (end - after)
@@ -57,7 +63,7 @@ def measure(
         seen.append(now)
         if gradient == UPDATE:
             extra += (dense - now) * share
-    forward += now * end
+    forward += now * (end - first)
     if hasattr(method, "core_steps"):  # in which a part of the network runs alone
         core = test + _beyond(layers, method)
         forward += method.core_steps(steps) * (core - now)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 import regrow
-from regrow.app.recipes import Recipe, find
+from regrow.app.recipes import Part, Recipe, find
 from regrow.app.training.batches import epoch_of, held_out_of
 from regrow.app.training.build import build, device_of
 from regrow.app.training.folder import RunFolder
 from regrow.app.training.progress import Status
 from regrow.app.training.run import train
 from regrow.app.training.stopping import Interrupted
+from regrow.app.training.ways import prunes
 from regrow.data import Dataset, Tensors, Text, check_dataset, datasets
 from regrow.errors import RegrowValueError
 from regrow.measure.timing import load
@@ -229,10 +230,14 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         "samples": {},
         "keep": "last",
         "tickets": None,
+        "early": {},
+        "last_step": None,
         "log_every": STEPS,
         "evaluate_every": STEPS,
         "checkpoint_every": STEPS,
     }
+    if prunes(recipe):  # its first run
+        changed["method"] = Part(name="dense")
     setup = build(recipe.model_copy(update=changed), data=data)
     with tempfile.TemporaryDirectory(prefix="regrow-") as place:
         try:

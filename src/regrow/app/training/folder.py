@@ -9,7 +9,7 @@ maps.jsonl         connections that leave each input pixel, at the start and aft
 checkpoint.pt      everything that a resumed run needs
 model.safetensors  the network that is the result; an ensemble has none, only its tickets
 tickets/0.safetensors, ...  the tickets of a run that makes several
-members/0, ...     the run folders of the members of an ensemble of independent runs
+members/0, ...     the run folders of the members of an ensemble, or of the runs of a ticket loop
 samples.txt        what the network of a text writes
 summary.txt/.json  the result; the last to be written, so their presence means that the run is finished
 lock               while a process trains here: which

@@ -18,7 +18,7 @@ from regrow.app.training.evaluation import Evaluation, evaluate
 from regrow.app.training.folder import RunFolder
 from regrow.errors import RegrowRuntimeError
 from regrow.methods import Method
-from regrow.tickets import Plan, TicketKind, copied, kind_of, overlap
+from regrow.tickets import EarlyTicket, Plan, TicketKind, copied, kind_of, overlap
 from regrow.weights.views import named_weights
 
 READINGS = 20
@@ -46,6 +46,9 @@ class Keeper:
     The loop asks `due` and `logs` after each step, tells it each test of the working model (`tested`), and calls
     `collect` where it was due, before the checkpoint.
     """
+
+    over = False
+    """Whether the run ends here, before its last step: asked after `collect`."""
 
     def __init__(self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method | None) -> None:
         self.recipe, self.batches, self.model, self.method = recipe, batches, model, method
@@ -110,6 +113,31 @@ class Best(Keeper):
     def finish(self, folder: RunFolder) -> Outcome:
         network = self.best[1] if self.best else self.model
         return Outcome(network, [network])
+
+
+class Settling(Keeper):
+    """Ends the run after the epoch in which the mask that pruning would give has settled."""
+
+    def __init__(self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method | None) -> None:
+        super().__init__(recipe, batches, model, method)
+        where = {key: recipe.sparsify.get(key) for key in ("include", "exclude")}
+        self.ticket = EarlyTicket(model, **recipe.early, **where)
+
+    def due(self, step: int) -> bool:
+        return (step - self.recipe.first_step) % self.batches.steps_per_epoch == 0
+
+    def collect(self, step: int, folder: RunFolder) -> float:
+        begin = time.perf_counter()
+        self.over = self.ticket.settled()
+        spent = time.perf_counter() - begin
+        folder.append("metrics.jsonl", {"kind": "mask", "step": step, "distances": self.ticket.distances})
+        return spent
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.ticket.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.ticket.load_state_dict(state)
 
 
 @dataclass
@@ -223,8 +251,8 @@ class Tickets(Keeper):
 
 
 def together(kind: TicketKind, networks: Sequence[nn.Module], task: Task) -> nn.Module:
-    """Return the network that is the result of tickets: that of a superposition, or an ensemble of all."""
-    return task.ensemble(networks) if kind.result == "ensemble" else networks[0]
+    """Return the network that is the result of tickets: an ensemble of all, or the last one."""
+    return task.ensemble(networks) if kind.result == "ensemble" else networks[-1]
 
 
 def keeper(
@@ -236,6 +264,8 @@ def keeper(
         together(kind, [model], batches.task)  # a task without ensembles refuses now, not at the end
         if method is not None and not kind.independent:
             return Tickets(recipe, batches, model, method, kind, plan)
+    if recipe.early:
+        return Settling(recipe, batches, model, method)
     return (Best if recipe.keep == "best" else Keeper)(recipe, batches, model, method)
 
 

@@ -68,10 +68,11 @@ class _Run:
         self.carried = [one for one in setup.passes if isinstance(one, Carried)]
         self.pixels = PixelMap.of(self.model, setup.batches.example())
         self.losses: list[Tensor] = []  # of the steps since `logged`, read together
-        self.logged = 0
+        self.logged = recipe.first_step
         self.saved = 0
         measures = setup.batches.task.measures
-        self.status = Status(0, setup.total_steps, regrow.summary(self.model).sparsity, measures=measures)
+        first = recipe.first_step
+        self.status = Status(first, setup.total_steps, regrow.summary(self.model).sparsity, measures=measures)
         # set by the schedule at every step, so that what the optimizer holds now is the last one's
         self.rate = self.optimizer.defaults.get("lr")
         if checkpoint := setup.checkpoint:
@@ -138,6 +139,8 @@ class _Run:
                     self.evaluate()
                 if due:
                     status.seconds += self.keeper.collect(status.step, self.folder)
+                if self.keeper.over and not end:
+                    end, save, status.total = True, True, status.step
                 if save:
                     self.save_checkpoint()
                 clock = time.perf_counter()
@@ -187,10 +190,11 @@ class _Run:
         grown = sum(layer["grown"] for layer in layers)
         self.status.moved += grown
         self.status.sparsity = regrow.summary(self.model).sparsity
-        record = {"kind": "update", "step": update["step"], "fraction": update["fraction"], "grown": grown}
+        step = self.setup.recipe.first_step + update["step"]  # a method counts its own
+        record = {"kind": "update", "step": step, "fraction": update["fraction"], "grown": grown}
         self.folder.append("metrics.jsonl", {**record, "layers": update["layers"]})
         if self.pixels:
-            self.folder.append("maps.jsonl", self.pixels.record(update["step"]))
+            self.folder.append("maps.jsonl", self.pixels.record(step))
 
     def log(self) -> None:
         """Write the mean loss of the steps since the last time."""

@@ -1,4 +1,4 @@
-"""Ensembles of independent runs: each member is a run folder of its own."""
+"""Tickets that are whole runs, each in a folder of its own: an ensemble of independent ones, or a ticket loop."""
 
 from __future__ import annotations
 
@@ -7,24 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from regrow.app.recipes import Part, Recipe, as_yaml, read
-from regrow.app.training import loop
+from regrow.app.training import loop, rounds
 from regrow.app.training.build import Setup, build
 from regrow.app.training.cost import tested
 from regrow.app.training.evaluation import evaluate
 from regrow.app.training.folder import RunFolder
-from regrow.app.training.keep import Outcome, Taken, connections
+from regrow.app.training.keep import Outcome, Taken, connections, together
 from regrow.app.training.pixels import describe
 from regrow.app.training.progress import Progress, Status
 from regrow.app.training.stopping import Interrupted
 from regrow.app.training.summary import Verdict, about_tickets, as_text, judge, measured, size
 from regrow.data import Tensors
+from regrow.tickets import Plan, TicketKind, kind_of
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Train the members of the ensemble `setup` in `folder`, from where they were, to the end; see `run.train`."""
+    """Train the runs that `setup` asks for in `folder`, from where they were, to the end; see `run.train`."""
+    part, plan = setup.recipe.tickets, setup.plan
+    if part is None or plan is None:
+        raise AssertionError("one run has no members")
     try:
-        return _members(setup, folder, progress)
+        return _members(setup, kind_of(part.name), plan, folder, progress)
     except Interrupted as error:
         raise Interrupted(
             f"{str(error).splitlines()[0]}\nContinue with `regrow train --resume {folder.path}`."
@@ -53,20 +59,27 @@ def member(recipe: Recipe, index: int, count: int, folder: RunFolder) -> Recipe:
     return recipe.model_copy(update=changes)
 
 
-def _members(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Train what is left of the members, then make the ensemble."""
-    count = setup.plan.count if setup.plan else 0
+def _members(
+    setup: Setup, kind: TicketKind, plan: Plan, folder: RunFolder, progress: Progress
+) -> dict[str, Any]:
+    """Train what is left of the runs, then make of their networks what the tickets come to."""
     folder.write_json("data.json", describe(setup.data, setup.recipe.data.name))
+    if kind.prunes:
+        own = rounds.runs(setup.recipe, plan, folder)
+    else:
+        own = [member(setup.recipe, index, plan.count, folder) for index in range(plan.count)]
+    lengths = [(one.last_step or setup.total_steps) - one.first_step for one in own]
     summaries = []
-    for index in range(count):
+    for index, one in enumerate(own):
+        if kind.prunes:
+            rounds.prepare(setup, folder, own, index)
 
         def show(status: Status, *, tested: bool = False, index: int = index) -> None:
-            step, total = status.step + index * setup.total_steps, count * setup.total_steps
-            progress(replace(status, step=step, total=total), tested=tested)
+            step = sum(lengths[:index]) + status.step - own[index].first_step
+            progress(replace(status, step=step, total=sum(lengths)), tested=tested)
 
-        own = member(setup.recipe, index, count, folder)
-        summaries.append(_train_member(own, folder, setup.data, show))
-    return _ensemble(setup, folder, summaries)
+        summaries.append(_train_member(one, folder, setup.data, show))
+    return _conclude(setup, kind, plan, folder, summaries)
 
 
 def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Progress) -> dict[str, Any]:
@@ -82,24 +95,42 @@ def _train_member(recipe: Recipe, folder: RunFolder, data: Tensors, progress: Pr
     with RunFolder.open(path) as own:
         if own.finished:
             return own.summary()
-        return loop.train(build(read(path / "config.yaml"), own.load_checkpoint(), data), own, progress)
+        begun = read(path / "config.yaml").model_copy(
+            update={"start": recipe.start}
+        )  # the folder may have moved
+        return loop.train(build(begun, own.load_checkpoint(), data), own, progress)
 
 
-def _ensemble(setup: Setup, folder: RunFolder, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Read the members' networks, write them as tickets, test them together, and write the summary."""
-    task, taken, networks = setup.batches.task, Taken(setup.keeper), []
+def _conclude(
+    setup: Setup,
+    kind: TicketKind,
+    plan: Plan,
+    folder: RunFolder,
+    summaries: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Read the networks of the tickets, write them, test what they come to so far, and write the summary."""
+    task, precision, taken = setup.batches.task, setup.recipe.precision, Taken(setup.keeper)
+    networks: list[nn.Module] = []
     (folder.path / "metrics.jsonl").unlink(missing_ok=True)  # of a run that was killed while it wrote this
+    passed = 0
     for index, one in enumerate(summaries):
+        passed += one["steps"]
+        if index < len(summaries) - plan.count:
+            continue  # of the dense network, which the first ticket came from
         network = taken.read(folder, f"members/{index}/model.safetensors")
-        shares = taken.add(folder, network, one["steps"])
         networks.append(network)
-        together = evaluate(task, task.ensemble(networks), setup.batches.test(), setup.recipe.precision)
-        alone = evaluate(task, network, setup.batches.test(), setup.recipe.precision)
-        record = {"kind": "ticket", "step": (index + 1) * one["steps"], "index": index, "taken": one["steps"]}
-        own = {**alone, "connections": connections(network), "overlap": shares}
-        found = {**together, "connections": sum(map(connections, networks)), "networks": index + 1}
-        folder.append("metrics.jsonl", {**record, **own, "together": found})
-    outcome = Outcome(task.ensemble(networks), networks, networks, taken.steps)
+        shares = taken.add(folder, network, one["steps"])
+        alone = evaluate(task, network, setup.batches.test(), precision)
+        parts = networks if kind.result == "ensemble" else networks[-1:]
+        whole = evaluate(task, together(kind, networks, task), setup.batches.test(), precision)
+        record = {"kind": "ticket", "step": passed, "index": len(networks) - 1, "taken": one["steps"]}
+        about = {**alone, "connections": connections(network), "overlap": shares}
+        found = {**whole, "connections": sum(map(connections, parts)), "networks": len(parts)}
+        folder.append("metrics.jsonl", {**record, **about, "together": found})
+    parts = networks if kind.result == "ensemble" else networks[-1:]
+    outcome = Outcome(together(kind, networks, task), parts, networks, taken.steps)
+    if len(parts) == 1:
+        folder.save_model("model.safetensors", parts[0])
     result = _summary(setup, outcome, judge(outcome, setup), summaries)
     folder.flush()
     folder.write("summary.txt", (as_text(result) + "\n").encode())
@@ -110,7 +141,7 @@ def _ensemble(setup: Setup, folder: RunFolder, summaries: Sequence[Mapping[str, 
 def _summary(
     setup: Setup, outcome: Outcome, verdict: Verdict, members: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """Return the members' own summaries added up, and what the ensemble came to."""
+    """Return the members' own summaries added up, and what all came to."""
     steps = sum(one["steps"] for one in members)
     found = [one["flops"] for one in members]
     flops = None
@@ -125,7 +156,7 @@ def _summary(
         }
     memory = [one["peak_memory_megabytes"] for one in members if one["peak_memory_megabytes"]]
     return {
-        **members[0],
+        **members[-1],
         "seed": setup.recipe.seed,
         **measured(setup, verdict.result),
         "tested_on": setup.batches.final.name,
@@ -136,6 +167,6 @@ def _summary(
         "seconds": round(sum(one["seconds"] for one in members), 2),
         "peak_memory_megabytes": max(memory, default=None),
         "flops": flops,
-        "networks": len(members),
+        "networks": len(outcome.parts),
         "tickets": about_tickets(setup, outcome, verdict),
     }

@@ -1,4 +1,4 @@
-"""Train what a recipe asks for: one run, or the independent runs of an ensemble."""
+"""Train what a recipe asks for: one run, or the whole runs of an ensemble or of a ticket loop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regrow.tickets import kind_of
 
 
 def train(setup: Setup, folder: RunFolder, progress: Progress) -> dict[str, Any]:
-    """Train `setup` in `folder`, from where it was, to the end: one run, or the members of an ensemble.
+    """Train `setup` in `folder`, from where it was, to the end: one run, or several whole runs.
 
     Returns:
         What ``summary.json`` holds.

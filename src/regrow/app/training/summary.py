@@ -75,10 +75,12 @@ def summarize(
         records: of ``metrics.jsonl``.
     """
     recipe = setup.recipe
-    flops = measure(setup.model, setup.batches.example(), setup.method, records, status.step)
+    first = recipe.first_step
+    steps = status.step - first
+    flops = measure(setup.model, setup.batches.example(), setup.method, records, steps, first)
     if flops is not None:
         flops |= tested(outcome.parts, setup.batches.example())
-        flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / status.step
+        flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / steps
     return {
         "format": SUMMARY,
         "recipe": recipe.name,
@@ -88,7 +90,7 @@ def summarize(
         "tested_on": setup.batches.final.name,
         "tested": len(setup.batches.final),
         **size(outcome.parts),
-        "steps": status.step,
+        "steps": steps,
         "steps_per_epoch": setup.steps_per_epoch,
         "moved": status.moved,
         "seconds": round(status.seconds, 2),

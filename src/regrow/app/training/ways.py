@@ -10,15 +10,17 @@ import torch
 from torch import nn
 
 import regrow
-from regrow.app.recipes import Recipe, find, method_of
+from regrow.app.recipes import Part, Recipe, find, method_of
 from regrow.app.training.batches import Batches
 from regrow.errors import RegrowValueError
 from regrow.methods.formulas import ALWAYS
-from regrow.methods.registry import EXAMPLES, MethodRecord
+from regrow.methods.registry import EXAMPLES, MethodRecord, parameters_of
 from regrow.models import small_dense
 from regrow.ops import backends
 from regrow.sparsity.layers import find_layers
 from regrow.sparsity.selecting import NoSuchLayerError
+from regrow.tickets import kind_of
+from regrow.tickets.prune import budget_of, connections, shapes_of
 from regrow.weights.storages import STORAGES
 
 WHERE = ("include", "exclude")
@@ -40,6 +42,13 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
             f"`never_dense` is true, but method {name} needs the dense network\n"
             f"Take a method that starts sparse from random connections, such as {EXAMPLES}."
         )
+    if recipe.start is not None and regrow.is_sparse(begun := build()):
+        if record.kind != "method" or record.initial_sparsity is not None:
+            raise RegrowValueError(
+                f"`start` {recipe.start} is a sparse network, and method {name} begins with another\n"
+                f"Take a method such as static or {EXAMPLES}, or the file of a dense network."
+            )
+        return begun
     if record.is_dense and not record.is_narrow:
         return build()
     if not recipe.sparsify:
@@ -47,6 +56,8 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
             f"`sparsify` is missing: method {name} needs a sparse model\n"
             "Add `sparsify: {sparsity: 0.9}`, or train without sparsity with `method: dense`."
         )
+    if prunes(recipe):
+        return _require_prunable(recipe, build())
     how = settings(recipe, batches.device, record)
     if record.is_narrow:
         sparse = _sparsify(recipe, build(), **how)
@@ -61,10 +72,29 @@ def network(recipe: Recipe, batches: Batches, build: Build) -> nn.Module:
             **further,
         )
     if record.is_topology:
-        inputs, targets = (tensor.cpu() for tensor in batches.train(0))
-        init = record.cls(batches.task.loss, (inputs, targets), **recipe.method.options)
-        return _sparsify(recipe, build(), **{**how, "init": init})
+        return _sparsify(recipe, build(), **{**how, "init": topology(name, batches, recipe.method.options)})
     return _sparsify(recipe, build(), **how)
+
+
+def prunes(recipe: Recipe) -> bool:
+    """Return whether tickets are pruned out of the recipe's network, so that its first run trains that."""
+    return recipe.tickets is not None and kind_of(recipe.tickets.name).prunes
+
+
+def _require_prunable(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """Return the dense `model` that tickets are pruned out of, once the recipe's `sparsify` is known to fit it."""
+    distribution = recipe.sparsify.get("distribution", "erk")
+    where = [recipe.sparsify.get(key) for key in WHERE]
+    shapes = shapes_of(model, connections(model, distribution, *where))
+    budget_of(shapes, recipe.sparsify["sparsity"], distribution)
+    return model
+
+
+def topology(name: str, batches: Batches, options: Mapping[str, Any]) -> Any:
+    """Make the initial topology of a method, of what it takes of the first batch."""
+    cls, (inputs, targets) = method_of(Part(name=name)).cls, (tensor.cpu() for tensor in batches.train(0))
+    given = {"loss_fn": batches.task.loss, "batch": (inputs, targets), "example": inputs[:1]}
+    return cls(**{n: given[n] for n in parameters_of(cls) if n in given}, **options)
 
 
 def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
