@@ -229,6 +229,7 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         "samples": {},
         "keep": "last",
         "tickets": None,
+        "tricks": [part for part in recipe.tricks if part.name != "gradinit"],  # which takes no time a step
         "log_every": STEPS,
         "evaluate_every": STEPS,
         "checkpoint_every": STEPS,

@@ -79,6 +79,7 @@ def summarize(
     if flops is not None:
         flops |= tested(outcome.parts, setup.batches.example())
         flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / status.step
+        flops["training"] += setup.tricks.flops / status.step
     return {
         "format": SUMMARY,
         "recipe": recipe.name,
