@@ -26,7 +26,7 @@ ROOMS: list[set[str]] = [
     {"nn"},
     {"sparsity"},
     {"rewrite", "methods", "optim"},
-    {"measure", "tickets", "testing"},
+    {"measure", "tickets", "testing", "tricks"},
     {"accounting"},
     {"inference"},
     {"regrow", "models"},  # regrow: src/regrow/__init__.py, the public names of the library

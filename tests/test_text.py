@@ -141,7 +141,7 @@ def test_each_name_begins_a_line(shown, width):
 
 def test_what_the_columns_hold_is_said(shown):
     for line in ("methods", "recipes"):
-        table, _, meanings = shown[80][line].partition("\n\n")
+        table, meanings, *_ = shown[80][line].split("\n\n")
         heads = words(table.splitlines()[0])
         assert [row.split(" ")[0] for row in meanings.splitlines() if row[:1].strip()] == heads
 

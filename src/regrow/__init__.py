@@ -1,6 +1,6 @@
 """regrow: sparse training for PyTorch that is really sparse."""
 
-from regrow import tickets
+from regrow import tickets, tricks
 from regrow.accounting import Costs, costs
 from regrow.errors import RegrowError
 from regrow.inference.deploying import deploy
@@ -94,5 +94,6 @@ __all__ = [
     "sparsify",
     "summary",
     "tickets",
+    "tricks",
     "unfuse",
 ]

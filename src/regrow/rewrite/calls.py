@@ -38,6 +38,8 @@ class Calls:
         """Return the calls of `module`; none, with a warning that tells its `name`, where it cannot be traced."""
         tracer = _Tracer()
         try:
+            if "forward" in vars(module):  # torch.fx would follow that of the class
+                raise TypeError("another function has been put in its place")
             nodes = list(tracer.trace(module).nodes)
         except Exception as error:  # whatever the user's code raises on a proxy
             reason = (str(error).splitlines() or [""])[0]

@@ -42,7 +42,7 @@ def fuse(model: nn.Module) -> nn.Module:
     shared = is_shared(require_model("model", model))
     for name, parent in list(model.named_modules()):
         _fuse_called(parent, name, shared)
-        if isinstance(parent, nn.Sequential):
+        if isinstance(parent, nn.Sequential) and "forward" not in vars(parent):
             _fuse_activations(parent, shared)
     return model
 

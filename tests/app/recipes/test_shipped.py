@@ -36,6 +36,10 @@ SMALL = {
     "fashion-lenet": [],
     "fashion-mest": [],
     "fashion-conv": ["channels_last=true"],
+    "fashion-tost": [
+        "method={name: rigl, update_every: 1, stop_fraction: 1}",  # its own moves nothing
+        "tricks=[label-smoothing, {name: gradinit, iterations: 2}, ghost-skips, ghost-activations]",
+    ],
     "fashion-wide": [],
     "fashion-wide-99.5": [],
     "fashion-big-sparse": [],

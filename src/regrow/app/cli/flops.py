@@ -19,6 +19,7 @@ from regrow.arguments import require_count
 from regrow.errors import RegrowValueError, closest
 from regrow.models import models, scales, small_dense
 from regrow.sparsity.initial import asked_sparsities
+from regrow.tricks import GhostSkips, tricks
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Flops:
     """Layers kept dense by name."""
     costs: Costs
     small_dense_width: float | None
+    ghosts: float | None
+    """FLOPs of a forward pass of ghost skips beside the network's; None where there is nothing to put them over."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON document."""
@@ -45,6 +48,7 @@ class Flops:
             "distribution": self.distribution,
             **self.costs.to_dict(),
             "small_dense_width": self.small_dense_width,
+            "ghost_flops": self.ghosts,
         }
 
     def __str__(self) -> str:
@@ -64,7 +68,16 @@ class Flops:
             f"{self.model}{options}, input {' x '.join(map(str, self.input))}: "
             f"sparsity {self.sparsity:g}, {self.distribution}{kept}"
         )
-        return "\n".join([wrapped(head, width), "", self.costs.text(width), wrapped(small, width)])
+        counted = [wrapped(head, width), "", self.costs.text(width), wrapped(small, width)]
+        return "\n".join([*counted, wrapped(self._of_tricks(), width)])
+
+    def _of_tricks(self) -> str:
+        said = [f"{name} {record.cost}" for name, record in tricks().items()]
+        if self.ghosts is None:
+            ghosts = "no convolution that ghost skips could be put over"
+        else:
+            ghosts = f"f_G is {self.ghosts:.5g}, {self.ghosts / self.costs.flops['dense']:.4f} f_D"
+        return f"tricks, FLOPs an example beside the training: {'; '.join(said)}; {ghosts}"
 
 
 def count(
@@ -111,31 +124,33 @@ def count(
     shape = _shape(name, input_) if input_ is not None or record is None else record.example_shape(given)
     kept = tuple(exclude) or (record.dense if record is not None and not include else ())
 
-    def counted(device: str) -> tuple[Costs, float | None]:
+    def counted(device: str) -> tuple[Costs, float | None, float | None]:
         model = _build(name, build, given, device)
         sparsities = asked_sparsities(
             model, sparsity, distribution, include=list(include) or None, exclude=list(kept) or None
         )
         example = _example(model, shape, device)
-        costs = costs_of(
-            model,
-            example,
-            sparsities,
-            convention=convention,
-            update_every=update_every,
-            multiplier=multiplier,
-        )
-        costs = replace(costs, tickets=tickets)
+        how: dict[str, Any] = {
+            "convention": convention,
+            "update_every": update_every,
+            "multiplier": multiplier,
+        }
+        costs = replace(costs_of(model, example, sparsities, **how), tickets=tickets)
         small = _small(name, build, given, costs, device, example)
-        return (costs, None) if small is None else (replace(costs, small_dense=small[1]), small[0])
+        ghosts = _ghosts(model, example, sparsities, costs)
+        return (
+            (costs, None, ghosts)
+            if small is None
+            else (replace(costs, small_dense=small[1]), small[0], ghosts)
+        )
 
     try:
-        costs, width = counted("meta")
+        costs, width, ghosts = counted("meta")
     except Exception:
         if record is not None:
             raise
-        costs, width = counted("cpu")  # the user's network cannot be built or run on the meta device
-    return Flops(name, given, shape, sparsity, distribution, kept, costs, width)
+        costs, width, ghosts = counted("cpu")  # the user's network cannot be built or run on the meta device
+    return Flops(name, given, shape, sparsity, distribution, kept, costs, width, ghosts)
 
 
 def _options(name: str, build: Callable[..., Any], texts: Sequence[str]) -> dict[str, Any]:
@@ -218,3 +233,13 @@ def _small(
         return None
     model = _build(name, build, {**options, "width": width}, device)
     return width, costs_of(model, example, {}, convention=costs.convention).flops["dense"]
+
+
+def _ghosts(model: nn.Module, example: Tensor, sparsities: Mapping[str, float], costs: Costs) -> float | None:
+    """Count a forward pass of ghost skips, which `model` has from here on; None where it can have none."""
+    try:
+        GhostSkips(model, total_steps=2)
+    except RegrowValueError:
+        return None
+    together = costs_of(model, example, sparsities, convention=costs.convention)
+    return together.flops["sparse"] - costs.flops["sparse"]

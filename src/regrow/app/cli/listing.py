@@ -12,6 +12,7 @@ from regrow.app.training.expected import Expected, expected
 from regrow.data import datasets
 from regrow.methods.registry import records
 from regrow.tickets import kinds
+from regrow.tricks import tricks
 
 RESULTS = {"superposed": "superposed", "ensemble": "ensembles", "last": "pruned in rounds"}
 """What the tickets of a kind come to, in words."""
@@ -35,6 +36,12 @@ METHODS = {
     "line": "",
 }
 """Columns, and what each holds."""
+TRICKS = {
+    "name": "what `tricks=[...]` takes: they help the training and are not in the network at its end",
+    "cost": "FLOPs for an example beside the training: f_S of a forward pass, f_G of that of the ghosts",
+    "paper": "where it is published",
+    "line": "",
+}
 RECIPES = {
     "name": "what `regrow train` takes; `regrow recipes NAME` shows one with its data, length and time here",
     "model": "the network",
@@ -50,6 +57,12 @@ def methods(files: Sequence[str] = ()) -> list[dict[str, Any]]:
     for file in files:
         import_file(Path(file))
     return [record.to_dict() for record in records().values()]
+
+
+def with_tricks(rows: Sequence[Mapping[str, Any]], width: int | None) -> str:
+    """Lay out the methods, and beneath them the tricks."""
+    of_tricks = [vars(record) for record in tricks().values()]
+    return "\n\n".join([as_text(rows, METHODS, width), as_text(of_tricks, TRICKS, width)])
 
 
 def recipes() -> list[dict[str, Any]]:

@@ -75,7 +75,7 @@ Import = Annotated[
 def methods(import_: Import = None, json_: Json = False) -> None:
     """List the methods: what each drops and grows, what it needs, where it is published."""
     rows = listing.methods(import_ or [])
-    show(rows, json_, lambda width: listing.as_text(rows, listing.METHODS, width))
+    show(rows, json_, lambda width: listing.with_tricks(rows, width))
 
 
 @app.command(short_help="List the recipes, or show one with its length and time here.")

@@ -14,6 +14,7 @@ from regrow.app.recipes.imports import import_files, import_name
 from regrow.app.recipes.rates import RATES
 from regrow.app.recipes.schema import Part, Recipe
 from regrow.arguments import require_choice
+from regrow.app.recipes.tricks import check_tricks
 from regrow.data import Augment, Samples, datasets
 from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods.formulas import ALWAYS
@@ -30,11 +31,12 @@ from regrow.models import models
 from regrow.optim import NTASGD, SNTASGD
 from regrow.tickets import EarlyTicket, kind_of, kinds
 from regrow.tickets.scores import GRADIENT, SCORES
+from regrow.tricks import tricks
 from regrow.weights.storages import STORAGES
 
 
 def choices(key: str) -> dict[str, Callable[..., Any]]:
-    """Return what the recipe key `model`, `data`, `method`, `optimizer`, `schedule` or `tickets` may name."""
+    """Return what the recipe key `model`, `data`, `method`, `optimizer`, `schedule`, `tickets` or `tricks` may name."""
     if key == "model":
         return {name: record.build for name, record in models().items()}
     if key == "data":
@@ -48,6 +50,8 @@ def choices(key: str) -> dict[str, Callable[..., Any]]:
         # one is the base class, one needs a closure, one gradients that are sparse tensors
         torchs = {n: found[n] for n in sorted(found) if n not in ("Optimizer", "LBFGS", "SparseAdam")}
         return {**torchs, "NTASGD": NTASGD, "SNTASGD": SNTASGD}
+    if key == "tricks":
+        return {name: record.cls for name, record in tricks().items()}
     if key == "tickets":
         return {name: kind.plan for name, kind in kinds().items()}
     return dict(RATES)
@@ -73,6 +77,8 @@ SUPPLIED = {
 }
 PARTS = tuple(SUPPLIED)
 """The keys that name something with options."""
+OF_TRICKS = {"model", "total_steps"}
+"""What the training loop gives each of the `tricks`."""
 
 
 def find(key: str, part: Part) -> Callable[..., Any]:
@@ -81,13 +87,15 @@ def find(key: str, part: Part) -> Callable[..., Any]:
     Raises:
         RegrowValueError: for an unknown name, or a ``package.module:function`` that cannot be imported.
     """
-    known, own = choices(key), key != "tickets"
+    known, own = choices(key), key not in ("tickets", "tricks")
     if own and ":" in part.name:
         return import_name(key, part.name)
     if part.name not in known:
         near, hint = nearest(part.name, known), ""
         if near is not None:  # in words that do as they stand
-            hint = f", did you mean `{written(near, _missing(known[near], {}, SUPPLIED[key]))}`?"
+            hint = (
+                f", did you mean `{written(near, _missing(known[near], {}, SUPPLIED.get(key, OF_TRICKS)))}`?"
+            )
         raise RegrowValueError(
             f"`{key}` must be one of {', '.join(known)}{' or package.module:function' if own else ''}, "
             f"got {part.name!r}{hint}"
@@ -125,6 +133,8 @@ def resolve(recipe: Recipe) -> Recipe:
         parts[key] = Part(name=part.name, **options)
     _check_tickets(recipe.model_copy(update=parts))
     _check_averaging(recipe)
+    of_tricks = [_trick(recipe, part) for part in recipe.tricks]
+    check_tricks(recipe)
     augment = _check(recipe, "augment", "augment", Augment, recipe.augment) if recipe.augment else {}
     samples = _check(recipe, "samples", "samples", Samples, recipe.samples) if recipe.samples else {}
     early = {}
@@ -136,7 +146,7 @@ def resolve(recipe: Recipe) -> Recipe:
     _check_storage(recipe, given)
     if given:
         given["seed"] = given.get("seed", recipe.seed)
-    changed = {"augment": augment, "samples": samples, "early": early, "sparsify": given}
+    changed = {"tricks": of_tricks, "augment": augment, "samples": samples, "early": early, "sparsify": given}
     return recipe.model_copy(update={**parts, **changed})
 
 
@@ -215,6 +225,13 @@ def _check_tickets(recipe: Recipe) -> None:
             f"`tickets.explore` needs a method that drops and grows, such as {EXAMPLES}, and {method} does not\n"
             "Take another method, or give `tickets.explore: null`."
         )
+
+
+def _trick(recipe: Recipe, part: Part) -> Part:
+    """Return one of the recipe's tricks with all its options."""
+    function = find("tricks", part)
+    options = _check(recipe, f"tricks.{part.name}", f"trick {part.name}", function, part.options, OF_TRICKS)
+    return Part(name=part.name, **options)
 
 
 def _check_averaging(recipe: Recipe) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_serial
 from regrow._text import either
 from regrow.methods.registry import DEFAULT, methods
 from regrow.tickets import kinds
+from regrow.tricks import tricks
 
 _STARTS = [
     f"{start:g} for {name}"
@@ -93,6 +94,10 @@ class Recipe(BaseModel):
     samples: dict[str, Any] = Field(
         {},
         description="the samples that a run of text writes at its end: count, length, temperature, prompt",
+    )
+    tricks: list[Part] = Field(
+        [],
+        description=f"what helps the training and is not in the network at its end: {either(tricks(), 'and')}",
     )
     tickets: Part | None = Field(
         None,

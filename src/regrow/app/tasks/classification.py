@@ -14,6 +14,7 @@ from regrow.app.tasks.measures import Measures, Metric
 from regrow.app.tasks.task import Batches, Task
 from regrow.errors import RegrowValueError
 from regrow.tickets import Ensemble, disagreement, expected_calibration_error, kl_diversity
+from regrow.tricks import over_all
 
 CLASSIFICATION = Measures(
     "classification",
@@ -27,8 +28,15 @@ CLASSIFICATION = Measures(
 )
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, reduction: str = "mean") -> Tensor:
-    """Return the cross entropy of `logits` [N, C] and class numbers [N], or of [N, T, C] and [N, T] over all places."""
+def cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float = 0.0, reduction: str = "mean", others: bool = False
+) -> Tensor:
+    """Return the cross entropy of `logits` [N, C] and class numbers [N], or of [N, T, C] and [N, T] over all places.
+
+    `smoothing` is spread over all classes, or over the `others` than the true one.
+    """
+    if others:
+        smoothing = over_all(smoothing, logits.shape[-1])
     return F.cross_entropy(
         logits.flatten(0, -2), targets.flatten(), reduction=reduction, label_smoothing=smoothing
     )
@@ -40,16 +48,18 @@ class Classification(Task):
     measures = CLASSIFICATION
     smoothing: float = 0.0
     """Of the targets in `loss`; a subclass with a loss of its own heeds it."""
+    others: bool = False
+    """Whether `smoothing` is spread over the other classes alone."""
 
     def __init__(self, classes: int) -> None:
         self.classes = classes
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return cross_entropy(outputs, targets, self.smoothing)
+        return cross_entropy(outputs, targets, self.smoothing, others=self.others)
 
-    def smoothed(self, smoothing: float) -> Self:
+    def smoothed(self, smoothing: float, *, others: bool = False) -> Self:
         task = copy.copy(self)
-        task.smoothing = smoothing
+        task.smoothing, task.others = smoothing, others
         return task
 
     def evaluate(self, batches: Batches) -> dict[str, float]:

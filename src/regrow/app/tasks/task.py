@@ -37,8 +37,12 @@ class Task:
         """
         return self.loss(model(inputs), targets)
 
-    def smoothed(self, smoothing: float) -> Self:
+    def smoothed(self, smoothing: float, *, others: bool = False) -> Self:
         """Return the task whose `loss` spreads so much of each target over all classes: the recipe's `label_smoothing`.
+
+        Args:
+            smoothing: the share.
+            others: over the other classes alone, as the trick label-smoothing does.
 
         Raises:
             RegrowValueError: the task has no classes.

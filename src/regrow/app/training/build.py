@@ -24,9 +24,11 @@ from regrow.app.training.checkpoint import require_topology, restoring
 from regrow.app.training.folder import RunFolder
 from regrow.app.training.groups import parameter_groups
 from regrow.app.training.keep import Keeper, keeper
+from regrow.app.training.tricks import Tricks
 from regrow.data import Samples, Tensors, Text, check_dataset
 from regrow.errors import RegrowError, RegrowValueError
 from regrow.tickets import Plan, kind_of
+from regrow.tricks import has_ghosts
 from regrow.weights import sparse_weights
 
 
@@ -44,8 +46,9 @@ class Setup:
     plan: Plan | None
     """When tickets are made; None where none are."""
     keeper: Keeper
+    tricks: Tricks
     objective: Task
-    """The task as it is trained on: of the data, with the recipe's `label_smoothing`."""
+    """The task as it is trained on: of the data, with the recipe's `label_smoothing`; `tricks` may smooth it too."""
     passes: list[Model]
     """What a training step calls, for each part of its batch: those of streams carry a state."""
     rate: Rate
@@ -81,10 +84,12 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     total = recipe.steps or (recipe.epochs or 0) * steps_per_epoch
     end = _last_step(recipe, total)
     plan: Plan | None = _make("tickets", recipe.tickets, total, steps_per_epoch) if recipe.tickets else None
-    build_network = partial(dense_network, recipe, data, batches)
+    tricks = Tricks(recipe, batches, total, checkpoint["status"]["step"] if checkpoint else 0)
+    build_network = tricks.beginning(partial(dense_network, recipe, data, batches))
     model = ways.network(recipe, batches, build_network).to(device)
-    if any(not weight.is_dense for weight in sparse_weights(model)):
-        regrow.fuse(model)
+    tricks.masked(model)
+    tricks.put_in(model, plan)
+    fuse(model)
     if checkpoint:
         with restoring("model"):
             require_topology(model, checkpoint["model"])
@@ -93,6 +98,8 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
     if checkpoint:
         with restoring("optimizer"):
             optimizer.load_state_dict(checkpoint["optimizer"])
+        tricks.load_state_dict(checkpoint.get("tricks", {}))
+    tricks.drive(optimizer)
     task = batches.task
     passes = [task.carrying(model, compiled=recipe.compile) for _ in range(recipe.accumulate)]
     if checkpoint:
@@ -112,6 +119,7 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         method=method,
         plan=plan,
         keeper=kept,
+        tricks=tricks,
         objective=task.smoothed(recipe.label_smoothing) if recipe.label_smoothing else task,
         passes=passes,
         rate=_rate(recipe, plan, total),
@@ -120,6 +128,12 @@ def build(recipe: Recipe, checkpoint: dict[str, Any] | None = None, data: Tensor
         steps_per_epoch=steps_per_epoch,
         checkpoint=checkpoint,
     )
+
+
+def fuse(model: nn.Module) -> None:
+    """Let sparse layers do what follows them, where no ghost stands in between."""
+    if any(not weight.is_dense for weight in sparse_weights(model)) and not has_ghosts(model):
+        regrow.fuse(model)
 
 
 def calendar(setup: Setup) -> str:

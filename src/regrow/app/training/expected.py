@@ -232,6 +232,7 @@ def _time(recipe: Recipe, data: Tensors, batch: int, seconds: float) -> tuple[in
         "tickets": None,
         "early": {},
         "last_step": None,
+        "tricks": [part for part in recipe.tricks if part.name != "gradinit"],  # which takes no time a step
         "log_every": STEPS,
         "evaluate_every": STEPS,
         "checkpoint_every": STEPS,

@@ -19,6 +19,7 @@ from regrow.app.training.folder import RunFolder
 from regrow.errors import RegrowRuntimeError
 from regrow.methods import Method
 from regrow.tickets import EarlyTicket, Plan, TicketKind, copied, kind_of, overlap
+from regrow.tricks import has_ghosts
 from regrow.weights.views import named_weights
 
 READINGS = 20
@@ -85,12 +86,15 @@ class Keeper:
 class Best(Keeper):
     """Keeps the weights that are best on the examples held out, of those with the fewest connections.
 
-    A method that prunes is not done before it has come down to the sparsity that is asked for.
+    A method that prunes is not done before it has come down to the sparsity that is asked for, nor is a network with
+    ghosts in it before they have ended.
     """
 
     best: tuple[float, nn.Module] | None = None
 
     def tested(self, step: int, evaluation: Evaluation) -> None:
+        if has_ghosts(self.model):
+            return
         fewer = self.best is not None and connections(self.model) < connections(self.best[1])
         value = evaluation[self.metric.name]
         if self.best is None or fewer or self.metric.better(value, self.best[0]):

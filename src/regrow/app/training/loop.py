@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import regrow
 from regrow.app.tasks import Carried
 from regrow.app.training import text
-from regrow.app.training.build import Setup, seed_everything
+from regrow.app.training.build import Setup, fuse, seed_everything
 from regrow.app.training.checkpoint import restoring
 from regrow.app.training.evaluation import Evaluation, evaluate
 from regrow.app.training.folder import RunFolder
@@ -83,6 +83,7 @@ class _Run:
             self.saved = self.status.step
             _set_random(checkpoint["random"])
         else:
+            self.status.seconds = setup.tricks.seconds
             seed_everything(recipe.seed)  # building data and model used it up by an amount of their own
             folder.write_json("data.json", describe(setup.data, recipe.data.name))
             text.write_vocabulary(setup, folder)
@@ -124,6 +125,8 @@ class _Run:
         while status.step < status.total:
             self.one_step(*self.setup.batches.train(status.step))
             status.step += 1
+            if self.setup.tricks.gone():
+                fuse(self.model)
 
             end, stopped = status.step == status.total, stop.is_set()
             due = self.keeper.due(status.step)
@@ -164,7 +167,8 @@ class _Run:
         if self.status.step % self.setup.steps_per_epoch == 0:
             for one in self.carried:  # an epoch begins at another place of the text
                 one.state = None
-        recipe = self.setup.recipe
+        recipe, setup = self.setup.recipe, self.setup
+        objective = setup.tricks.objective(setup.objective, self.status.step)
         total = torch.zeros((), device=inputs.device)
         parts = zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True)
         for forward, (some, wanted) in zip(self.setup.passes, parts, strict=False):
@@ -172,7 +176,7 @@ class _Run:
             with torch.autocast(
                 self.setup.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
             ):
-                loss = self.setup.objective.step(forward, some, wanted) / share
+                loss = objective.step(forward, some, wanted) / share
             loss.backward()
             total += loss.detach()
         self.losses.append(total)
@@ -268,6 +272,7 @@ class _Run:
                 "losses": [float(loss) for loss in self.losses],
                 "random": _get_random(),
                 "keeper": self.keeper.state_dict(),
+                "tricks": self.setup.tricks.state_dict(),
                 "carried": [one.saved() for one in self.carried],
             }
         )

@@ -81,6 +81,7 @@ def summarize(
     if flops is not None:
         flops |= tested(outcome.parts, setup.batches.example())
         flops["training"] += outcome.norm_passes * flops["test"] * setup.steps_per_epoch / steps
+        flops["training"] += setup.tricks.flops / steps
     return {
         "format": SUMMARY,
         "recipe": recipe.name,
