@@ -19,6 +19,7 @@ from regrow.methods import (
     RigL,
     SelfishRNN,
     SetITOP,
+    SRigL,
     Static,
 )
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
@@ -45,6 +46,7 @@ __all__ = [
     "SNFS",
     "SNIP",
     "SNTASGD",
+    "SRigL",
     "Costs",
     "Deployed",
     "Dynamic",

@@ -12,6 +12,7 @@ from regrow.methods.selfish import SelfishRNN
 from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
+from regrow.methods.srigl import SRigL
 from regrow.methods.static import Static
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "SET",
     "SNFS",
     "SNIP",
+    "SRigL",
     "Dynamic",
     "GraNet",
     "Method",
