@@ -34,6 +34,7 @@ SMALL = {
     "fashion-mlp-99": [],
     "fashion-mlp-99.5": [],
     "fashion-lenet": [],
+    "fashion-patterns": [],
     "fashion-conv": ["channels_last=true"],
     "fashion-wide": [],
     "fashion-wide-99.5": [],
