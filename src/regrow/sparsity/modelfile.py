@@ -82,7 +82,7 @@ def layers_in(file: object, text: str | None) -> dict[str, dict[str, Any]]:
             isinstance(pattern, str)
             and len(shape) > 1
             and (kept_to := pattern_of(pattern))
-            and not kept_to.why_not(shape)
+            and not kept_to.why_not(tuple(shape))
         ):
             raise RegrowValueError(
                 f"`file` {file} has damaged metadata: `{name}` cannot have the pattern {str(pattern)[:40]!r}\n{AGAIN}"
