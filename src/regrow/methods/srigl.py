@@ -114,7 +114,8 @@ class SRigL(RigL):
         rows, columns = as_matrix(weight.shape)
         whole = cast(Part, weight).whole  # of all positions, whatever the pattern
         best = whole.best(count, stay[:0], gradient_magnitude, self.average)
-        return (torch.cat([stay, best]).unique() // columns).bincount(minlength=rows)
+        salient: Tensor = torch.cat([stay, best]).unique()
+        return (salient // columns).bincount(minlength=rows)
 
     def _active(self, weight: SparseWeight, salient: Tensor) -> Tensor:
         """Return which rows are not ablated, boolean [rows]."""

@@ -59,8 +59,9 @@ def initial_topology(
         raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
     if isinstance(init, Mapping):
         positions = _own_masks(init, shapes)
-        for name, own in positions.items() if pattern is not None else ():
-            require_held(f"init[{name!r}]", pattern, shapes[name], own)
+        if pattern is not None:
+            for name, own in positions.items():
+                require_held(f"init[{name!r}]", pattern, shapes[name], own)
         return {name: len(p) / math.prod(shapes[name]) for name, p in positions.items()}, positions
     if pattern is not None and fixed:
         sparsities = _of_pattern(pattern, chosen, sparsity, distribution)

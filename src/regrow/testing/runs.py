@@ -122,7 +122,7 @@ def network(
     narrow = [
         str(place)
         for place, layer in enumerate(model)
-        if kept_to is not None and hasattr(layer, "weight") and kept_to.why_not(tuple(layer.weight.shape))
+        if isinstance(layer, nn.Conv2d | nn.Linear) and kept_to and kept_to.why_not(tuple(layer.weight.shape))
     ]
     return sparsify(model, sparsity, exclude=narrow or None, storage=storage, pattern=pattern)
 

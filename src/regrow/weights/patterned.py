@@ -118,7 +118,7 @@ class Blocked(Part):
 
     @cached_property
     def _blocks(self) -> Tensor:
-        found = self._pattern.of(self.whole.shape, self._all).unique()
+        found: Tensor = self._pattern.of(self.whole.shape, self._all).unique()
         if len(found) * self._pattern.size != len(self._all):
             raise RegrowRuntimeError(f"`{self.name}` has lost its pattern {self._pattern}")
         return found

@@ -30,7 +30,7 @@ LONGEST = 24
 class _Loader(yaml.SafeLoader):
     """YAML with three traps closed: ``1e-4`` is a number (1.2), ``2:4`` is none (1.1: 124), a repeated key an error."""
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int | str:
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
         text = self.construct_scalar(node)
         return str(text) if ":" in str(text) else int(super().construct_yaml_int(node))
 
