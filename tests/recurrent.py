@@ -51,11 +51,20 @@ class Recurrent(nn.Module):
         return found
 
 
-def network(kind: str, storage: str = "masked", *, gates: str = "together", **options: Any) -> Any:
+def network(
+    kind: str,
+    storage: str = "masked",
+    *,
+    gates: str = "together",
+    pattern: str | None = None,
+    **options: Any,
+) -> Any:
     """A network in float64 whose recurrent weights alone are sparse, at 70%."""
     torch.manual_seed(0)
     made = Recurrent(kind, **options).double()
-    return regrow.sparsify(made, 0.7, "uniform", include="cell", storage=storage, gates=gates)
+    return regrow.sparsify(
+        made, 0.7, "uniform", include="cell", storage=storage, gates=gates, pattern=pattern
+    )
 
 
 def batch(step: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

@@ -39,10 +39,12 @@ class Language(nn.Module):
         return found
 
 
-def network(tied: bool, storage: Any = "masked", *, padding: int | None = None) -> Any:
+def network(
+    tied: bool, storage: Any = "masked", *, padding: int | None = None, pattern: str | None = None
+) -> Any:
     torch.manual_seed(0)
     model = Language(tied, padding).double()
-    return regrow.sparsify(model, 0.6, "uniform", include=EVERYTHING, storage=storage)
+    return regrow.sparsify(model, 0.6, "uniform", include=EVERYTHING, storage=storage, pattern=pattern)
 
 
 def train(model: nn.Module, optimizer: Optimizer, start: int, stop: int) -> None:
@@ -83,7 +85,7 @@ def test_tied_weights_are_one_with_one_topology() -> None:
     ids=lambda record: record.name,
 )
 def test_every_method_trains_them(record: Any, tied: bool) -> None:
-    model = network(tied)
+    model = network(tied, pattern=record.pattern)
     before = regrow.masks(model)
     driver, optimizer = driven(model, record.cls)
     train(model, optimizer, 0, 8 * EVERY)

@@ -157,7 +157,9 @@ def test_every_dynamic_method_explores_alike_in_both_storages(
     if storage == "compressed":
         topology = regrow.masks(twin.model)
         dense = regrow.densify(twin.model)
-        twin.model = regrow.sparsify(dense, init=topology, include=list(topology), storage="masked")
+        twin.model = regrow.sparsify(
+            dense, init=topology, include=list(topology), storage="masked", pattern=method.pattern
+        )
         twin.optimizer = SGD(twin.model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     twin.method = twin.case.method(twin.model, twin.optimizer)
     explored: list[tuple[int, float]] = []

@@ -45,7 +45,7 @@ def assert_same(one: nn.Module, other: nn.Module, tolerance: float = 0.0) -> Non
 
 @pytest.mark.parametrize(("method", "kind", "storage"), CASES)
 def test_it_trains(method: type[regrow.Method], kind: str, storage: str) -> None:
-    model, masked = network(kind, storage), network(kind)
+    model, masked = (network(kind, place, pattern=method.pattern) for place in (storage, "masked"))
     before, records = regrow.masks(model), []
     driver, optimizer = driven(model, method)
     other, beside = driven(masked, method)

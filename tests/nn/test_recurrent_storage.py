@@ -37,10 +37,12 @@ class Network(nn.Module):
         return logits
 
 
-def network(kind: str, storage: str, sparsity: float = 0.6, **ways: Any) -> nn.Module:
+def network(
+    kind: str, storage: str, sparsity: float = 0.6, pattern: str | None = None, **ways: Any
+) -> nn.Module:
     torch.manual_seed(0)
     model = Network(kind, **ways).double()
-    return regrow.sparsify(model, sparsity, "uniform", include=["rnn"], storage=storage)
+    return regrow.sparsify(model, sparsity, "uniform", include=["rnn"], storage=storage, pattern=pattern)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
@@ -63,7 +65,7 @@ BOTH = [record for record in methods().values() if {"masked", "compressed"} <= s
 @pytest.mark.parametrize("record", BOTH, ids=lambda record: record.name)
 def test_every_method_does_the_same_on_both_storages(kind: str, record: MethodRecord) -> None:
     ways = {"num_layers": 2} if kind == "gru" else {"bidirectional": True}
-    models = [network(kind, storage, **ways) for storage in ("masked", "compressed")]
+    models = [network(kind, storage, pattern=record.pattern, **ways) for storage in ("masked", "compressed")]
     optimizers = [SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-4) for model in models]
     drivers = [
         Case(record.cls, options={"total_steps": 60}).method(model, optimizer)

@@ -11,6 +11,7 @@ from torch import Tensor
 from regrow.errors import RegrowRuntimeError
 from regrow.growth.among import Among
 from regrow.growth.gradient import DenseGradient
+from regrow.growth.groups import Groups
 from regrow.growth.scores import Score
 from regrow.ops.select import Best, top_of_rows
 
@@ -73,15 +74,25 @@ def best_of_rows(
     if among is not None:
         inside = gradient.among(among.chosen)
         return among.widen(best_of_rows(inside, counts, among.narrow(survivors), score))
-    found = []
+    columns = len(gradient.columns)
+    return best_of_groups(gradient, counts, survivors, score, Groups(columns, columns))
+
+
+def best_of_groups(
+    gradient: DenseGradient, counts: Tensor, survivors: Tensor, score: Score, groups: Groups
+) -> Tensor:
+    """Find the positions with the highest scores of each group: as `best_of_rows`, which has a group for each row."""
+    found, first = [], 0
     for tile, rows, excluded, offset in _tiles(gradient, survivors):
         if not tile.isfinite().all():
             raise NonFiniteGradientError
         scores = score(tile, rows, gradient.columns[None, :]).expand(tile.shape)
         free = torch.ones(tile.numel(), dtype=torch.bool, device=tile.device)
         free[excluded - offset] = False
-        some = counts[rows[:, 0].to(counts.device)].to(tile.device)
-        found.append(top_of_rows(scores, some, free.view(tile.shape)) + offset)
+        split = groups.split(free.view(tile.shape))
+        some = counts[first : first + len(split)].to(tile.device)
+        found.append(groups.join(top_of_rows(groups.split(scores), some, split)) + offset)
+        first += len(split)
     return torch.cat(found)
 
 

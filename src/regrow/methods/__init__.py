@@ -16,6 +16,7 @@ from regrow.methods.selfish import SelfishRNN
 from regrow.methods.set import SET
 from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
+from regrow.methods.srigl import SRigL
 from regrow.methods.static import Static
 from regrow.methods.top_kast import TopKAST
 from regrow.methods.synflow import SynFlow
@@ -27,6 +28,7 @@ __all__ = [
     "SET",
     "SNFS",
     "SNIP",
+    "SRigL",
     "Dynamic",
     "GraNet",
     "GraSP",

@@ -22,6 +22,7 @@ from regrow.methods.wrappers import unwrap
 from regrow.weights import GradientHook, SparseWeight, hook_of, sparse_weights
 from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import driver_of
+from regrow.weights.patterns import Pattern
 from regrow.weights.views import unwrapped
 
 STEP = f"{PREFIX}step"
@@ -47,6 +48,8 @@ class Attached(ABC):
     """Why it runs on those alone, for the message where another is refused: `it ...`."""
     backward_ratio: float = 1.0
     """Positions whose weights are trained, for each connection."""
+    pattern: ClassVar[str | None] = None
+    """The pattern of `regrow.sparsify` that its weights must have; None is any, or none."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, skip_step: bool, process_group: Any) -> None:
         self.model = unwrapped(model)
@@ -93,6 +96,14 @@ class Attached(ABC):
     @abstractmethod
     def keeps_gates(self) -> bool:
         """Whether its moves keep the connections of gates that are apart (`regrow.weights.gates`)."""
+
+    def cannot_keep(self, pattern: Pattern) -> str | None:
+        """Say why its moves would not keep a pattern of `regrow.sparsify`, or return None.
+
+        A view of each weight sees to it that they do (`regrow.weights.patterned`), as long as the method chooses what
+        grows by it, and as many in each weight as go where the pattern keeps their number.
+        """
+        return None if self.keeps_gates else "it moves weights as a whole"
 
     @property
     def optimizer(self) -> Optimizer:

@@ -14,6 +14,7 @@ from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import schedules
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.hook import driver_of
+from regrow.weights.patterns import FanIn
 from regrow.weights.sharded import ONE, is_sharded, not_whole
 from regrow.weights.storages import STORAGES
 
@@ -98,6 +99,7 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attache
                 f"{type(method).__name__} moves whole weights, and the gates of `{weight.name}` are apart.\nUse "
                 "regrow.sparsify(..., gates='together'), or derive the method from Dynamic or Periodic."
             )
+        _check_pattern(weight, method)
         allowed = storages_of(type(method))
         if weight.storage not in allowed:
             because = f", since {method.storages_because}" if method.storages_because else ""
@@ -110,6 +112,32 @@ def check_weights(model: nn.Module, weights: list[SparseWeight], method: Attache
             raise RegrowValueError(
                 f"{type(method).__name__} {why}.\nUse regrow.sparsify(..., storage={allowed[0]!r})."
             )
+    _check_units(weights, method)
+
+
+def _check_pattern(weight: SparseWeight, method: Attached) -> None:
+    pattern, name = weight.record.pattern, type(method).__name__
+    if method.pattern is not None and str(pattern) != method.pattern:
+        raise RegrowValueError(
+            f"{name} needs weights with the pattern {method.pattern}, and `{weight.name}` has "
+            f"{'none' if pattern is None else pattern}.\nUse regrow.sparsify(..., pattern={method.pattern!r})."
+        )
+    if pattern is not None and (why := method.cannot_keep(pattern)):
+        raise RegrowValueError(
+            f"{name} cannot keep the pattern {pattern} of `{weight.name}`: {why}.\n"
+            "Use another method, or regrow.sparsify without `pattern`."
+        )
+
+
+def _check_units(weights: list[SparseWeight], method: Attached) -> None:
+    """Refuse weights with blocks of several sizes where a method counts connections of several weights together."""
+    patterns = {str(w.record.pattern): w.record.pattern for w in weights}
+    sizes = {1 if pattern is None else pattern.size for pattern in patterns.values()}
+    if len(sizes) > 1 and (why := method.cannot_keep(FanIn())):
+        raise RegrowValueError(
+            f"{type(method).__name__} counts weights together, and these come and go in blocks of several sizes, "
+            f"{', '.join(sorted(patterns))}: {why}.\nUse one `pattern` for all, or another method."
+        )
 
 
 def storages_of(cls: Any) -> tuple[str, ...]:

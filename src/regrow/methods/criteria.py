@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from regrow._random import sample
 from regrow.growth.scores import gradient_magnitude as gradient_magnitude
 
 if TYPE_CHECKING:
@@ -53,11 +52,5 @@ def initial_values(kind: str, weight: SparseWeight, count: int, generator: torch
 def random_positions(
     weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Draw `count` positions uniformly from all but `survivors` (SET), which ascend: ascending, int64 [count].
-
-    Drawn by rank among the free positions, so that every storage draws alike without a dense array.
-    """
-    ranks = sample(count, weight.numel - len(survivors), generator).to(survivors.device)
-    # the free position of rank r has as many survivors before it as there are with survivor - index <= r
-    offsets = survivors - torch.arange(len(survivors), device=survivors.device)
-    return ranks + torch.searchsorted(offsets, ranks, right=True)
+    """Draw `count` positions uniformly from all but `survivors` (SET), which ascend: ascending, int64 [count]."""
+    return weight.draw(count, survivors, generator)

@@ -20,6 +20,7 @@ from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight, hook_of
 from regrow.weights.gates import Move
+from regrow.weights.patterns import Pattern
 
 EXPLORE = f"{PREFIX}explore"
 """Entry of ``param_groups[0]``: the fraction of the exploration step that is asked for, 0 once it is done."""
@@ -112,6 +113,11 @@ class Dynamic(Periodic):
     def redistribute(self, weights: list[SparseWeight], dropped: list[int]) -> list[int]:
         """Return how many connections come in each layer, given how many go: as many, by default."""
         return dropped
+
+    def cannot_keep(self, pattern: Pattern) -> str | None:
+        if pattern.keeps_counts and type(self).redistribute is not Dynamic.redistribute:
+            return "it moves connections from weight to weight"
+        return super().cannot_keep(pattern)
 
     # --- beside the schedule
 

@@ -74,7 +74,8 @@ class Periodic(Method):
 
         Args:
             step: the optimizer step, counted from 0.
-            weights: what has connections of its own: the layers, and the gates of those whose gates are apart.
+            weights: what has connections of its own: the layers, the gates of those whose gates are apart, and
+                views of those with a pattern.
         """
         raise NotImplementedError(f"{type(self).__name__} must define moves")
 

@@ -62,6 +62,12 @@ class MethodRecord:
         return storages_of(self.cls)
 
     @property
+    def pattern(self) -> str | None:
+        """The pattern that its weights must have, or None."""
+        found: str | None = getattr(self.cls, "pattern", None)
+        return found
+
+    @property
     def is_dense(self) -> bool:
         """Whether a dense network is trained, which no method drives."""
         return self.kind == "dense"

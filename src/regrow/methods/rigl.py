@@ -17,6 +17,7 @@ from regrow.methods.registry import register
 from regrow.methods.schedules import DropSchedule
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
+from regrow.weights.patterns import Pattern
 from regrow.weights.reading import as_matrix
 
 
@@ -86,6 +87,11 @@ class RigL(Dynamic):
     def grow(self, weight: SparseWeight, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
         among = self.among(weight, count, survivors, generator)
         return weight.best(count, survivors, criteria.gradient_magnitude, self.average, among=among)
+
+    def cannot_keep(self, pattern: Pattern) -> str | None:
+        if self.grow_columns is not None:
+            return "`grow_columns` searches some columns, and a group or a block may lie outside them"
+        return super().cannot_keep(pattern)
 
     def searched(self, columns: int) -> int:
         """Return how many of a layer's `columns` are searched for candidates."""

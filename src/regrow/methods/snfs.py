@@ -16,6 +16,7 @@ from regrow.methods.schedules import DropSchedule
 from regrow.methods.state import PREFIX
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
+from regrow.weights.patterns import Pattern
 
 AVERAGE = f"{PREFIX}average"
 FULL = 0.99
@@ -138,6 +139,11 @@ class SNFS(Dynamic):
         return apportion(
             sum(dropped), self._shares(weights), torch.tensor(room, dtype=torch.float64, device="cpu")
         )
+
+    def cannot_keep(self, pattern: Pattern) -> str | None:
+        if self.redistribution or not pattern.keeps_counts:
+            return super().cannot_keep(pattern)
+        return None
 
     def _shares(self, weights: list[SparseWeight]) -> Tensor:
         """Compute the mean magnitude [n] of each layer's average."""

@@ -63,7 +63,8 @@ def compact(model: nn.Module, *, inputs: bool = False) -> nn.Module:
     nothing, go.
 
     A unit that nothing reaches is a constant, its bias through the activation that follows; the constant moves into the
-    biases of the units that read it. The other connections, their values and their storage stay what they are.
+    biases of the units that read it. The other connections, their values and their storage stay what they are; a
+    `pattern` of theirs is not kept.
 
     Works on a chain of linear layers and convolutions, with element-wise activations, batch norm, pooling, dropout
     and flattening between them, in `nn.Sequential` or in a `forward` that torch.fx can follow.

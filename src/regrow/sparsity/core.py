@@ -27,6 +27,7 @@ from regrow.sparsity.storage import choices, storages
 from regrow.sparsity.trained import looks_trained
 from regrow.weights import MaskedWeight, Record, sparse_weights, views
 from regrow.weights.attach import attach, attach_loading, attach_reader, detach, note
+from regrow.weights.patterns import Pattern, require_pattern
 from regrow.weights.record import module_records
 from regrow.weights.replaced import note_replaced
 from regrow.weights.storages import STORAGES, form_of
@@ -46,6 +47,7 @@ class Plan:
     storage: str
     reason: str
     gates: int
+    pattern: Pattern | None
 
 
 def sparsify(
@@ -59,6 +61,7 @@ def sparsify(
     rescale: bool | None = None,
     storage: str | Mapping[str, str] = "auto",
     gates: str = "together",
+    pattern: str | tuple[int, int] | None = None,
     seed: int = 0,
 ) -> nn.Module:
     """Make `model` sparse in place, with exact counts; build the optimizer afterwards.
@@ -94,6 +97,11 @@ def sparsify(
             so that connections move between them (the cell weight redistribution of Selfish-RNN, arXiv 2101.09048);
             ``"apart"`` shares the weight's connections evenly among its gates, and each gate is to methods a weight by
             itself. With masks or a ``"global"`` choice as `init`, each gate keeps what that gives it.
+        pattern: what the topology keeps to from now on, whatever a method drops and grows, in weights [outputs, inputs,
+            *kernel]: ``"fan-in"``, equally many connections in each row, one more in some; ``"2:4"`` or any ``"N:M"``,
+            N of each M inputs that follow each other, so that every sparse weight has the density N / M (leave
+            `sparsity` and `distribution` out); or a block ``(outputs, inputs)`` such as ``(1, 4)``, whose connections
+            come and go together. In a convolution inputs are channels at one place of the kernel.
         seed: of the random topology; the same seed and layer name give the same topology anywhere.
 
     Returns:
@@ -114,6 +122,7 @@ def sparsify(
     distributions.require_distribution(distribution, (distributions.GLOBAL,))
     require_choice("gates", gates, GATES)
     init_, seed = require_init(init), require_seed("seed", seed)
+    kept_to = require_pattern("pattern", pattern)
     scaled = None if rescale is None else require_flag("rescale", rescale)
     layers = find_layers(model)
     dense_because = {layer.weight_name: layer.dense_because for layer in layers}
@@ -127,7 +136,9 @@ def sparsify(
             f"`gates` is 'apart', but none of {list(number)} has several gates: allowed are weights of nn.LSTM, nn.GRU "
             "and their cells.\nLeave `gates` out."
         )
-    asked, positions = initial_topology(model, chosen, shapes, sparsity, distribution, init_, seed, number)
+    asked, positions = initial_topology(
+        model, chosen, shapes, sparsity, distribution, init_, seed, number, kept_to
+    )
     if init is None and looks_trained(model, [layer.parameter for layer in chosen]):
         warn(
             "`model` has been trained, and its connections are cut at random: init='magnitude' keeps the largest, "
@@ -142,7 +153,7 @@ def sparsify(
     stored = storages(model, chosen, {name: len(own) for name, own in positions.items()}, storage)
     names = [layer.weight_name for layer in chosen]
     plans = [
-        Plan(layer, asked[name], positions.pop(name), *stored[name], number[name])
+        Plan(layer, asked[name], positions.pop(name), *stored[name], number[name], kept_to)
         for layer, name in zip(chosen, names, strict=True)
     ]
     if is_on_meta(model):
@@ -198,7 +209,8 @@ def _apply(model: nn.Module, plans: list[Plan], rescale: bool) -> None:
         else:
             note_replaced(old, weight.parameter, plan.layer.weight_name)
         shape, layer = tuple(old.shape), plan.layer.weight_name
-        attach(module, name, Record(layer, shape, plan.asked, plan.storage, plan.reason, plan.gates))
+        record = Record(layer, shape, plan.asked, plan.storage, plan.reason, plan.gates, plan.pattern)
+        attach(module, name, record)
     if reads_weights(parent):
         attach_reader(parent)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from regrow.arguments import (
     require_mapping,
     require_model,
     require_tensor,
+    said,
 )
 from regrow.errors import RegrowValueError, warn
 from regrow.ops.csr import are_positions
@@ -24,6 +25,7 @@ from regrow.sparsity import distributions
 from regrow.sparsity.layers import Layer, find_layers
 from regrow.sparsity.meta import is_on_meta
 from regrow.sparsity.selecting import Selector, choose, in_distribution
+from regrow.weights.patterns import Pattern, require_held
 
 Criterion = Callable[[nn.Module, Mapping[str, tuple[int, ...]]], Mapping[str, Tensor]]
 """Scores for an initial topology: ``(model, {weight: shape}) -> {weight: scores of that shape}``."""
@@ -39,10 +41,16 @@ def initial_topology(
     init: str | Mapping[str, Tensor] | Criterion,
     seed: int,
     gates: Mapping[str, int],
+    pattern: Pattern | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Return the density asked for and initial positions of each chosen weight, with so many `gates` apart."""
+    """Return the density asked for and initial positions of each chosen weight, with so many `gates` apart, or with a
+    `pattern`.
+    """
+    if pattern is not None:
+        _check_pattern(pattern, chosen, gates)
     says_all = isinstance(distribution, Mapping) or isinstance(init, Mapping)
-    if says_all != (sparsity is None):
+    fixed = pattern is not None and pattern.density is not None and not isinstance(init, Mapping)
+    if says_all != (sparsity is None) and not fixed:
         what = (
             "a dictionary as `distribution` or `init` says everything itself"
             if says_all
@@ -51,18 +59,80 @@ def initial_topology(
         raise RegrowValueError(f"`sparsity` is {sparsity}, but {what}")
     if isinstance(init, Mapping):
         positions = _own_masks(init, shapes)
+        if pattern is not None:
+            for name, own in positions.items():
+                require_held(f"init[{name!r}]", pattern, shapes[name], own)
         return {name: len(p) / math.prod(shapes[name]) for name, p in positions.items()}, positions
-    if distribution == distributions.GLOBAL:
+    if pattern is not None and fixed:
+        sparsities = _of_pattern(pattern, chosen, sparsity, distribution)
+    elif distribution == distributions.GLOBAL:
         count = distributions.connections(
-            (sum(map(math.prod, shapes.values())),), require_fraction("sparsity", sparsity)
+            (sum(math.prod(_units(pattern, shape)) for shape in shapes.values()),),
+            require_fraction("sparsity", sparsity),
         )
-        best = _best_of_all(_scores(model, chosen, shapes, init, count), count)
+        scores = _scores(model, chosen, shapes, init, count * _unit(pattern))
+        best = _best_of_all(scores, count, pattern)
         return {name: len(p) / math.prod(shapes[name]) for name, p in best.items()}, best
-    sparsities = _sparsities(chosen, shapes, sparsity, distribution, (distributions.GLOBAL,))
-    counts = {name: distributions.connections(shapes[name], s) for name, s in sparsities.items()}
+    else:
+        sparsities = _sparsities(chosen, shapes, sparsity, distribution, (distributions.GLOBAL,))
+    counts = {
+        name: distributions.connections(_units(pattern, shapes[name]), s) for name, s in sparsities.items()
+    }
     return {name: 1 - s for name, s in sparsities.items()}, _initial(
-        model, chosen, shapes, counts, init, seed, gates
+        model, chosen, shapes, counts, init, seed, gates, pattern
     )
+
+
+def _units(pattern: Pattern | None, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of what the connections of a weight are counted in."""
+    return shape if pattern is None else pattern.units(shape)
+
+
+def _unit(pattern: Pattern | None) -> int:
+    """Return how many connections one of them has."""
+    return 1 if pattern is None else pattern.size
+
+
+def _check_pattern(pattern: Pattern, chosen: Sequence[Layer], gates: Mapping[str, int]) -> None:
+    """Refuse a pattern that a chosen weight cannot have."""
+    for layer in chosen:
+        why = pattern.why_not(layer.shape)
+        if layer.is_transposed:
+            why = f"{type(layer.module).__name__} has its inputs first"
+        if gates[layer.weight_name] > 1:
+            why = "its gates are apart"
+        if why is not None:
+            raise RegrowValueError(
+                f"`pattern` is {pattern}, but `{layer.weight_name}` of shape {layer.shape} cannot have it: {why}.\n"
+                "Leave it dense with `exclude`, or make it sparse without a pattern by a call of its own, with "
+                "`include`."
+            )
+
+
+def _of_pattern(
+    pattern: Pattern,
+    chosen: list[Layer],
+    sparsity: float | None,
+    distribution: str | distributions.Distribution | Mapping[str, float],
+) -> dict[str, float]:
+    """Return the sparsity that a pattern gives each weight; refuse to be asked for another."""
+    assert pattern.density is not None
+    own = 1 - pattern.density
+    asked = {} if sparsity is None else {"sparsity": require_fraction("sparsity", sparsity)}
+    if isinstance(distribution, Mapping):
+        asked |= {f"distribution of `{name}`": s for name, s in _by_glob(distribution, chosen).items()}
+    elif distribution not in ("erk", "uniform"):  # the default, and what it comes to
+        raise RegrowValueError(
+            f"`pattern` {pattern} gives every weight the same density, got distribution {said(distribution)}\n"
+            "Leave `distribution` out."
+        )
+    for what, value in asked.items():
+        if abs(value - own) > 1e-6:
+            raise RegrowValueError(
+                f"`pattern` {pattern} gives every weight the sparsity {own:g}, got {value:g} as {what}\n"
+                "Leave `sparsity` and `distribution` out."
+            )
+    return {layer.weight_name: own for layer in chosen}
 
 
 def require_init(init: object) -> str | Mapping[str, Tensor] | Criterion:
@@ -146,14 +216,17 @@ def _initial(
     init: str | Criterion,
     seed: int,
     gates: Mapping[str, int],
+    pattern: Pattern | None,
 ) -> dict[str, Tensor]:
     shares = {name: _shares(name, count, gates[name]) for name, count in counts.items()}
     if init == "random":
-        return {layer.weight_name: _random(layer, shares[layer.weight_name], seed) for layer in chosen}
-    scores = _scores(model, chosen, shapes, init, sum(counts.values()))
-    if getattr(init, "per_layer", True):
-        return {name: _best_of_each(scores[name], own) for name, own in shares.items()}
-    return _best_of_all(scores, sum(counts.values()))
+        return {
+            layer.weight_name: _random(layer, shares[layer.weight_name], seed, pattern) for layer in chosen
+        }
+    scores = _scores(model, chosen, shapes, init, sum(counts.values()) * _unit(pattern))
+    if not getattr(init, "per_layer", True):
+        return _best_of_all(scores, sum(counts.values()), pattern)
+    return {name: _best_of_each(scores[name], own, pattern) for name, own in shares.items()}
 
 
 def _shares(name: str, count: int, gates: int) -> list[int]:
@@ -166,8 +239,11 @@ def _shares(name: str, count: int, gates: int) -> list[int]:
     return [count // gates + (gate < count % gates) for gate in range(gates)]
 
 
-def _random(layer: Layer, shares: list[int], seed: int) -> Tensor:
-    """Draw so many positions of each gate of a layer's weight."""
+def _random(layer: Layer, shares: list[int], seed: int, pattern: Pattern | None) -> Tensor:
+    """Draw so many positions of each gate of a layer's weight, or as many with a `pattern`."""
+    if pattern is not None:
+        own = generator(seed, "topology", layer.weight_name)
+        return pattern.draw(layer.shape, sum(shares), own).to(_home(layer))
     size = math.prod(layer.shape) // len(shares)
     drawn = []
     for gate, count in enumerate(shares):
@@ -176,8 +252,10 @@ def _random(layer: Layer, shares: list[int], seed: int) -> Tensor:
     return torch.cat(drawn).to(_home(layer))
 
 
-def _best_of_each(scores: Tensor, shares: list[int]) -> Tensor:
-    """Find the positions with so many of the best scores of each gate."""
+def _best_of_each(scores: Tensor, shares: list[int], pattern: Pattern | None) -> Tensor:
+    """Find the positions with so many of the best scores of each gate, or with as many and a `pattern`."""
+    if pattern is not None:
+        return pattern.best(scores, sum(shares))
     of_gates = scores.reshape(len(shares), -1)
     found = [top(own, count) for own, count in zip(of_gates, shares, strict=True)]
     return torch.cat([own.add_(gate * of_gates.shape[1]) for gate, own in enumerate(found)])
@@ -217,9 +295,14 @@ def _scores(
     return {name: scores[name] for name in shapes}
 
 
-def _best_of_all(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-    """Find the `count` best positions of all layers together; returns those of each."""
-    flat = {name: own.reshape(-1) for name, own in scores.items()}
+def _best_of_all(
+    scores: Mapping[str, Tensor], count: int, pattern: Pattern | None = None
+) -> dict[str, Tensor]:
+    """Find the `count` best positions of all layers together; returns those of each.
+
+    With a `pattern`, they are units of it, and say how many each layer has; which, the pattern.
+    """
+    flat = {name: (own if pattern is None else pattern.pool(own)).reshape(-1) for name, own in scores.items()}
     device = next(iter(flat.values())).device
     chosen = top(torch.cat([own.to(device) for own in flat.values()]), count)
     positions, start = {}, 0
@@ -229,7 +312,9 @@ def _best_of_all(scores: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
     empty = [name for name, inside in positions.items() if len(inside) == 0]
     if empty:
         warn(f"the criterion leaves no connection at all in {empty}")
-    return positions
+    if pattern is None:
+        return positions
+    return {name: pattern.best(scores[name], len(inside)) for name, inside in positions.items()}
 
 
 def _home(layer: Layer) -> torch.device:

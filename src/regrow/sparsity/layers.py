@@ -22,6 +22,7 @@ GAIN = "a gain of weight_norm, not the weight"
 NOT_WEIGHTS = ("bias", "not the weight", GAIN)
 """Reasons of what has two or more dimensions, but connects nothing."""
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -53,6 +54,11 @@ class Layer:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.parameter.shape)
+
+    @property
+    def is_transposed(self) -> bool:
+        """Whether its first dimension is that of the inputs."""
+        return isinstance(self.module, TRANSPOSED) or _is_conv1d(self.module)
 
     @property
     def gates(self) -> int:

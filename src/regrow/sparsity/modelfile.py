@@ -14,6 +14,7 @@ from regrow._formats import MODEL_FILE
 from regrow.errors import RegrowValueError
 from regrow.sparsity import sealed
 from regrow.sparsity.sealed import AGAIN
+from regrow.weights.patterns import pattern_of
 from regrow.weights.storages import STORAGES
 
 FORMAT = str(MODEL_FILE)
@@ -75,6 +76,16 @@ def layers_in(file: object, text: str | None) -> dict[str, dict[str, Any]]:
         if type(gates) is not int or gates < 1 or (shape and shape[0] % gates):
             raise RegrowValueError(
                 f"`file` {file} has damaged metadata: the gates of `{name}` must share its rows evenly\n{AGAIN}"
+            )
+        pattern = layer.get("pattern")
+        if pattern is not None and not (
+            isinstance(pattern, str)
+            and len(shape) > 1
+            and (kept_to := pattern_of(pattern))
+            and not kept_to.why_not(tuple(shape))
+        ):
+            raise RegrowValueError(
+                f"`file` {file} has damaged metadata: `{name}` cannot have the pattern {str(pattern)[:40]!r}\n{AGAIN}"
             )
         if storage not in STORAGES:
             raise RegrowValueError(

@@ -19,6 +19,7 @@ from regrow.sparsity.layers import find_layers
 from regrow.weights import sparse_weights
 from regrow.weights.compressed import to_csr
 from regrow.weights.loading import WRAPPERS, all_names, in_dense_form, keys, read, require_formats
+from regrow.weights.patterns import pattern_of, require_held
 from regrow.weights.views import named_weights, unwrapped
 
 
@@ -55,6 +56,8 @@ def save(model: nn.Module, file: str | os.PathLike[str]) -> Path:
         layers[base] = {"shape": list(weight.shape), "storage": weight.storage, "asked": weight.record.asked}
         if weight.record.gates > 1:
             layers[base]["gates"] = weight.record.gates
+        if weight.record.pattern is not None:
+            layers[base]["pattern"] = str(weight.record.pattern)
     strange = [key for key, value in tensors.items() if not isinstance(value, Tensor)]
     if strange:
         raise RegrowRuntimeError(
@@ -94,8 +97,8 @@ def dense_state_dict(model: nn.Module) -> dict[str, Any]:
 def load(file: str | os.PathLike[str] | Mapping[str, Any], into: nn.Module) -> nn.Module:
     """Read a sparse model's file or state dict into a model of the same architecture, in place, whole or not at all.
 
-    A model that is sparse already keeps its storage and whether its gates are apart, and takes the file's topology and
-    number of connections; a dense one is made sparse as the file says.
+    A model that is sparse already keeps its storage, its pattern and whether its gates are apart, and takes the file's
+    topology and number of connections; a dense one is made sparse as the file says.
 
     Args:
         file: a file of `save`, the ``model.safetensors`` of ``save_pretrained``, or a state dict of a sparse model
@@ -137,10 +140,15 @@ def put(
     _check_architecture(layers, shapes, tensors, model)
     found = {name: _positions(tensors, name, shapes[name]) for name in layers}
     if not sparse_weights(model):
+        patterns = {name: pattern_of(layer.get("pattern", "")) for name, layer in layers.items()}
+        for name, pattern in patterns.items():
+            if pattern is not None:
+                require_held(name, pattern, shapes[name], found[name])
         storage = {name: layer["storage"] for name, layer in layers.items()}
         sparsify(model, include=[escape(name) for name in found], init=found, storage=storage)
         for name, weight in named_weights(model):
             weight.record.gates = layers[name].get("gates", 1)
+            weight.record.pattern = patterns[name]
     model.load_state_dict(tensors, strict=False)  # only names of what is tied to another weight are missing
 
 

@@ -29,6 +29,8 @@ class LayerSummary:
     storage: str
     reason: str
     """Why the weight is stored as it is, or stayed dense."""
+    pattern: str = ""
+    """What its topology keeps to, as `sparsify` takes it; empty for nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Summary:
                 f"{row.density:.4f}",
                 f"{row.connections:,}",
                 row.storage,
-                row.reason,
+                "; ".join(filter(None, [row.pattern, row.reason])),
             )
             for row in self.rows
         ]
@@ -113,7 +115,16 @@ def summary(model: nn.Module) -> Summary:
         size = math.prod(record.shape)
         count = sparse[name].nnz if name in sparse else size
         rows.append(
-            LayerSummary(name, record.shape, record.asked, count / size, count, record.storage, record.reason)
+            LayerSummary(
+                name,
+                record.shape,
+                record.asked,
+                count / size,
+                count,
+                record.storage,
+                record.reason,
+                str(record.pattern or ""),
+            )
         )
     idle = sum(weight.parameter.numel() - weight.nnz for weight in sparse.values())
     # masks that were asked for are what they would be with kernels

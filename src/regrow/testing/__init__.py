@@ -69,11 +69,12 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 )
 
 
-def check_method(cls: type[Method], **options: Any) -> None:
+def check_method(cls: type[Method], *, pattern: str | tuple[int, int] | None = None, **options: Any) -> None:
     """Run the common suite on a method, on every storage that it runs on.
 
     Args:
         cls: a subclass of `Method`, made like ``cls(model, optimizer, total_steps=...)``.
+        pattern: of `regrow.sparsify`, that the networks are to have, so that updates are checked to keep it.
         options: further arguments for its constructor.
 
     Raises:
@@ -88,6 +89,6 @@ def check_method(cls: type[Method], **options: Any) -> None:
     for storage in Case(cls).storages:
         for check in CHECKS:
             try:
-                check(Case(cls, storage, options))
+                check(Case(cls, storage, options, pattern))
             except AssertionError as error:
                 raise AssertionError(f"{check.__name__}, {storage} storage: {error}") from error

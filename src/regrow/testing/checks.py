@@ -51,6 +51,9 @@ def _check_invariants(case: Case, optimizer_name: str, autocast: bool) -> None:
             moved = records[-1]["layers"][weight.name]
             count = len(previous[i]) - moved["dropped"] + moved["grown"]
             assert weight.nnz == count, f"{at}: {weight.nnz} connections, the record says {count}"
+            pattern = weight.record.pattern
+            kept = pattern is None or pattern.holds(weight.shape, weight.positions())
+            assert kept, f"{at}: the pattern {pattern} is lost"
             rested = method.skip_step and moves  # not where nothing was to be moved
             snapshot = before[0] if rested else before[1]
             _check_move(run, weight, previous[i], snapshot[i], at)
@@ -207,12 +210,12 @@ def check_both_storages(case: Case) -> None:
     others = [storage for storage in STORAGES if storage not in case.storages]
     for storage in others:
         with refused(case.storages[0]):
-            Run(Case(case.cls, storage, case.options))
+            Run(replace(case, storage=storage))
     if not {"masked", "compressed"} <= set(case.storages):
         return
-    compressed = Run(Case(case.cls, "compressed", case.options))
-    masked = Run(Case(case.cls, "compressed", case.options), attach=False)
-    masked.model = _in_masked_storage(masked.model)
+    compressed = Run(replace(case, storage="compressed"))
+    masked = Run(replace(case, storage="compressed"), attach=False)
+    masked.model = _in_masked_storage(masked.model, case.pattern or case.cls.pattern)
     masked.optimizer = OPTIMIZERS[masked.optimizer_name](masked.model.parameters())
     masked.method = case.method(masked.model, masked.optimizer)
     for step in compressed.train(0, STEPS):
@@ -224,10 +227,10 @@ def check_both_storages(case: Case) -> None:
             )
 
 
-def _in_masked_storage(model: nn.Module) -> nn.Module:
+def _in_masked_storage(model: nn.Module, pattern: str | tuple[int, int] | None) -> nn.Module:
     """Return the same network, initial weights and topology in masked storage."""
     topology = masks(model)
-    return sparsify(densify(model), init=topology, include=list(topology), storage="masked")
+    return sparsify(densify(model), init=topology, include=list(topology), storage="masked", pattern=pattern)
 
 
 def check_learns(case: Case) -> None:

@@ -17,7 +17,7 @@ from regrow.errors import RegrowError
 from regrow.methods import Dynamic
 from regrow.sparsity.core import sparsify
 from regrow.sparsity.distributions import whole_share
-from regrow.testing.runs import STEPS, Case, Run, network
+from regrow.testing.runs import STEPS, Case, Run
 from regrow.weights import SparseWeight, sparse_weights
 from regrow.weights.gates import Move
 
@@ -42,7 +42,7 @@ def check_counts(case: Case) -> None:
     A method with a `moves` of its own counts there, and is not checked.
     """
     run = Run(case, attach=False)
-    run.model = _one_row(case.storage)
+    run.model = _one_row(case.storage, case.pattern or case.cls.pattern)
     run.optimizer = SGD(run.model.parameters(), lr=0.01)
     run.method = method = case.method(run.model, run.optimizer)
     if not isinstance(method, Dynamic) or type(method).moves is not Dynamic.moves:
@@ -50,8 +50,9 @@ def check_counts(case: Case) -> None:
     seen: list[int] = []
 
     def moves(step: int, weights: list[SparseWeight]) -> list[Move]:
+        for whole in sparse_weights(run.model):
+            whole.fill(whole.positions(), whole.magnitudes() + 1)
         for weight in weights:
-            weight.fill(weight.positions(), weight.magnitudes() + 1)
             for fraction in [i / 200 for i in range(201)]:
                 _check_counts(method, weight, step, fraction)
         seen.append(step)
@@ -63,11 +64,13 @@ def check_counts(case: Case) -> None:
             return
 
 
-def _one_row(storage: str) -> nn.Module:
+def _one_row(storage: str, pattern: str | tuple[int, int] | None) -> nn.Module:
     """Make a network whose sparse layer has one row, with 100 of its 200 connections."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 200), nn.Linear(200, 1), nn.Linear(1, 5)).double()
-    return sparsify(model, sparsity=0.5, distribution="uniform", include="2", storage=storage)
+    return sparsify(
+        model, sparsity=0.5, distribution="uniform", include="2", storage=storage, pattern=pattern
+    )
 
 
 def _check_counts(method: Dynamic, weight: SparseWeight, step: int, fraction: float) -> None:
@@ -90,7 +93,7 @@ def _check_counts(method: Dynamic, weight: SparseWeight, step: int, fraction: fl
 
 def check_options(case: Case) -> None:
     """Check that every option is checked before anything is attached, and processes see where theirs differ."""
-    model = network(case.storage)
+    model = case.network()
     optimizer = SGD(model.parameters(), lr=0.1)
     options = {k: v for k, v in case.arguments.items() if k not in ("model", "optimizer")}
     for name, value in options.items():
@@ -155,9 +158,9 @@ def check_refusals(case: Case) -> None:
     dense = nn.Sequential(nn.Linear(4, 4))
     with refused("regrow.sparsify(model"):
         case.method(dense, SGD(dense.parameters(), lr=0.1))
-    model = network(case.storage)
+    model = case.network()
     with refused("`optimizer`", "does not hold"):
-        case.method(model, SGD(network(case.storage).parameters(), lr=0.1))
+        case.method(model, SGD(case.network().parameters(), lr=0.1))
     optimizer = SGD(model.parameters(), lr=0.1)
     with refused("`optimizer`", "one optimizer"):
         case.method(model, [optimizer, optimizer])  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from regrow.methods.checks import storages_of
 from regrow.methods.registry import parameters_of
 from regrow.sparsity.core import sparsify
 from regrow.weights import SparseWeight, sparse_weights
+from regrow.weights.patterns import require_pattern
 
 STEPS = 240
 EVERY = 8
@@ -35,6 +36,12 @@ class Case:
     cls: type[Method]
     storage: str = "masked"
     options: dict[str, Any] = field(default_factory=dict)
+    pattern: str | tuple[int, int] | None = None
+    """As for `regrow.sparsify`; None is the one that the method needs, if it needs one."""
+
+    def network(self, dtype: torch.dtype = torch.float64) -> nn.Module:
+        """Make the network in its storage, with its pattern."""
+        return network(self.storage, dtype, self.pattern or self.cls.pattern)
 
     @property
     def storages(self) -> tuple[str, ...]:
@@ -65,7 +72,7 @@ class Run:
     attach: bool = True
 
     def __post_init__(self) -> None:
-        self.model = network(self.case.storage, self.dtype)
+        self.model = self.case.network(self.dtype)
         self.optimizer = OPTIMIZERS[self.optimizer_name](self.model.parameters())
         self.method = self.case.method(self.model, self.optimizer) if self.attach else None
         self.loss = float("nan")
@@ -101,12 +108,23 @@ class Run:
         return [weight.to_dense() for weight in self.weights]
 
 
-def network(storage: str, dtype: torch.dtype = torch.float64) -> nn.Module:
-    """Make a sparse network of three layers, the first of them a convolution."""
+def network(
+    storage: str, dtype: torch.dtype = torch.float64, pattern: str | tuple[int, int] | None = None
+) -> nn.Module:
+    """Make a network of three layers, the first of them a convolution: sparse, but for those that cannot have the
+    `pattern`.
+    """
     torch.manual_seed(0)
     first = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten()]
     model = nn.Sequential(*first, nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 5)).to(dtype)
-    return sparsify(model, sparsity=0.7, storage=storage)
+    kept_to = require_pattern("pattern", pattern)
+    sparsity = 0.7 if kept_to is None or kept_to.density is None else None
+    narrow = [
+        str(place)
+        for place, layer in enumerate(model)
+        if isinstance(layer, nn.Conv2d | nn.Linear) and kept_to and kept_to.why_not(tuple(layer.weight.shape))
+    ]
+    return sparsify(model, sparsity, exclude=narrow or None, storage=storage, pattern=pattern)
 
 
 def batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

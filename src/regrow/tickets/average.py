@@ -6,7 +6,7 @@ the connections, whatever the storage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,6 +142,7 @@ def superpose(
         factors = [1.0] * len(models)
     factors = require_numbers("factors", factors, count=len(models))
     check_alike(models)
+    refuse_patterns("models", models)
     average = Average.of(models[0], divide)
     total = factors[0]
     for model, factor in zip(models[1:], factors[1:], strict=True):
@@ -175,6 +176,7 @@ def prune_back(
         RegrowValueError: more connections than there are, or an argument that is not allowed.
     """
     require_model("model", model)
+    refuse_patterns("model", [model])
     sparse = {name: Connections(w.positions(), _exact(w.values())) for name, w in named_weights(model)}
     chosen = _largest(sparse, _budget(model, connections, density, scope))
     for name, weight in named_weights(model):
@@ -284,3 +286,18 @@ def _exact(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def refuse_patterns(argument: str, models: Iterable[nn.Module]) -> None:
+    """Refuse networks whose weights have a pattern: the largest of a union of topologies do not keep to it.
+
+    Raises:
+        RegrowValueError: naming the first such weight.
+    """
+    for model in models:
+        for name, weight in named_weights(model):
+            if weight.record.pattern is not None:
+                raise RegrowValueError(
+                    f"`{argument}`: `{name}` has the pattern {weight.record.pattern}, which pruning by magnitude would "
+                    "break.\nMake the network sparse without `pattern`, or take an ensemble of its tickets."
+                )

@@ -25,7 +25,7 @@ from regrow.arguments import (
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import Method
 from regrow.sparsity.distributions import whole_share
-from regrow.tickets.average import DIVIDE, SCOPES, Average, blend
+from regrow.tickets.average import DIVIDE, SCOPES, Average, blend, refuse_patterns
 from regrow.tickets.copying import copied, is_finite
 from regrow.tickets.keeping import Budget
 from regrow.tickets.norms import batch_norms, reestimate
@@ -127,6 +127,7 @@ class SupTickets:
         density: float | None = None,
     ) -> None:
         self.method = require_instance("method", method, Method)
+        refuse_patterns("method", [self.method.model])
         low, high = require_numbers("lr", lr, count=2)
         self.lr = low, high
         for name, value, allowed in (

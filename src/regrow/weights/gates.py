@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import Any, cast
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regrow.growth.gradient import DenseGradient, Reduce
 from regrow.weights.base import SparseWeight
+from regrow.weights.part import Part
+from regrow.weights.patterned import patterned
 from regrow.weights.reading import ReadWeight, as_matrix
-from regrow.weights.record import Record
 
 Move = tuple[SparseWeight, Tensor, Tensor]
 """A weight, which of its connections go (as for `SparseWeight.update`), and the positions that come."""
 
 
-class Gate(ReadWeight):
+class Gate(Part):
     """One gate of a weight whose gates are apart, as it is now: to a method it is a weight by itself.
 
     Args:
@@ -27,15 +28,11 @@ class Gate(ReadWeight):
     """
 
     def __init__(self, whole: SparseWeight, index: int) -> None:
+        super().__init__(whole)
         rows, columns = as_matrix(whole.shape)
-        self.whole, self.index, self._rows = whole, index, rows // whole.record.gates
+        self.index, self._rows = index, rows // whole.record.gates
         self._first = index * self._rows
         self.start = self._first * columns
-        """Its first position in the weight."""
-
-    @property
-    def record(self) -> Record:
-        return self.whole.record
 
     @property
     def name(self) -> str:
@@ -44,15 +41,6 @@ class Gate(ReadWeight):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self._rows, *self.whole.shape[1:])
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter of the whole weight."""
-        return self.whole.parameter
-
-    @cached_property
-    def _all(self) -> Tensor:
-        return self.whole.positions()
 
     @cached_property
     def inside(self) -> slice:
@@ -73,20 +61,11 @@ class Gate(ReadWeight):
     def rows_of(self, tensor: Tensor) -> Tensor:
         return tensor[self._first : self._first + self._rows]
 
-    def is_zero(self, noted: Any) -> bool:
-        return self.whole.is_zero(noted)
-
-    def note(self, gradient: Tensor, left: list[Any]) -> Any:
-        return self.whole.note(gradient, left)
-
-    def add(self, before: Any, noted: Any) -> Any:
-        return self.whole.add(before, noted)
-
-    def nothing(self) -> Any:
-        return self.whole.nothing()
-
     def dense_gradient(self, reduce: Reduce | None = None, given: Tensor | None = None) -> DenseGradient:
         return self.whole.dense_gradient(reduce, given).between(self._first, self._first + self._rows)
+
+    def in_whole(self, drop: Tensor, grow: Tensor) -> tuple[Tensor, Tensor]:
+        return drop + self.inside.start, grow + self.start
 
 
 def is_gate(weight: ReadWeight) -> bool:
@@ -95,29 +74,30 @@ def is_gate(weight: ReadWeight) -> bool:
 
 
 def parts(weights: Iterable[SparseWeight]) -> list[SparseWeight]:
-    """Return `weights`, but the gates of each whose gates are apart in its place, as methods choose moves of them."""
-    found: list[SparseWeight] = []
+    """Return `weights` as methods choose moves of them: gates that are apart, and weights with a pattern, by views."""
+    found: list[ReadWeight] = []
     for weight in weights:
-        if weight.record.gates == 1:
+        if weight.record.pattern is not None:
+            found.append(patterned(weight))
+        elif weight.record.gates > 1:
+            found += [Gate(weight, index) for index in range(weight.record.gates)]
+        else:
             found.append(weight)
-        else:  # methods read weights, and move them whole
-            found += [cast(SparseWeight, Gate(weight, index)) for index in range(weight.record.gates)]
-    return found
+    return cast(list[SparseWeight], found)  # methods read weights, and move them whole
 
 
 def wholes(moves: Sequence[Move]) -> list[Move]:
-    """Put the moves of the gates of one weight together into one move of the weight."""
-    together: dict[int, list[tuple[Gate, Tensor, Tensor]]] = {}
+    """Put the moves of the parts of one weight together into one move of the weight."""
+    together: dict[int, list[tuple[Part, Tensor, Tensor]]] = {}
     found: list[Move] = []
     for weight, drop, grow in moves:
         part: ReadWeight = weight
-        if not isinstance(part, Gate):
+        if not isinstance(part, Part):
             found.append((weight, drop, grow))
             continue
-        own = together.setdefault(id(part.parameter), [])
-        own.append((part, drop + part.inside.start, grow + part.start))
+        together.setdefault(id(part.parameter), []).append((part, *part.in_whole(drop, grow)))
     for own in together.values():
-        own.sort(key=lambda move: move[0].index)
+        own.sort(key=lambda move: move[0].start)
         found.append(
             (own[0][0].whole, torch.cat([drop for _, drop, _ in own]), torch.cat([grow for *_, grow in own]))
         )

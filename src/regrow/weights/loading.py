@@ -23,6 +23,7 @@ from regrow.weights.base import SparseWeight
 from regrow.weights.compressed import INDEX
 from regrow.weights.forward import ensure_hooks
 from regrow.weights.hook import hook_of
+from regrow.weights.patterns import require_held
 from regrow.weights.reading import as_matrix
 from regrow.weights.views import views
 
@@ -54,6 +55,8 @@ def before_load(module: nn.Module, state: State, prefix: str, metadata: Mapping[
         _leave_out_own(state, base, weight)
         found = read(state, base, weight.shape, weight.positions)
         if found is not None:
+            if weight.record.pattern is not None:
+                require_held(base, weight.record.pattern, weight.shape, found[0])
             capacity = _capacity(len(found[0]), state.get(f"{base}_col"))
             converted.append((weight, base, *found, capacity, state.get(f"{base}_values")))
     if not converted:

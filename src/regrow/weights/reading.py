@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from regrow._random import sample
 from regrow.weights.grown import GrownWeight
 from regrow.weights.record import Record
 
@@ -75,6 +76,16 @@ class ReadWeight(GrownWeight):
         """Return the topology as a boolean tensor of `shape` (a copy)."""
         positions = self.positions()
         return self.in_dense(positions, torch.ones_like(positions, dtype=torch.bool))
+
+    def draw(self, count: int, survivors: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw `count` positions uniformly from all but `survivors`, which ascend: ascending, int64 [count].
+
+        Drawn by rank among the free positions, so that every storage draws alike without a dense array.
+        """
+        ranks = sample(count, self.numel - len(survivors), generator).to(survivors.device)
+        # the free position of rank r has as many survivors before it as there are with survivor - index <= r
+        offsets = survivors - torch.arange(len(survivors), device=survivors.device)
+        return ranks + torch.searchsorted(offsets, ranks, right=True)
 
     def in_dense(self, positions: Tensor, values: Tensor) -> Tensor:
         """Make a tensor of `shape` with `values` [n] at `positions` [n], zero elsewhere."""

@@ -17,6 +17,7 @@ from regrow.weights.hook import GradientHook
 
 if TYPE_CHECKING:
     from regrow.weights.base import SparseWeight
+    from regrow.weights.patterns import Pattern
 
 RECORDS = "_regrow"
 """Attribute of a module that holds its `Record`s, by parameter name."""
@@ -60,6 +61,8 @@ class Record:
     """Why the weight is stored as it is, where that needs a word."""
     gates: int = 1
     """Blocks of rows, of one size, that each keep their own number of connections (`regrow.weights.gates`)."""
+    pattern: Pattern | None = None
+    """What its topology keeps to, whatever drops and grows (`regrow.weights.patterns`)."""
     fingerprint: int = 0
     """`SparseWeight.fingerprint` when regrow last changed or checked the topology."""
     code: tuple[float, ...] = ()

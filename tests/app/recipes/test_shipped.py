@@ -35,6 +35,7 @@ SMALL = {
     "fashion-mlp-99.5": [],
     "fashion-lenet": [],
     "fashion-mest": [],
+    "fashion-patterns": [],
     "fashion-conv": ["channels_last=true"],
     "fashion-tost": [
         "method={name: rigl, update_every: 1, stop_fraction: 1}",  # its own moves nothing

@@ -29,7 +29,11 @@ LONGEST = 24
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML with two traps closed: ``1e-4`` is a number (1.2), and a key given twice is an error."""
+    """YAML with three traps closed: ``1e-4`` is a number (1.2), ``2:4`` is none (1.1: 124), a repeated key an error."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        text = self.construct_scalar(node)
+        return str(text) if ":" in str(text) else int(super().construct_yaml_int(node))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -41,6 +45,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )

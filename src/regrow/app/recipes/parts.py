@@ -32,6 +32,7 @@ from regrow.optim import NTASGD, SNTASGD
 from regrow.tickets import EarlyTicket, kind_of, kinds
 from regrow.tickets.scores import GRADIENT, SCORES
 from regrow.tricks import tricks
+from regrow.weights.patterns import require_pattern
 from regrow.weights.storages import STORAGES
 
 
@@ -165,7 +166,9 @@ def _check_sparsity(recipe: Recipe, given: Mapping[str, Any]) -> None:
             f"`sparsify.sparsity` is {sparsity}, but `sparsify.distribution` gives each layer its own\n"
             "Leave one of them out, or give `sparsify.distribution=erk`."
         )
-    if given and sparsity is None and not isinstance(distribution, Mapping):
+    pattern = require_pattern("sparsify.pattern", given.get("pattern"))
+    says_all = isinstance(distribution, Mapping) or (pattern is not None and pattern.density is not None)
+    if given and sparsity is None and not says_all:
         raise RegrowValueError(
             f"`sparsify.sparsity` is missing: distribution {distribution} spreads it over the layers\n"
             "Add `sparsify.sparsity=0.9`."

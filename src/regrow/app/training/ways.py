@@ -114,7 +114,13 @@ def _sparsify(recipe: Recipe, model: nn.Module, **how: Any) -> nn.Module:
 
 
 def settings(recipe: Recipe, device: torch.device, method: MethodRecord) -> dict[str, Any]:
-    """Return the recipe's `sparsify`; for "auto", the one storage that the method runs on, or masks where faster."""
+    """Return the recipe's `sparsify`, with the pattern that the method needs if the recipe has none.
+
+    For storage "auto", the one storage that the method runs on, or masks where faster.
+    """
+    how = dict(recipe.sparsify)
+    if method.pattern is not None and how.get("pattern") is None:
+        how["pattern"] = method.pattern
     storage, only = recipe.sparsify.get("storage", "auto"), method.storages
     is_dense = storage in STORAGES and STORAGES[storage].is_dense
     always_dense = all(STORAGES[name].is_dense for name in only)
@@ -134,8 +140,8 @@ def settings(recipe: Recipe, device: torch.device, method: MethodRecord) -> dict
         and not recipe.never_dense
         and not (kernels and {"masked", "compressed"} <= set(only))
     ):
-        return {**recipe.sparsify, "storage": "masked" if "masked" in only else only[0]}
-    return recipe.sparsify
+        return {**how, "storage": "masked" if "masked" in only else only[0]}
+    return how
 
 
 def final_sparsities(recipe: Recipe, build: Build) -> dict[str, float]:
