@@ -26,8 +26,8 @@ from regrow.methods import (
     SoftMEST,
     SRigL,
     Static,
-    TopKAST,
     SynFlow,
+    TopKAST,
 )
 from regrow.nn import BatchTiles, SparseConv2d, SparseLinear
 from regrow.nn.fused import unfuse

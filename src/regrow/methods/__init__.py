@@ -18,8 +18,8 @@ from regrow.methods.snfs import SNFS
 from regrow.methods.snip import SNIP
 from regrow.methods.srigl import SRigL
 from regrow.methods.static import Static
-from regrow.methods.top_kast import TopKAST
 from regrow.methods.synflow import SynFlow
+from regrow.methods.top_kast import TopKAST
 
 __all__ = [
     "ITOP",

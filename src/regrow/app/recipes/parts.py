@@ -13,8 +13,8 @@ import regrow
 from regrow.app.recipes.imports import import_files, import_name
 from regrow.app.recipes.rates import RATES
 from regrow.app.recipes.schema import Part, Recipe
-from regrow.arguments import require_choice
 from regrow.app.recipes.tricks import check_tricks
+from regrow.arguments import require_choice
 from regrow.data import Augment, Samples, datasets
 from regrow.errors import RegrowValueError, closest, nearest
 from regrow.methods.formulas import ALWAYS
