@@ -103,6 +103,8 @@ class Attached(ABC):
         A view of each weight sees to it that they do (`regrow.weights.patterned`), as long as the method chooses what
         grows by it, and as many in each weight as go where the pattern keeps their number.
         """
+        if pattern.keeps_counts and self.initial_sparsity is not None:
+            return "its connections become fewer"
         return None if self.keeps_gates else "it moves weights as a whole"
 
     @property

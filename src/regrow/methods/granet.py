@@ -20,7 +20,6 @@ from regrow.ops.select import top
 from regrow.sparsity.distributions import whole_share
 from regrow.weights import SparseWeight
 from regrow.weights.gates import Move, parts
-from regrow.weights.patterns import Pattern
 
 SCOPES = ("global", "layer")
 INTERVALS = 64
@@ -123,9 +122,6 @@ class GraNet(RigL):
         start, stop = (round(given[f"prune_{end}_fraction"] * INTERVALS) * every for end in ("start", "stop"))
         initial = min(1.0, cls.initial_sparsity / sparsity) if sparsity else 1.0
         return pruning_levels(INTERVALS * every, start, stop, every, initial=initial)
-
-    def cannot_keep(self, pattern: Pattern) -> str | None:
-        return "its connections become fewer" if pattern.keeps_counts else super().cannot_keep(pattern)
 
     def _aim(self) -> None:
         self.descent = Descent.of_run(

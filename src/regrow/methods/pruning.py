@@ -16,7 +16,6 @@ from regrow.methods.registry import register
 from regrow.ops.select import top
 from regrow.weights import SparseWeight
 from regrow.weights.gates import Move, parts
-from regrow.weights.patterns import Pattern
 
 
 @register(
@@ -77,9 +76,6 @@ class Pruning(Periodic):
             seed=seed,
             process_group=process_group,
         )
-
-    def cannot_keep(self, pattern: Pattern) -> str | None:
-        return "its connections become fewer" if pattern.keeps_counts else super().cannot_keep(pattern)
 
     def _aim(self) -> None:
         self.final = Final(self.weights, self.final_sparsity)
