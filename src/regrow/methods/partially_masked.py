@@ -43,7 +43,7 @@ SHARING = ("shared", "apart")
     name="partially-masked",
     paper="arXiv 2106.08895",
     line="trains a core and the whole network in turn, and splits the core off",
-    drop="all but the core",
+    drop="complement",
     grow="none",
 )
 class PartiallyMasked(Periodic):
