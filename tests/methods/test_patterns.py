@@ -237,7 +237,7 @@ def test_the_search_for_blocks_is_exact_beyond_a_tile() -> None:
         (regrow.Pruning, {"final_sparsity": 0.9}, "2:4", "its connections become fewer"),
         (regrow.SoftMEST, {"final_sparsity": 0.9}, "fan-in", "its connections become fewer"),
         (regrow.RST, {"final_sparsity": 0.9}, "2:4", "its connections become fewer"),
-        (regrow.TopKAST, {}, "2:4", "it moves weights as a whole"),
+        (regrow.TopKAST, {"final_sparsity": 0.9}, "2:4", "its connections become fewer"),
         (regrow.RigL, {"grow_columns": 4}, "fan-in", "`grow_columns` searches some columns"),
         (regrow.RigL, {"grow_columns": 0.5}, (1, 4), "`grow_columns` searches some columns"),
         (
