@@ -317,6 +317,12 @@ def test_five_masks_that_agree_to_eight_percent_by_default() -> None:
     assert len(early.distances) == 4
 
 
+def test_a_mask_that_leaves_a_layer_empty_for_now_stops_no_training() -> None:
+    early = EarlyTicket(by_hand([1, -3], [10, -10, 10, 50]), 0.5, masks=2)
+    assert [early.settled(), early.settled()] == [False, True]
+    assert not early.masks["0.weight"].any()
+
+
 def test_an_early_ticket_goes_on_from_its_state() -> None:
     model, training = mlp(), Training(rate=0.01)
     early = EarlyTicket(model, 0.8, masks=3, distance=0.0)

@@ -114,7 +114,7 @@ def _positive(model: nn.Module) -> nn.Module:
     return positive
 
 
-def _scores(positive: nn.Module, weights: Mapping[str, nn.Parameter], inputs: Tensor) -> dict[str, Tensor]:
+def _scores(positive: nn.Module, weights: Mapping[str, Tensor], inputs: Tensor) -> dict[str, Tensor]:
     """Score `weights` of the network as it is now."""
     with torch.enable_grad():
         output = positive(inputs)
@@ -137,14 +137,14 @@ def _scores(positive: nn.Module, weights: Mapping[str, nn.Parameter], inputs: Te
         found,
         "which its output does not depend on in evaluation mode.\nLeave them dense with `exclude`.",
     )
-    return {name: (weights[name] * g).detach() for name, g in found.items() if g is not None}
+    return {name: (weights[name] * g).detach() for name, g in found.items()}
 
 
 def _flat(scores: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([own.reshape(-1) for own in scores.values()])
 
 
-def _cut(weights: Mapping[str, nn.Parameter], alive: Tensor) -> None:
+def _cut(weights: Mapping[str, Tensor], alive: Tensor) -> None:
     """Set to zero what is not `alive`."""
     parts = alive.split([weight.numel() for weight in weights.values()])
     with torch.no_grad():

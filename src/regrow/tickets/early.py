@@ -14,7 +14,7 @@ from regrow.errors import RegrowValueError
 from regrow.sparsity import distributions
 from regrow.sparsity.initial import Criterion
 from regrow.sparsity.selecting import Selector
-from regrow.tickets.prune import Distribution, budget_of, connections, pruned, shapes_of
+from regrow.tickets.prune import Distribution, budget_of, connections, remaining, shapes_of
 from regrow.tickets.scores import require_score
 
 
@@ -67,7 +67,7 @@ class EarlyTicket:
 
     def settled(self) -> bool:
         """Take the mask that the network would be pruned to now; return whether it is as the last ones were."""
-        kept = pruned(
+        kept = remaining(
             self.model,
             self.sparsity,
             score=self.score,

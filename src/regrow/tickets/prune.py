@@ -53,19 +53,35 @@ def pruned(
         RegrowValueError: an argument that is not allowed; a sparsity below the model's own, in a layer or in all; a
             layer that would lose all connections.
     """
+    kept = remaining(
+        model, sparsity, score=score, distribution=distribution, include=include, exclude=exclude
+    )
+    if empty := [name for name, own in kept.items() if not len(own)]:
+        raise RegrowValueError(
+            f"`sparsity` {sparsity:g} leaves no connection at all in {empty}\nGive a lower one, or a `distribution` "
+            "such as 'erk', which leaves each layer some."
+        )
+    return kept
+
+
+def remaining(
+    model: nn.Module,
+    sparsity: float,
+    *,
+    score: str | Criterion,
+    distribution: Distribution,
+    include: Selector | None,
+    exclude: Selector | None,
+) -> Kept:
+    """Return what `pruned` does, also where that is nothing in a layer."""
     score = require_score(score)
     positions = connections(model, distribution, include, exclude)
     shapes = shapes_of(model, positions)
     budget = budget_of(shapes, sparsity, distribution)
     count = budget if isinstance(budget, int) else sum(budget.values())
-    scores = _scores(require_model("model", model), positions, shapes, score, count)
+    scores = _scores(model, positions, shapes, score, count)
     _require_ascent({name: len(own) for name, own in positions.items()}, budget, sparsity)
     chosen = best(scores, budget)
-    if empty := [name for name, own in chosen.items() if not len(own)]:
-        raise RegrowValueError(
-            f"`sparsity` {sparsity:g} leaves no connection at all in {empty}\nGive a lower one, or a `distribution` "
-            "such as 'erk', which leaves each layer some."
-        )
     return {name: positions[name][chosen[name]] for name in positions}
 
 

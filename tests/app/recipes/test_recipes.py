@@ -218,7 +218,7 @@ def test_what_a_run_keeps_reads_back(tiny, tmp_path):
         ("tickets=edst", r"`validation` is missing: tickets edst .*\nAdd `validation: 0.1`"),
         (
             "tickets.share=0.2",
-            r"`tickets.name` is missing\nGive it as tickets.name=VALUE, one of sup, edst, dst.",
+            r"`tickets.name` is missing\nGive it as tickets.name=VALUE, one of sup, edst, dst, lottery.",
         ),
         ("keep=best", r"`keep: best` needs examples that are held out\nAdd `validation: 0.1`."),
         ("keep=first", r"`keep`: input should be 'last' or 'best', got 'first'"),

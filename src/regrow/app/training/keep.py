@@ -124,7 +124,7 @@ class Settling(Keeper):
 
     def __init__(self, recipe: Recipe, batches: Batches, model: nn.Module, method: Method | None) -> None:
         super().__init__(recipe, batches, model, method)
-        where = {key: recipe.sparsify.get(key) for key in ("include", "exclude")}
+        where: dict[str, Any] = {key: recipe.sparsify.get(key) for key in ("include", "exclude")}
         self.ticket = EarlyTicket(model, **recipe.early, **where)
 
     def due(self, step: int) -> bool:
