@@ -22,6 +22,8 @@ class TrickRecord:
     name: str
     cls: Callable[..., Any]
     line: str
+    needs: str
+    """What of the network and its task."""
     cost: str
     """What it costs beside the training, in words: f_S is a forward pass of the network, f_G that of its ghosts."""
     paper: str = TOST
@@ -33,21 +35,33 @@ class TrickRecord:
 
 
 _RECORDS = (
-    TrickRecord("label-smoothing", LabelSmoothing, "a share of the target goes to the other classes", "none"),
+    TrickRecord(
+        "label-smoothing",
+        LabelSmoothing,
+        "a share of the target goes to the other classes",
+        "classes",
+        "none",
+    ),
     TrickRecord(
         "gradinit",
         GradInit,
         "a scale for each initial weight, by the loss after a step",
+        "second derivatives",
         f"{STEP} f_S an iteration, {CONSTRAINT} f_S where the gradient is above gamma",
     ),
     TrickRecord(
         "ghost-skips",
         GhostSkips,
         "a shortcut over each convolution, at first",
+        "convolutions",
         "3 f_G a step while they are in",
     ),
     TrickRecord(
-        "ghost-activations", GhostActivations, "a smooth function for each ReLU, at first", "none counted"
+        "ghost-activations",
+        GhostActivations,
+        "a smooth function for each ReLU, at first",
+        "ReLU",
+        "none counted",
     ),
 )
 

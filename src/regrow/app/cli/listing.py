@@ -38,7 +38,7 @@ METHODS = {
 """Columns, and what each holds."""
 TRICKS = {
     "name": "what `tricks=[...]` takes: they help the training and are not in the network at its end",
-    "cost": "FLOPs for an example beside the training: f_S of a forward pass, f_G of that of the ghosts",
+    "needs": "what of the network and its task; `regrow flops` has the costs",
     "paper": "where it is published",
     "line": "",
 }
