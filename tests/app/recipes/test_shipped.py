@@ -37,10 +37,6 @@ SMALL = {
     "fashion-mest": [],
     "fashion-patterns": [],
     "fashion-conv": ["channels_last=true"],
-    "fashion-tost": [
-        "method={name: rigl, update_every: 1, stop_fraction: 1}",  # its own moves nothing
-        "tricks=[label-smoothing, {name: gradinit, iterations: 2}, ghost-skips, ghost-activations]",
-    ],
     "fashion-wide": [],
     "fashion-wide-99.5": [],
     "fashion-big-sparse": [],
@@ -74,8 +70,9 @@ SMALL = {
     "awd-lstm-wikitext2": [*WORDS, "model.embedding=20", "model.hidden=32", "model.last=24", "batch_size=6"],
 }
 """What makes two steps of each quick."""
-RESTING = {"fashion-lottery": 4, "fashion-one-shot": 2}
-"""Recipes whose connections do not move, with the steps that all their runs have where one has two."""
+TRICKS = "tricks=[label-smoothing, {name: gradinit, iterations: 2}, ghost-skips, ghost-activations]"
+RESTING = {"fashion-lottery": (4, []), "fashion-one-shot": (2, []), "fashion-tost": (2, [TRICKS])}
+"""Recipes whose connections do not move, with the steps that all their runs have where one has two, and keys."""
 
 SUP_CIFAR10 = [
     ["sup-vgg16-cifar10"],
@@ -203,8 +200,9 @@ def test_two_steps(name, folders, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted(RESTING))
 def test_two_steps_where_connections_rest(name, folders, tmp_path):
+    steps, own = RESTING[name]
     keys = [f"data.folder={folders('fashion-mnist')}", "steps=2", "device=cpu", "threads=1"]
-    recipe = load(name, [*keys, f"out={tmp_path / 'run'}"])
+    recipe = load(name, [*keys, *own, f"out={tmp_path / 'run'}"])
     threads = torch.get_num_threads()
     try:
         setup = build(recipe)
@@ -212,7 +210,7 @@ def test_two_steps_where_connections_rest(name, folders, tmp_path):
             result = train(setup, folder, lambda status, tested=False: None)
     finally:
         torch.set_num_threads(threads)
-    assert (result["steps"], result["moved"]) == (RESTING[name], 0)
+    assert (result["steps"], result["moved"]) == (steps, 0)
     assert result["sparsity"] == pytest.approx(recipe.sparsify["sparsity"], abs=1e-4)
 
 

@@ -143,7 +143,7 @@ class Recipe(BaseModel):
     )
     early: dict[str, Any] = Field(
         {},
-        description="end the run as soon as the mask that pruning would give has settled, looked at after each epoch: "
+        description="end the run as soon as the mask of a ticket drawn by then settles, looked at after each epoch: "
         "sparsity, distance, masks, score, distribution",
     )
     seed: int = Field(0, ge=0, description="of initial weights, topology and order of data")
