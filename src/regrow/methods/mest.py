@@ -35,7 +35,7 @@ INTERVALS = 64
     name="mest",
     paper="arXiv 2110.14032",
     line="drops by magnitude and gradient, grows at random",
-    drop="magnitude + gradient",
+    drop="|w|+|grad|",
     grow="random",
 )
 class MEST(Dynamic):
@@ -104,7 +104,7 @@ class MEST(Dynamic):
     name="mest-soft",
     paper="arXiv 2110.14032",
     line="MEST in a soft memory bound: grows first, drops at the next update",
-    drop="magnitude + gradient",
+    drop="|w|+|grad|",
     grow="random",
 )
 class SoftMEST(Periodic):
