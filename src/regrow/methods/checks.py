@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from regrow.arguments import require_choice, require_mapping
 from regrow.errors import RegrowRuntimeError, RegrowValueError, warn
 from regrow.methods import schedules
 from regrow.weights import SparseWeight, sparse_weights
@@ -191,3 +193,17 @@ def claim(optimizer: Optimizer, method: Attached) -> None:
             "Make one method for everything that it trains: RigL(nn.ModuleList([a, b]), optimizer, ...)."
         )
     setattr(optimizer, DRIVER, weakref.ref(method))
+
+
+def require_word_or_masks(name: str, value: object, words: Sequence[str]) -> str | Mapping[str, Tensor]:
+    """Return `value`, one of `words` or ``{weight name: boolean mask}``.
+
+    Raises:
+        RegrowValueError: naming the argument, what was given and what is allowed.
+    """
+    if not isinstance(value, Mapping):
+        return require_choice(name, value, words, others=" or {weight name: boolean mask}")
+    for key, mask in require_mapping(name, value, "a dictionary {weight name: boolean mask}").items():
+        if not isinstance(mask, Tensor):
+            raise RegrowValueError(f"`{name}[{key!r}]` must be a boolean mask, got {type(mask).__name__}")
+    return value

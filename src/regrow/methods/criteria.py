@@ -54,3 +54,11 @@ def random_positions(
 ) -> Tensor:
     """Draw `count` positions uniformly from all but `survivors` (SET), which ascend: ascending, int64 [count]."""
     return weight.draw(count, survivors, generator)
+
+
+def within(weight: SparseWeight, mask: Tensor | None) -> Tensor:
+    """Return which connections lie within `mask`, None for all: indices into the positions, ascending, int64."""
+    device = weight.parameter.device
+    if mask is None:
+        return torch.arange(weight.nnz, device=device)
+    return weight.take(mask.to(device)).nonzero().view(-1)

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from regrow._random import generator, sample
-from regrow.arguments import require_choice, require_count, require_flag, require_mapping
+from regrow.arguments import require_choice, require_count, require_flag
 from regrow.errors import RegrowRuntimeError, RegrowValueError
 from regrow.methods import criteria
 from regrow.methods.base import UpdateRecord
+from regrow.methods.checks import require_word_or_masks
 from regrow.methods.core_pass import CorePass, Statistics, give_statistics, statistics_of
 from regrow.methods.gradual import Final
 from regrow.methods.periodic import Periodic
@@ -108,7 +109,7 @@ class PartiallyMasked(Periodic):
         seed: int = 0,
         process_group: Any = None,
     ) -> None:
-        self.final_sparsity, self.chosen = final_sparsity, _core(core)
+        self.final_sparsity, self.chosen = final_sparsity, require_word_or_masks("core", core, CHOICES)
         if isinstance(self.chosen, Mapping) and final_sparsity is not None:
             raise RegrowValueError(
                 "`final_sparsity` follows from `core` where that is masks.\nLeave one of the two out."
@@ -249,9 +250,7 @@ class PartiallyMasked(Periodic):
     def _pool(self, part: SparseWeight) -> Tensor:
         """Return which connections of `part` may be in the core: indices into its positions, ascending, int64."""
         mask = self.chosen.get(part.record.name) if isinstance(self.chosen, Mapping) else None
-        if mask is None:
-            return torch.arange(part.nnz, device=part.parameter.device)
-        return part.take(mask.to(part.parameter.device)).nonzero().view(-1)
+        return criteria.within(part, mask)
 
     # --- the turns
 
@@ -344,20 +343,6 @@ class PartiallyMasked(Periodic):
         record = super().update(step, weights)
         give_statistics(self.model, self.statistics)
         return record
-
-
-def _core(core: object) -> str | Mapping[str, Tensor]:
-    """Return `core`, a word or masks.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    if not isinstance(core, Mapping):
-        return require_choice("core", core, CHOICES, others=" or {weight name: boolean mask}")
-    for name, mask in require_mapping("core", core, "a dictionary {weight name: boolean mask}").items():
-        if not isinstance(mask, Tensor):
-            raise RegrowValueError(f"`core[{name!r}]` must be a boolean mask, got {type(mask).__name__}")
-    return core
 
 
 def _fresh(value: Any) -> Any:

@@ -11,15 +11,14 @@ from torch.optim import Optimizer
 
 from regrow._random import sample
 from regrow.arguments import (
-    require_choice,
     require_count,
     require_fraction,
-    require_mapping,
     require_positive,
 )
 from regrow.errors import RegrowValueError
 from regrow.methods import criteria
 from regrow.methods.base import UpdateRecord
+from regrow.methods.checks import require_word_or_masks
 from regrow.methods.gradual import INITIAL, Final
 from regrow.methods.periodic import Periodic
 from regrow.methods.registry import register
@@ -111,7 +110,7 @@ class RST(Periodic):
         self.penalty = require_positive("penalty", penalty)
         self.penalty_every = require_count("penalty_every", penalty_every)
         self.penalty_power = require_positive("penalty_power", penalty_power)
-        self.victims, self.final_sparsity = _victims(victims), final_sparsity
+        self.victims, self.final_sparsity = require_word_or_masks("victims", victims, CHOICES), final_sparsity
         if isinstance(self.victims, Mapping) and final_sparsity is not None:
             raise RegrowValueError(
                 "`final_sparsity` follows from `victims` where these are masks.\nLeave one of the two out."
@@ -241,8 +240,8 @@ class RST(Periodic):
             mask = self.victims.get(part.record.name)
             if mask is None:
                 return torch.empty(0, dtype=torch.int64, device=part.parameter.device)
-            return part.take(mask.to(part.parameter.device)).nonzero().view(-1)
-        return torch.arange(part.nnz, device=part.parameter.device)
+            return criteria.within(part, mask)
+        return criteria.within(part, None)
 
     def _left(self, part: SparseWeight, cycle: int) -> int:
         """Return how many connections `part` has after so many cycles."""
@@ -275,17 +274,3 @@ class RST(Periodic):
         for name, residue in residues.items():
             record["layers"][name]["residue"] = residue
         return record
-
-
-def _victims(victims: object) -> str | Mapping[str, Tensor]:
-    """Return `victims`, a word or masks.
-
-    Raises:
-        RegrowValueError: naming the argument, what was given and what is allowed.
-    """
-    if not isinstance(victims, Mapping):
-        return require_choice("victims", victims, CHOICES, others=" or {weight name: boolean mask}")
-    for name, mask in require_mapping("victims", victims, "a dictionary {weight name: boolean mask}").items():
-        if not isinstance(mask, Tensor):
-            raise RegrowValueError(f"`victims[{name!r}]` must be a boolean mask, got {type(mask).__name__}")
-    return victims
